@@ -1,0 +1,1 @@
+"""The console proxy: WebSocket to VNC and to serial consoles."""

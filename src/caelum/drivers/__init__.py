@@ -1,0 +1,1 @@
+"""Drivers: vendor and technology specific halves of services, each removable."""

@@ -1,0 +1,1 @@
+"""The way in: HTTP becomes API messages here, and answers become HTTP again."""

@@ -1,0 +1,1 @@
+"""The microkernel: messages, bus, ring, queues, workflows, database. It knows nothing of clouds."""

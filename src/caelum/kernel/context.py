@@ -1,0 +1,74 @@
+"""The task context: who asked, for which job, until when. It follows every call and every log line.
+
+It lives in a context variable, so that tasks started by a handler inherit it; the bus carries it across
+processes. Deadlines are on the loop's monotonic clock, so a clock jump cannot expire anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from contextvars import ContextVar
+
+import msgspec
+
+from caelum.kernel.errors import TIMEOUT, CloudError
+
+ADMIN_ACCOUNT_UUID = "36c27e8ff05c4780bf6d2fa65700f22e"
+"""The built-in administrator's account, as clients know it."""
+
+
+class Actor(msgspec.Struct, frozen=True, rename="camel"):
+    """On whose behalf a task runs."""
+
+    account_uuid: str
+    user_uuid: str
+    session_uuid: str | None = None
+    is_admin: bool = False
+
+
+SYSTEM = Actor(ADMIN_ACCOUNT_UUID, ADMIN_ACCOUNT_UUID, None, True)
+"""The actor of work that no client asked for: periodic tasks, recovery."""
+
+
+class TaskContext(msgspec.Struct, frozen=True, rename="camel"):
+    """What a task knows of its origin.
+
+    `deadline` is in seconds of `time.monotonic()`. `step_key` is set while a workflow step runs; it makes the UUIDs of
+    nested workflows repeatable, so that a repeated step finds the work of its first run.
+    """
+
+    actor: Actor = SYSTEM
+    job_uuid: str | None = None
+    api: str | None = None
+    deadline: float | None = None
+    trace: str | None = None
+    step_key: str | None = None
+
+    def remaining(self) -> float | None:
+        """Seconds left, or None without a deadline. Raises TIMEOUT when there are none."""
+        if self.deadline is None:
+            return None
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise CloudError(TIMEOUT, f"the deadline of {self.api or 'this task'} passed {-left:.1f} s ago")
+        return left
+
+
+_current: ContextVar[TaskContext] = ContextVar("task_context", default=TaskContext())
+
+
+def current() -> TaskContext:
+    """The context of the running task."""
+    return _current.get()
+
+
+@contextlib.contextmanager
+def use(context: TaskContext) -> Iterator[TaskContext]:
+    """Run a block in `context`."""
+    token = _current.set(context)
+    try:
+        yield context
+    finally:
+        _current.reset(token)

@@ -1,0 +1,1 @@
+"""The Python client, generated from the message declarations."""

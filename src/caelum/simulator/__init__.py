@@ -1,0 +1,1 @@
+"""A simulated host agent that speaks the real protocol without doing the work."""
