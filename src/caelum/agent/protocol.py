@@ -241,7 +241,7 @@ class StartVm(Command[StartVmAnswer]):
     disks: list[Disk]
     nics: list[Nic]
     cdroms: list[Cdrom] = []
-    boot_order: list[str] = ["HardDisk", "CdRom", "Network"]
+    boot_order: tuple[str, ...] = ("HardDisk", "CdRom", "Network")
     boot_mode: Literal["Legacy", "UEFI"] = "Legacy"
     machine: str = "q35"
     cpu_mode: str = "host-model"
@@ -454,7 +454,7 @@ class DhcpEntry(_Struct):
     is_default: bool = True
 
 
-class ApplyDhcp(Command[Empty]):
+class ApplyDhcp(Command[Empty], kw_only=True):
     """Serve DHCP, DNS and metadata for an L3 network in its own namespace; `rebuild` replaces all entries, else they are added."""
 
     path = "/network/dhcp/apply"
