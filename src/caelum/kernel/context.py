@@ -35,8 +35,9 @@ SYSTEM = Actor(ADMIN_ACCOUNT_UUID, ADMIN_ACCOUNT_UUID, None, True)
 class TaskContext(msgspec.Struct, frozen=True, rename="camel"):
     """What a task knows of its origin.
 
-    `deadline` is in seconds of `time.monotonic()`. `step_key` is set while a workflow step runs; it makes the UUIDs of
-    nested workflows repeatable, so that a repeated step finds the work of its first run.
+    `deadline` is in seconds of `time.monotonic()`. `step_key` and `fence` are set while a workflow step runs: the
+    first makes the UUIDs of nested workflows repeatable, so that a repeated step finds the work of its first run; the
+    second ("<workflow uuid>:<attempt>") lets agents refuse commands of an attempt that was taken over.
     """
 
     actor: Actor = SYSTEM
@@ -45,6 +46,7 @@ class TaskContext(msgspec.Struct, frozen=True, rename="camel"):
     deadline: float | None = None
     trace: str | None = None
     step_key: str | None = None
+    fence: str | None = None
 
     def remaining(self) -> float | None:
         """Seconds left, or None without a deadline. Raises TIMEOUT when there are none."""
