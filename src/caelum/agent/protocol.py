@@ -9,8 +9,8 @@ A command is POSTed to `https://<host>:7070<path>` with mutual TLS and these hea
 
 Asynchronous: the agent journals the command, answers 202 with `{}` at once, works, and POSTs a `TaskAnswer` to
 `callbackurl` (header `taskuuid`) until it is acknowledged with 200 or 404. Synchronous: 200 with a `TaskAnswer`.
-`GET /task/<uuid>` tells `TaskStatus` of a task; `DELETE /task/<uuid>` cancels it. Reports, numbered per agent start, are
-POSTed to the report URL given at connect; a report is repeated until acknowledged.
+`GET /task/<uuid>` tells `TaskStatus` of a task; `DELETE /task/<uuid>` cancels it. Reports, numbered per agent start,
+are POSTed to the report URL given at connect; a report is repeated until acknowledged.
 
 Commands are idempotent: the state that they name is reached or kept. Paths are absolute; sizes are bytes.
 """
@@ -189,7 +189,7 @@ class DumpHost(Command[HostDump]):
 
 
 class Disk(_Struct):
-    """A disk of a guest. `device_id` 0 is the root disk; the serial in the guest is the volume's UUID (20 digits of it)."""
+    """A disk of a guest. `device_id` 0 is the root disk; the guest sees 20 digits of the volume's UUID as serial."""
 
     volume_uuid: str
     install_path: str
@@ -255,7 +255,7 @@ class StartVm(Command[StartVmAnswer]):
 
 
 class StopVm(Command[Empty]):
-    """Stop a guest: grace asks by ACPI and the guest agent and, after `grace_seconds`, pulls the plug; cold pulls at once."""
+    """Stop a guest: grace asks by ACPI and guest agent and pulls the plug after `grace_seconds`; cold pulls at once."""
 
     path = "/vm/stop"
     vm_uuid: str
@@ -327,14 +327,14 @@ class DetachNic(Command[Empty]):
 
 
 class ConsoleAddress(_Struct):
-    """Where the console proxy connects. `serial` is the path at the agent's own port: a WebSocket at `/console/serial/<vm>`."""
+    """Where the guest's VNC server listens, on the host's loopback."""
 
     vnc_host: str
     vnc_port: int
 
 
 class GetConsole(Command[ConsoleAddress]):
-    """VNC listens on the host's loopback only; the agent offers WebSockets `/console/vnc/<vm>` and `/console/serial/<vm>`."""
+    """VNC listens on loopback only; the agent offers WebSockets `/console/vnc/<vm>` and `/console/serial/<vm>`."""
 
     path = "/vm/console"
     sync = True
@@ -350,7 +350,7 @@ class StorageCapacity(_Struct):
 
 
 class InitStorage(Command[StorageCapacity]):
-    """Make and mark the directory of a primary storage; refuses when the mark of an earlier connect is gone (disk not mounted)."""
+    """Make and mark a primary storage's directory; refuses when the mark of an earlier connect is gone (not mounted)."""
 
     path = "/localstorage/init"
     storage_uuid: str
@@ -394,7 +394,7 @@ class CreateVolume(Command[FileInfo]):
 
 
 class DeleteFile(Command[Empty]):
-    """Delete a file of the storage and directories that it leaves empty; success if absent; refuses outside the storage."""
+    """Delete a file and directories that it leaves empty; success if absent; refuses outside the storage."""
 
     path = "/localstorage/delete"
     storage_path: str
@@ -455,7 +455,7 @@ class DhcpEntry(_Struct):
 
 
 class ApplyDhcp(Command[Empty], kw_only=True):
-    """Serve DHCP, DNS and metadata for an L3 network in its own namespace; `rebuild` replaces all entries, else they are added."""
+    """Serve DHCP, DNS and metadata for an L3 network in its own namespace; `rebuild` replaces all entries."""
 
     path = "/network/dhcp/apply"
     l3_uuid: str
@@ -509,7 +509,7 @@ class ReleaseMetadata(Command[Empty]):
 
 
 class ApplyNat(Command[Empty]):
-    """Give a private bridge its gateway address and translate the network's addresses to the host's, in a table of our own."""
+    """Give a private bridge its gateway address and translate the network's addresses to the host's."""
 
     path = "/network/nat/apply"
     l3_uuid: str
