@@ -1,0 +1,254 @@
+"""Build the small test guest: a Debian kernel, busybox, an SSH server and the QEMU guest agent in 20 MB.
+
+It boots in seconds even without hardware virtualisation, takes its address by DHCP and its hostname, SSH keys and user data
+from the metadata service or a NoCloud disk, says on its serial console what it does ("GUEST: ..."), and reacts to hot plug.
+Login: root / caelum. Kernel and programs come from Debian packages; nothing is installed on the machine for them.
+
+    python -m caelum.onemachine.guest_image OUT.qcow2
+
+Invariant: OUT appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+HERE = Path(__file__).parent / "guest"
+SIZE_MB = 48
+BLOCK = 4096
+PASSWORD = "caelum"  # noqa: S105  the test guest's public password
+KERNEL_ARGUMENTS = (
+    "console=tty0 console=ttyS0 quiet memhp_default_state=online mitigations=off nokaslr no_timer_check "
+    "tsc=reliable 8250.nr_uarts=1 net.ifnames=0"
+)
+PACKAGES = ("qemu-guest-agent", "dropbear-bin", "libtomcrypt1", "libtommath1")
+BOOT_MODULES = ("virtio_pci", "virtio_blk")
+SCSI_MODULES = ("virtio_scsi", "sd_mod")
+ROOT_MODULES = (
+    "virtio_pci", "virtio_net", "button", "evdev", "virtio_console", "virtio_balloon", "virtio_rng", "virtio_scsi",
+    "sd_mod", "sr_mod", "isofs",
+)  # fmt: skip
+LIBRARIES = Path("/lib/x86_64-linux-gnu")
+
+
+def main() -> None:
+    """Build the image named on the command line."""
+    parser = argparse.ArgumentParser(description="Build the small test guest image.")
+    parser.add_argument("out", type=Path)
+    build(parser.parse_args().out)
+
+
+def build(out: Path) -> None:
+    """Build the guest image as qcow2 at `out`. Needs root for one loop mount. Raises CalledProcessError."""
+    os.environ["PATH"] = f"/usr/sbin:/sbin:{os.environ['PATH']}"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="caelum-guest-") as name:
+        work = Path(name)
+        kernel, programs = _unpack_packages(work)
+        modules = _Modules(kernel)
+        initrd = _initramfs(work, modules)
+        root = _root(work, programs, modules)
+        disk = _disk(work, root, next((kernel / "boot").glob("vmlinuz-*")), initrd)
+        part = out.with_suffix(".part")
+        _run("qemu-img", "convert", "-q", "-c", "-O", "qcow2", disk, part)
+        part.replace(out)
+
+
+def _run(*arguments: object, cwd: Path | None = None, stdin: bytes | None = None) -> str:
+    done = subprocess.run(  # noqa: S603  fixed argument lists
+        [str(one) for one in arguments], cwd=cwd, input=stdin, check=True, stdout=subprocess.PIPE, timeout=600
+    )
+    return done.stdout.decode()
+
+
+def _unpack_packages(work: Path) -> tuple[Path, Path]:
+    """Fetch the packages and unpack them below `work`: the kernel's tree and the programs' tree."""
+    (debs := work / "debs").mkdir()
+    _run("apt-get", "download", "-q", _kernel_package(), *PACKAGES, cwd=debs)
+    kernel, programs = work / "kernel", work / "programs"
+    for deb in debs.glob("*.deb"):
+        _run("dpkg-deb", "-x", deb, kernel if deb.name.startswith("linux-image") else programs)
+    return kernel, programs
+
+
+def _kernel_package() -> str:
+    """The real package behind Debian's newest cloud kernel."""
+    for line in _run("apt-cache", "depends", "linux-image-cloud-amd64").splitlines():
+        relation, _, name = line.strip().partition(": ")
+        if relation == "Depends" and name.startswith("linux-image-"):
+            return name
+    raise RuntimeError("no cloud kernel package is known to apt: run apt-get update first")
+
+
+class _Modules:
+    """The kernel's modules and what each needs before it."""
+
+    def __init__(self, kernel: Path) -> None:
+        self._kernel = kernel
+        base = kernel / "lib" / "modules"
+        self._version = next(base.iterdir()).name
+        _run("depmod", "-b", kernel, self._version)
+
+    def needed_by(self, *names: str) -> list[Path]:
+        """The files to load, in order, for the named modules."""
+        files: dict[str, None] = {}
+        for name in names:
+            shown = _run("modprobe", "-d", self._kernel, "-S", self._version, "--show-depends", name)
+            files.update({line.split()[1]: None for line in shown.splitlines() if line.startswith("insmod")})
+        return [Path(one) for one in files]
+
+    def install(self, into: Path, files: Iterable[Path], start: int = 10) -> int:
+        """Copy modules so that their names sort in load order. Returns the next free number."""
+        into.mkdir(parents=True, exist_ok=True)
+        number = start
+        for file in files:
+            target = into / f"{number}-{file.name}"
+            shutil.copyfile(file, target)
+            _run("strip", "-g", target)
+            number += 1
+        return number
+
+
+def _initramfs(work: Path, modules: _Modules) -> Path:
+    tree = work / "initramfs"
+    for name in ("bin", "proc", "sys", "dev", "new"):
+        (tree / name).mkdir(parents=True)
+    shutil.copyfile("/bin/busybox", tree / "bin" / "busybox")
+    (tree / "bin" / "busybox").chmod(0o755)
+    shutil.copy(HERE / "initramfs" / "init", tree / "init")
+    (tree / "init").chmod(0o755)
+    boot = modules.needed_by(*BOOT_MODULES)
+    scsi = [one for one in modules.needed_by(*SCSI_MODULES) if one not in boot]
+    after = modules.install(tree / "mod", boot)
+    modules.install(tree / "mod2", scsi, after)
+    names = "\n".join(str(one.relative_to(tree)) for one in sorted(tree.rglob("*"))).encode()
+    archive = work / "initrd"
+    with archive.open("wb") as out:
+        subprocess.run(
+            ["cpio", "-o", "-H", "newc", "--quiet", "-R", "0:0"],  # noqa: S607
+            input=names, stdout=out, cwd=tree, check=True, timeout=60,
+        )  # fmt: skip
+    return archive
+
+
+def _root(work: Path, programs: Path, modules: _Modules) -> Path:
+    """The guest's root file system, without its kernel."""
+    root = work / "root"
+    shutil.copytree(HERE / "rootfs", root)
+    for name in (
+        "bin proc sys dev tmp run root/.ssh usr/bin var/lib mnt boot lib64 usr/lib etc/dropbear etc/qemu var/run"
+    ).split():
+        (root / name).mkdir(parents=True, exist_ok=True)
+    for script in _scripts(root):
+        script.chmod(0o755)
+    _busybox(root)
+    _programs(root, programs)
+    _accounts(root)
+    boot_only = {file.name for file in modules.needed_by(*BOOT_MODULES)}
+    modules.install(root / "mod", [one for one in modules.needed_by(*ROOT_MODULES) if one.name not in boot_only])
+    return root
+
+
+def _scripts(root: Path) -> Iterator[Path]:
+    for path in root.rglob("*"):
+        if path.is_file() and path.read_bytes().startswith(b"#!"):
+            yield path
+
+
+def _busybox(root: Path) -> None:
+    shutil.copyfile("/bin/busybox", root / "bin" / "busybox")
+    (root / "bin" / "busybox").chmod(0o755)
+    for applet in _run("/bin/busybox", "--list").split():
+        if applet not in ("busybox", "init", "linuxrc"):
+            (root / "bin" / applet).symlink_to("busybox")
+    (root / "sbin" / "init").symlink_to("../bin/busybox")
+    (root / "sbin" / "poweroff").symlink_to("/bin/poweroff")
+
+
+def _programs(root: Path, programs: Path) -> None:
+    """The SSH server and the guest agent with the shared libraries they need."""
+    binaries = [programs / "usr" / "sbin" / name for name in ("qemu-ga", "dropbear")]
+    for binary in binaries:
+        shutil.copy(binary, root / "usr" / "sbin")
+    target = root / LIBRARIES.relative_to("/")
+    target.mkdir(parents=True)
+    unpacked = programs / "usr" / LIBRARIES.relative_to("/")
+    for library in {*_libraries(binaries, unpacked), LIBRARIES / "libnss_files.so.2"}:
+        shutil.copyfile(library, target / library.name)
+    loader = Path("/lib64/ld-linux-x86-64.so.2")
+    shutil.copyfile(loader, root / "lib64" / loader.name)
+    (root / "lib64" / loader.name).chmod(0o755)
+
+
+def _libraries(binaries: list[Path], unpacked: Path) -> set[Path]:
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(unpacked)}
+    shown = subprocess.run(  # noqa: S603
+        ["ldd", *binaries],  # noqa: S607
+        env=environment, check=True, capture_output=True, text=True, timeout=60,
+    ).stdout  # fmt: skip
+    fields = [line.split() for line in shown.splitlines()]
+    return {Path(one[2]) for one in fields if len(one) > 2 and one[2].startswith("/")}
+
+
+def _accounts(root: Path) -> None:
+    etc = root / "etc"
+    hashed = _run("openssl", "passwd", "-6", PASSWORD).strip()
+    (etc / "passwd").write_text(f"root:{hashed}:0:0:root:/root:/bin/sh\n")
+    (etc / "group").write_text("root:x:0:\n")
+    (etc / "shells").write_text("/bin/sh\n")
+    (etc / "hostname").write_text("guest\n")
+    (etc / "resolv.conf").write_text("")
+    for private in (root / "root", root / "root" / ".ssh"):
+        private.chmod(0o700)
+    _run("dropbearkey", "-t", "ed25519", "-f", etc / "dropbear" / "dropbear_ed25519_host_key")
+
+
+def _disk(work: Path, root: Path, kernel: Path, initrd: Path) -> Path:
+    """An MBR disk with one ext4 partition that extlinux boots."""
+    (root / "boot" / "extlinux.conf").write_text(
+        "DEFAULT linux\nPROMPT 0\nTIMEOUT 0\nLABEL linux\n LINUX /boot/vmlinuz\n"
+        f" APPEND {KERNEL_ARGUMENTS}\n INITRD /boot/initrd\n"
+    )
+    disk, partition = work / "disk.raw", work / "partition"
+    with disk.open("wb") as out:
+        out.truncate(SIZE_MB << 20)
+    _run("sfdisk", "-q", disk, stdin=b"label: dos\n2048,,83,*\n")
+    _run("dd", "if=/usr/lib/syslinux/mbr/mbr.bin", f"of={disk}", "conv=notrunc", "status=none")
+    features = "^metadata_csum,^64bit,^has_journal,^flex_bg"
+    blocks = (SIZE_MB - 1) * (1 << 20) // BLOCK
+    _run(
+        "mke2fs", "-q", "-t", "ext4", "-O", features, "-b", BLOCK, "-L", "guestroot", "-E", "root_owner=0:0",
+        "-d", root, partition, blocks,
+    )  # fmt: skip
+    _run("dd", f"if={partition}", f"of={disk}", "bs=1M", "seek=1", "conv=notrunc,sparse", "status=none")
+    with _mounted(disk, work / "mnt") as mounted:
+        # Copied here and not by mke2fs -d, which leaves holes for zero blocks that extlinux cannot read.
+        _run("cp", "--sparse=never", kernel, mounted / "boot" / "vmlinuz")
+        _run("cp", "--sparse=never", initrd, mounted / "boot" / "initrd")
+        subprocess.run(
+            ["extlinux", "--install", mounted / "boot"],  # noqa: S607
+            check=True, capture_output=True, timeout=60,
+        )  # fmt: skip
+    return disk
+
+
+@contextmanager
+def _mounted(disk: Path, at: Path) -> Iterator[Path]:
+    at.mkdir()
+    _run("mount", "-o", "loop,offset=1048576", disk, at)
+    try:
+        yield at
+    finally:
+        _run("umount", at)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
