@@ -1,0 +1,248 @@
+"""The database: one writer at a time on SQLite, the same code on PostgreSQL.
+
+Invariant: what `transaction()` left without an error is committed; anything else (an exception, a cancellation,
+the death of the process) left no trace. A cancellation waits until the commit or the rollback under way has
+ended, so neither the writer's turn nor a connection leaks. Times are naive UTC.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Coroutine
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any, ClassVar, TypeVar, cast
+
+from sqlalchemy import JSON, BigInteger, ColumnElement, CursorResult, DateTime, Engine, Integer, MetaData, String, event
+from sqlalchemy import update as sql_update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, mapped_column
+
+from caelum.kernel import resources
+from caelum.kernel.errors import CloudError, ErrorType
+
+T = TypeVar("T")
+
+BUSY_TIMEOUT = 30.0
+"""Seconds that a statement waits for another process that writes to the same SQLite file."""
+
+_task_in_transaction: ContextVar[asyncio.Task[Any] | None] = ContextVar("task_in_transaction", default=None)
+
+
+def utcnow() -> datetime:
+    """The time as the database stores it: UTC without a zone."""
+    return datetime.now(UTC).replace(tzinfo=None)
+
+
+class Base(DeclarativeBase):
+    """The declarative base of all tables."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        # SQLite gives out numbers by itself only for a column of type INTEGER; everywhere else sizes need 64 bits.
+        int: BigInteger().with_variant(Integer(), "sqlite"),
+        datetime: DateTime(),
+        dict[str, Any]: JSON(),
+        list[Any]: JSON(),
+        list[str]: JSON(),
+    }
+
+
+class _LenientMap(dict[Any, Any]):
+    """Loads rows of a type whose driver is not installed as their parent type, so that the rest still works."""
+
+    def __init__(self, known: dict[Any, Any], parent: Mapper[Any]) -> None:
+        super().__init__(known)
+        self.parent = parent
+
+    def __missing__(self, key: Any) -> Mapper[Any]:
+        return self.parent
+
+
+@event.listens_for(Base, "mapper_configured", propagate=True)
+def _accept_unknown_types(mapper: Mapper[Any], _cls: type) -> None:
+    root = mapper.base_mapper
+    if root.polymorphic_on is not None and not isinstance(mapper.polymorphic_map, _LenientMap):
+        lenient = _LenientMap(dict(root.polymorphic_map), root)
+        for one in root.self_and_descendants:
+            one.polymorphic_map = lenient
+
+
+class Resource(Base):
+    """A row with a UUID. A subclass names its resource type as `__vo__` and its view as `__inventory__`.
+
+    A child type of a parent's table derives from the parent's model, gives its own `__vo__` and
+    `__mapper_args__ = {"polymorphic_identity": "<type>"}`; the parent gives `{"polymorphic_on": "type"}`.
+    """
+
+    __abstract__ = True
+    __vo__: ClassVar[str]
+    __inventory__: ClassVar[type[Any]]
+
+    uuid: Mapped[str] = mapped_column(String(32), primary_key=True)
+    create_date: Mapped[datetime] = mapped_column(default=utcnow, sort_order=900)
+    last_op_date: Mapped[datetime] = mapped_column(default=utcnow, onupdate=utcnow, sort_order=901)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__vo__" in vars(cls):
+            resources.register(cls)
+
+
+class Database:
+    """Access to the database at `url` ("sqlite+aiosqlite:////var/lib/caelum/caelum.db", "postgresql+asyncpg://...")."""
+
+    def __init__(self, url: str, *, readers: int = 4, synchronous: str = "NORMAL") -> None:
+        self.url = url
+        self.sqlite = url.startswith("sqlite")
+        self._synchronous = synchronous
+        self._writer_turn = asyncio.Lock()
+        if self.sqlite:
+            self._writer = self._sqlite_engine("BEGIN IMMEDIATE", pool_size=1)
+            self._reader = self._sqlite_engine("BEGIN", pool_size=readers, read_only=True)
+        else:
+            self._writer = create_async_engine(url, pool_size=10, max_overflow=20, pool_pre_ping=True)
+            self._reader = self._writer.execution_options(postgresql_readonly=True)
+        self._write_session = async_sessionmaker(self._writer, expire_on_commit=False)
+        self._read_session = async_sessionmaker(self._reader, expire_on_commit=False)
+
+    @property
+    def engine(self) -> AsyncEngine:
+        """The engine that writes, for migrations."""
+        return self._writer
+
+    def _sqlite_engine(self, begin: str, *, pool_size: int, read_only: bool = False) -> AsyncEngine:
+        engine = create_async_engine(self.url, pool_size=pool_size, max_overflow=0, pool_timeout=BUSY_TIMEOUT)
+        pragmas = [
+            f"busy_timeout={int(BUSY_TIMEOUT * 1000)}",
+            "journal_mode=WAL",
+            f"synchronous={self._synchronous}",
+            "foreign_keys=ON",
+            *(["query_only=ON"] if read_only else []),
+        ]
+        _prepare_sqlite(engine.sync_engine, pragmas, begin)
+        return engine
+
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncSession]:
+        """A session that commits at the end of the block, or rolls back when the block raises."""
+        refuse_in_transaction("open another transaction")
+        async with self._writer_turn if self.sqlite else contextlib.nullcontext():
+            session = self._write_session()
+            token = _task_in_transaction.set(asyncio.current_task())
+            try:
+                yield session
+                await uninterrupted(session.commit())
+            finally:
+                _task_in_transaction.reset(token)
+                await uninterrupted(session.close())
+
+    @contextlib.asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncSession]:
+        """A session that only reads, and sees one state of the database for as long as it lasts."""
+        session = self._read_session()
+        try:
+            yield session
+        finally:
+            await uninterrupted(session.close())
+
+    async def migrate(self) -> None:
+        """Bring the schema to this version's."""
+        from caelum.kernel import migrate
+
+        await migrate.upgrade(self)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._writer.dispose()
+        await self._reader.dispose()
+
+
+def _prepare_sqlite(engine: Engine, pragmas: list[str], begin: str) -> None:
+    @event.listens_for(engine, "connect")
+    def on_connect(connection: Any, _record: Any) -> None:
+        # The driver must not open transactions by itself: they would start as readers and fail when they come to write.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        for pragma in pragmas:
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def on_begin(connection: Any) -> None:
+        connection.exec_driver_sql(begin)
+
+
+async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` to its end even when the caller is cancelled meanwhile; the cancellation is raised afterwards."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    result = task.result()
+    if cancelled is not None:
+        raise cancelled
+    return result
+
+
+def in_transaction() -> bool:
+    """Whether the running task holds a transaction open."""
+    holder = _task_in_transaction.get()
+    return holder is not None and holder is asyncio.current_task()
+
+
+def refuse_in_transaction(what: str) -> None:
+    """Fail when the running task holds a transaction: on SQLite, `what` could wait for the writer's turn for ever."""
+    if in_transaction():
+        raise RuntimeError(f"a transaction is open in this task: it must end before you {what}")
+
+
+async def update_where(
+    tx: AsyncSession, model: type[Base], values: dict[str, Any], *conditions: ColumnElement[bool]
+) -> int:
+    """Update the rows that meet all conditions, in one statement, and tell how many there were.
+
+    Values may be expressions over the row (`{"used": Model.used + n}`). Objects of the model that the session
+    already holds are loaded anew.
+    """
+    statement = sql_update(model).where(*conditions).values(**values).execution_options(synchronize_session=False)
+    result = cast("CursorResult[Any]", await tx.execute(statement))
+    changed = result.rowcount
+    if changed:
+        for row in [one for one in tx.sync_session.identity_map.values() if isinstance(one, model)]:
+            await tx.refresh(row)
+    return changed
+
+
+def is_unique_violation(error: BaseException) -> bool:
+    """Whether a statement failed because a row with the same unique key exists."""
+    if not isinstance(error, IntegrityError):
+        return False
+    name = getattr(error.orig, "sqlite_errorname", "")
+    state = getattr(error.orig, "sqlstate", "") or getattr(error.orig, "pgcode", "")
+    return name in ("SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY") or state == "23505"
+
+
+@contextlib.asynccontextmanager
+async def unique(tx: AsyncSession, kind: ErrorType, details: str, **facts: Any) -> AsyncIterator[None]:
+    """Turn a unique-key violation inside the block into `CloudError(kind, details)`; the transaction stays usable."""
+    try:
+        async with tx.begin_nested():
+            yield
+    except IntegrityError as error:
+        if is_unique_violation(error):
+            raise CloudError(kind, details, **facts) from error
+        raise

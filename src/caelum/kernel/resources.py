@@ -1,0 +1,92 @@
+"""The resource types that this process knows: type name ("ZoneVO") to model, filled by the models' declaration.
+
+Invariant: a type name belongs to exactly one model class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import literal, select, union_all
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+    from caelum.kernel.database import Database, Resource
+
+_models: dict[str, type[Resource]] = {}
+
+
+def register(cls: type[Resource]) -> None:
+    """Record a model under its `__vo__`; models do this by themselves."""
+    known = _models.setdefault(cls.__vo__, cls)
+    if known.__module__ != cls.__module__:
+        raise TypeError(f"resource type {cls.__vo__} is declared by {known.__module__} and {cls.__module__}")
+    _models[cls.__vo__] = cls
+
+
+def model(vo: str) -> type[Resource]:
+    """The model of a resource type. Raises KeyError."""
+    return _models[vo]
+
+
+def types() -> Mapping[str, type[Resource]]:
+    """Every resource type with its model."""
+    return _models
+
+
+def is_a(vo: str, ancestor: str) -> bool:
+    """Whether a resource type is `ancestor` or a child type of it."""
+    known, parent = _models.get(vo), _models.get(ancestor)
+    return vo == ancestor or (known is not None and parent is not None and issubclass(known, parent))
+
+
+async def missing(session: AsyncSession, vo: str, uuids: Iterable[str]) -> list[str]:
+    """Those of `uuids` that no resource of this type has, in the given order."""
+    wanted = list(dict.fromkeys(uuids))
+    column = model(vo).uuid
+    found = set(await session.scalars(select(column).where(column.in_(wanted)))) if wanted else set()
+    return [uuid for uuid in wanted if uuid not in found]
+
+
+async def type_of(session: AsyncSession, uuid: str) -> str | None:
+    """The resource type behind a UUID, or None. A row of a child type answers its child type where that is loaded."""
+    roots = [cls for cls in _models.values() if cls.__mapper__.inherits is None]
+    if not roots:
+        return None
+    queries = [select(literal(cls.__vo__)).where(cls.uuid == uuid) for cls in roots]
+    vo: str | None = await session.scalar(union_all(*queries))
+    if vo is None:
+        return None
+    row = await session.get(_models[vo], uuid)
+    return vo if row is None else type(row).__vo__
+
+
+class Resources:
+    """The same, bound to a database, as `node.resources`."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def model(self, vo: str) -> type[Any]:
+        """The model of a resource type. Raises KeyError."""
+        return model(vo)
+
+    def types(self) -> Sequence[str]:
+        """The names of all resource types."""
+        return list(_models)
+
+    async def missing(self, vo: str, uuids: Iterable[str]) -> list[str]:
+        """Those of `uuids` that do not exist as this type."""
+        async with self._db.read() as session:
+            return await missing(session, vo, uuids)
+
+    async def exists(self, vo: str, uuid: str) -> bool:
+        """Whether there is a resource of this type with this UUID."""
+        return not await self.missing(vo, [uuid])
+
+    async def type_of(self, uuid: str) -> str | None:
+        """The resource type behind a UUID, or None."""
+        async with self._db.read() as session:
+            return await type_of(session, uuid)

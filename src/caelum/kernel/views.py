@@ -1,0 +1,148 @@
+"""From rows to inventories, and from any answer to the bytes that clients read.
+
+Invariant: a view never touches the database: relationships that were not loaded keep the inventory's default.
+On the wire None is left out, everything else is there (also empty lists, zero and false), and times are the
+original's text in UTC.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import msgspec
+from sqlalchemy import inspect
+
+from caelum.kernel.database import Resource
+from caelum.kernel.message import Inventory
+
+I = TypeVar("I", bound=Inventory)  # noqa: E741 - the house's name for an inventory type
+
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_PLAIN = frozenset({str, int, float, bool, type(None), msgspec.Raw})
+
+_Plan = tuple[type[Inventory], tuple[str, ...], tuple[str, ...], bool]
+_plans: dict[type, _Plan] = {}
+_fields: dict[type, tuple[tuple[str, str], ...]] = {}
+
+
+def view(row: Any) -> Any:
+    """The inventory of a row: fields by name from its columns and its loaded relationships, then `extra_view()`."""
+    inventory, columns, relations, derived = _plans.get(type(row)) or _plan(type(row))
+    values = {name: getattr(row, name) for name in columns}
+    loaded = row.__dict__
+    for name in relations:
+        if name in loaded:
+            values[name] = _related(loaded[name])
+    if derived:
+        values.update(row.extra_view())
+    return inventory(**values)
+
+
+def views(rows: Iterable[Any]) -> list[Any]:
+    """The inventories of several rows, in order."""
+    return [view(row) for row in rows]
+
+
+def _related(value: Any) -> Any:
+    if value is None:
+        return None
+    return [view(one) for one in value] if isinstance(value, list) else view(value)
+
+
+def _plan(model: type[Resource]) -> _Plan:
+    mapper, inventory = inspect(model), model.__inventory__
+    wanted = set(inventory.__struct_fields__)
+    columns = tuple(one.key for one in mapper.column_attrs if one.key in wanted)
+    relations = tuple(one.key for one in mapper.relationships if one.key in wanted)
+    _plans[model] = plan = (inventory, columns, relations, hasattr(model, "extra_view"))
+    return plan
+
+
+def format_time(moment: datetime) -> str:
+    """`Nov 22, 2026 7:15:56 PM`: the original's form, whatever the process's locale is."""
+    if moment.tzinfo is not None:
+        moment = moment.astimezone(UTC)
+    half = "AM" if moment.hour < 12 else "PM"
+    clock = f"{moment.hour % 12 or 12}:{moment.minute:02}:{moment.second:02}"
+    return f"{_MONTHS[moment.month - 1]} {moment.day}, {moment.year} {clock} {half}"
+
+
+def parse_time(text: str) -> datetime:
+    """The inverse of `format_time`, also for `2026-11-22 19:15:56`. Raises ValueError."""
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        month, rest = text.split(" ", 1)
+        if month not in _MONTHS:
+            raise
+        return datetime.strptime(f"{_MONTHS.index(month) + 1} {rest}", "%m %d, %Y %I:%M:%S %p")
+
+
+def to_builtins(value: Any) -> Any:
+    """`value` as dictionaries, lists and scalars with wire names; None values of structs and mappings left out."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    convert = _converters.get(kind) or _converter(kind)
+    return convert(value)
+
+
+def encode(value: Any) -> bytes:
+    """`value` as the JSON that clients read."""
+    return msgspec.json.encode(to_builtins(value))
+
+
+def _struct(value: Any) -> dict[str, Any]:
+    kind, result = type(value), {}
+    fields = _fields.get(kind) or _struct_fields(kind)
+    for name, wire in fields:
+        item = getattr(value, name)
+        if item is not None:
+            result[wire] = item if type(item) in _PLAIN else to_builtins(item)
+    tag = kind.__struct_config__.tag
+    return result if tag is None else {kind.__struct_config__.tag_field: tag, **result}
+
+
+def _struct_fields(kind: type[Any]) -> tuple[tuple[str, str], ...]:
+    fields = tuple((one.name, one.encode_name) for one in msgspec.structs.fields(kind))
+    _fields[kind] = fields
+    return fields
+
+
+def _mapping(value: Mapping[Any, Any]) -> dict[str, Any]:
+    return {str(key): to_builtins(item) for key, item in value.items() if item is not None}
+
+
+def _list(value: Iterable[Any]) -> list[Any]:
+    return [to_builtins(item) for item in value]
+
+
+_converters: dict[type, Callable[[Any], Any]] = {datetime: format_time, dict: _mapping, list: _list, tuple: _list}
+
+
+def _converter(kind: type) -> Callable[[Any], Any]:
+    if issubclass(kind, msgspec.Struct):
+        convert: Callable[[Any], Any] = _struct
+    elif issubclass(kind, Resource):
+        convert = _row
+    elif issubclass(kind, enum.Enum):
+        convert = _enum
+    elif issubclass(kind, Mapping):
+        convert = _mapping
+    elif issubclass(kind, (set, frozenset, list, tuple)):
+        convert = _list
+    else:
+        convert = msgspec.to_builtins
+    _converters[kind] = convert
+    return convert
+
+
+def _row(value: Resource) -> Any:
+    return _struct(view(value))
+
+
+def _enum(value: enum.Enum) -> Any:
+    return value.value
