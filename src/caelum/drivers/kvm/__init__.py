@@ -1,0 +1,1 @@
+"""The KVM hypervisor: hosts that run the host agent."""
