@@ -1,0 +1,107 @@
+"""Keep the parts of a one-machine cloud running where no init system does: start, watch, restart, stop in order.
+
+One small process with the standard library only: `python -m caelum.onemachine.supervisor HOME`. A part that dies is
+started again after a pause that grows from 0.5 s to 10 s and is reset once it has run for a minute. The parts are in
+HOME/run/parts.json, `[{"name": "server", "command": [...], "environment": {...}}]`, in start order; they stop in
+reverse order.
+
+Invariant: while the supervisor lives, each part has at most one process; when it ends by SIGTERM, none is left but
+guests.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+FIRST_PAUSE = 0.5
+LONGEST_PAUSE = 10.0
+STABLE_AFTER = 60.0
+STOP_TIMEOUT = 20.0
+
+
+class Part:
+    """One supervised program."""
+
+    def __init__(self, name: str, command: list[str], environment: dict[str, str], home: Path) -> None:
+        self.name = name
+        self._command = command
+        self._environment = environment
+        self._home = home
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started = 0.0
+        self._pause = FIRST_PAUSE
+        self._next_start = 0.0
+
+    def tend(self) -> None:
+        """Start the part if it is due."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        if self._process is not None:
+            self._note_death(self._process.returncode)
+        if time.monotonic() >= self._next_start:
+            self._start()
+
+    def _note_death(self, code: int) -> None:
+        lived = time.monotonic() - self._started
+        self._pause = FIRST_PAUSE if lived > STABLE_AFTER else self._pause
+        self._next_start = time.monotonic() + self._pause
+        print(f"{self.name} ended with {code} after {lived:.1f} s; starts again in {self._pause:.1f} s", flush=True)
+        self._pause = min(self._pause * 2, LONGEST_PAUSE)
+        self._process = None
+
+    def _start(self) -> None:
+        with (self._home / "log" / f"{self.name}.out").open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **self._environment},
+                start_new_session=True,
+            )
+        self._started = time.monotonic()
+        (self._home / "run" / f"{self.name}.pid").write_text(str(self._process.pid))
+
+    def stop(self) -> None:
+        """Ask the part to end, and make it end when it does not."""
+        if self._process is None or self._process.poll() is not None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            print(f"{self.name} did not stop within {STOP_TIMEOUT:.0f} s and is killed", flush=True)
+            self._process.kill()
+            self._process.wait(STOP_TIMEOUT)
+        (self._home / "run" / f"{self.name}.pid").unlink(missing_ok=True)
+
+
+def main() -> None:
+    """Supervise the parts named in the file until SIGTERM."""
+    home = Path(sys.argv[1])
+    rows = json.loads((home / "run" / "parts.json").read_text())
+    parts = [Part(row["name"], row["command"], row.get("environment", {}), home) for row in rows]
+    ending: list[int] = []
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        ending.append(number)
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    while not ending:
+        for part in parts:
+            part.tend()
+        time.sleep(0.2)
+    for part in reversed(parts):
+        part.stop()
+
+
+if __name__ == "__main__":
+    main()

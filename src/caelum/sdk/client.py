@@ -1,0 +1,169 @@
+"""The Python client: any public operation by its name, jobs polled to their end, errors as exceptions.
+
+    client = Client("http://127.0.0.1:8080")
+    client.login("admin", "password")
+    zone = client.call("CreateZone", name="zone1")
+    vms = client.query("VmInstance", "state=Running")
+
+Standard library only. Several addresses may be given; the next is tried when one does not answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from caelum.sdk.manifest import Operation, load
+
+HTTP_TIMEOUT = 60.0
+"""Seconds for one HTTP exchange."""
+FIRST_POLL = 0.05
+LONGEST_POLL = 1.0
+"""Seconds between polls of a job: they grow from the first to the longest."""
+
+
+class ApiError(Exception):
+    """The cloud's answer to an operation that failed: `error` is the wire error with code, details and cause."""
+
+    def __init__(self, error: dict[str, Any]) -> None:
+        self.error = error
+        self.code: str = error.get("code", "")
+        super().__init__(explain(error))
+
+
+def explain(error: dict[str, Any]) -> str:
+    """The error, its causes below it, and what to do, as lines of text."""
+    lines, indent = [], ""
+    current: dict[str, Any] | None = error
+    while current:
+        lines.append(f"{indent}[{current.get('code')}] {current.get('details') or current.get('description')}")
+        for other in current.get("causes") or []:
+            lines.append(f"{indent}  - {other.get('details')}")
+        indent += "  "
+        current = current.get("cause")
+    if error.get("elaboration"):
+        lines.append(f"What to do: {error['elaboration']}")
+    return "\n".join(lines)
+
+
+class Client:
+    """A session with the cloud at one or several addresses (`http://host:port`)."""
+
+    def __init__(self, *addresses: str, session: str | None = None) -> None:
+        self._addresses = [one.rstrip("/") for one in addresses] or ["http://127.0.0.1:8080"]
+        self.session = session
+
+    def login(self, account: str, password: str) -> str:
+        """Open a session as `account` and return its UUID."""
+        hashed = hashlib.sha512(password.encode()).hexdigest()
+        self.session = str(self.call("LogInByAccount", accountName=account, password=hashed)["uuid"])
+        return self.session
+
+    def query(self, resource: str, *conditions: str, **options: Any) -> list[dict[str, Any]]:
+        """The inventories of `resource` ("VmInstance") that meet all conditions ("state=Running")."""
+        return list(self.call(f"Query{resource}", q=list(conditions), **options) or [])
+
+    def call(
+        self,
+        name: str,
+        *,
+        timeout: float = 1800.0,
+        progress: Callable[[float], None] | None = None,
+        **parameters: Any,
+    ) -> Any:
+        """Run an operation and return its result. Raises ApiError, TimeoutError or OSError.
+
+        `progress` is called at each poll with the seconds that the job has run.
+        """
+        operation = load()[name]
+        path, body, query = request_parts(operation, parameters)
+        headers = {"X-Job-UUID": uuid.uuid4().hex} if operation.method != "GET" else {}
+        status, answer = self._send(operation.method, path, body, query, headers)
+        if status == 202 and "location" in answer:
+            answer = self._wait(answer["location"], timeout, progress)
+        return answer.get(operation.reply_key) if operation.reply_key else answer
+
+    def _wait(self, location: str, timeout: float, progress: Callable[[float], None] | None) -> dict[str, Any]:
+        path = location[location.index("/v1/") + 3 :]
+        started, pause = time.monotonic(), FIRST_POLL
+        while True:
+            status, answer = self._send("GET", path, None, [], {})
+            if status != 202:
+                return answer
+            elapsed = time.monotonic() - started
+            if elapsed > timeout:
+                raise TimeoutError(f"the job at {location} still runs after {timeout:.0f} s; poll it later")
+            if progress:
+                progress(elapsed)
+            time.sleep(pause)
+            pause = min(pause * 1.5, LONGEST_POLL)
+
+    def _send(
+        self, method: str, path: str, body: Any, query: list[tuple[str, str]], headers: dict[str, str]
+    ) -> tuple[int, dict[str, Any]]:
+        tail = f"/zstack/v1{path}" + (f"?{urllib.parse.urlencode(query)}" if query else "")
+        data = None if body is None else json.dumps(body).encode()
+        headers = {**headers, "Content-Type": "application/json"}
+        if self.session:
+            headers["Authorization"] = f"OAuth {self.session}"
+        failure: OSError | None = None
+        for address in self._addresses:
+            request = urllib.request.Request(address + tail, data, headers, method=method)  # noqa: S310
+            try:
+                return _exchange(request)
+            except (urllib.error.URLError, ConnectionError) as error:
+                failure = error
+        raise failure or OSError("no address is known")
+
+
+def _exchange(request: urllib.request.Request) -> tuple[int, dict[str, Any]]:
+    try:
+        with urllib.request.urlopen(request, timeout=HTTP_TIMEOUT) as response:  # noqa: S310
+            return response.status, json.loads(response.read() or b"{}")
+    except urllib.error.HTTPError as error:
+        text = error.read().decode(errors="replace")
+        try:
+            raise ApiError(json.loads(text)["error"]) from None
+        except (ValueError, KeyError, TypeError):
+            raise ApiError({"code": f"HTTP.{error.code}", "details": text or error.reason}) from None
+
+
+def request_parts(operation: Operation, parameters: dict[str, Any]) -> tuple[str, Any, list[tuple[str, str]]]:
+    """Path, body and query string of a request. Raises TypeError for an unknown or missing parameter."""
+    given = {name: value for name, value in parameters.items() if value is not None}
+    path = operation.path
+    if operation.query and "uuid" in given:
+        path += f"/{urllib.parse.quote(str(given.pop('uuid')))}"
+    known = {one.name: one for one in operation.parameters}
+    missing = [one.name for one in operation.parameters if one.required and one.name not in given]
+    unknown = [] if operation.query else [name for name in given if name not in known]
+    if missing or unknown:
+        raise TypeError(f"{operation.name}: missing {missing}, unknown {unknown}")
+    body: dict[str, Any] = {}
+    query: list[tuple[str, str]] = []
+    for name, value in given.items():
+        where = known[name].location if name in known else "query"
+        if where == "url":
+            path = path.replace("{" + name + "}", urllib.parse.quote(str(value), safe=""))
+        elif where == "query":
+            query.extend(_query_items(name, value))
+        else:
+            body[name] = value
+    if operation.body_key is None:
+        return path, None, query
+    tags = {name: body.pop(name) for name in ("systemTags", "userTags") if name in body}
+    return path, {operation.body_key: body, **tags}, query
+
+
+def _query_items(name: str, value: Any) -> Iterable[tuple[str, str]]:
+    if isinstance(value, dict):
+        return [(f"{name}.{key}", str(one)) for key, one in value.items()]
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return [(name, str(one).lower() if isinstance(one, bool) else str(one)) for one in values]
