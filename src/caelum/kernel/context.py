@@ -74,3 +74,8 @@ def use(context: TaskContext) -> Iterator[TaskContext]:
         yield context
     finally:
         _current.reset(token)
+
+
+def enter(context: TaskContext) -> None:
+    """Run the rest of the running asyncio task in `context`."""
+    _current.set(context)
