@@ -51,7 +51,11 @@ def main() -> None:
 
 
 def prepare(home: Path) -> None:
-    """Make the directories and the configuration; what exists is kept."""
+    """Make the directories and the configuration; what exists is kept, but for run-time state of an earlier boot."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+    booted = home / "boot_id"
+    if not booted.exists() or booted.read_text() != boot:
+        shutil.rmtree(home / "run", ignore_errors=True)
     for name in DIRECTORIES:
         (home / name).mkdir(parents=True, exist_ok=True)
     for name in ("qemu", "nwfilter", "storage"):
@@ -61,6 +65,7 @@ def prepare(home: Path) -> None:
     for name in ("qemu", "images", "boot"):
         (home / "lib" / name).mkdir(exist_ok=True)
     (home / "log" / "qemu").mkdir(exist_ok=True)
+    booted.write_text(boot)
     (home / "etc" / "qemu.conf").write_text(QEMU_CONF)
     daemon = home / "etc" / "libvirtd.conf"
     if not daemon.exists():
@@ -78,11 +83,8 @@ def enter(home: Path, hide_kvm: bool) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(CLONE_NEWNS) != 0:
         raise OSError(ctypes.get_errno(), "unshare(CLONE_NEWNS) failed: root is needed")
-    _mount("--make-rprivate", "/")
-    netns = Path("/run/netns")
-    if netns.is_dir():
-        (home / "run" / "netns").mkdir(exist_ok=True)
-        _mount("--rbind", str(netns), str(home / "run" / "netns"))
+    # Slave, not private: an unmount outside must reach this namespace too, or it would keep dead network namespaces.
+    _mount("--make-rslave", "/")
     for name, target in DIRECTORIES.items():
         Path(target).mkdir(parents=True, exist_ok=True)
         _mount("--rbind" if name == "run" else "--bind", str(home / name), target)

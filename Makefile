@@ -1,0 +1,49 @@
+# Caelum. `make up` starts a cloud on this machine; `make test` runs every level of tests.
+VENV := .venv
+PY := $(VENV)/bin/python
+LEVELS := unit service lab
+
+.PHONY: up down purge status install test check test-unit test-service test-lab lock format docs
+
+up: install
+	@$(PY) -m caelum.onemachine.up
+
+down:
+	@test -x $(PY) && $(PY) -m caelum.onemachine.down || echo "Nothing is installed here, so nothing runs from here."
+
+purge:
+	@test -x $(PY) && $(PY) -m caelum.onemachine.down --purge || echo "Nothing is installed here, so nothing runs from here."
+
+status:
+	@$(PY) -m caelum.onemachine.status
+
+install:
+	@tools/install up
+
+check:
+	@tools/install check
+	@tools/check
+
+test: check test-service test-lab
+
+test-unit:
+	@tools/install check
+	$(PY) -m pytest tests/unit -q
+
+test-service:
+	@tools/install check
+	$(PY) -m pytest tests/service -q
+
+test-lab:
+	@tools/install lab
+	$(PY) -m pytest tests/lab -q
+
+# The lock file pins every dependency by hash.
+lock:
+	@tools/install check
+	$(VENV)/bin/uv pip compile -q pyproject.toml --all-extras --group dev --generate-hashes --no-emit-index-url \
+		--no-header -o requirements/dev.lock
+
+format:
+	$(VENV)/bin/ruff format src tests
+	$(VENV)/bin/ruff check --fix src tests
