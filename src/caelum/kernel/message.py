@@ -69,6 +69,13 @@ class Reply(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True):
     """A reply whose fields are the keys of the answer's body."""
 
 
+class WholeReply(Reply):
+    """A reply that travels whole, with the `success` that the original sends where all of a reply's fields are sent."""
+
+    # A factory, because `omit_defaults` would leave a plain default out.
+    success: bool = msgspec.field(default_factory=lambda: True)
+
+
 class Message(msgspec.Struct, Generic[R], rename="camel", kw_only=True):
     """A request to a service. `R` is the type of its answer."""
 

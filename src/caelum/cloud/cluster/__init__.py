@@ -1,0 +1,1 @@
+"""Clusters: hosts of one hypervisor type that share networks and storage."""

@@ -1,0 +1,1 @@
+"""Settings seen from outside: global values and the overrides of single resources."""

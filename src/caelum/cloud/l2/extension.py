@@ -1,0 +1,44 @@
+"""What L2 drivers implement, and where others may join in."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from caelum.cloud.l2.api import L2NetworkInventory
+from caelum.kernel.extension import ExtensionPoint
+
+
+class L2Driver(ABC):
+    """One type of L2 network, registered by that type ("L2NoVlanNetwork"). Methods on hosts are idempotent."""
+
+    vswitch_types: ClassVar[tuple[str, ...]] = ("LinuxBridge",)
+    mtu: ClassVar[int] = 1500
+
+    @abstractmethod
+    def bridge_name(self, l2: L2NetworkInventory) -> str:
+        """The bridge that the network would like to have on hosts, at most 15 characters. It may be taken: the service
+        then chooses another and keeps it in the tag `kvm::bridge`."""
+
+    @abstractmethod
+    def private(self, l2: L2NetworkInventory) -> bool:
+        """Whether the network has no uplink on hosts."""
+
+    @abstractmethod
+    async def check(self, l2: L2NetworkInventory, host_uuid: str) -> None:
+        """Whether the network can be realised on the host; raises when not."""
+
+    @abstractmethod
+    async def realise(self, l2: L2NetworkInventory, bridge: str, host_uuid: str) -> None:
+        """Make the network on the host."""
+
+    @abstractmethod
+    async def remove(self, l2: L2NetworkInventory, bridge: str, host_uuid: str) -> None:
+        """Take the network off the host; success if it is not there."""
+
+
+class L2BeforeDetach(ExtensionPoint):
+    """Before an L2 network leaves a cluster: detach what uses it there. An exception stops the detaching."""
+
+    async def before_detach(self, l2: L2NetworkInventory, cluster_uuid: str) -> None:
+        """`l2` is about to leave the cluster."""

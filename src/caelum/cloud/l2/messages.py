@@ -1,0 +1,59 @@
+"""Internal messages to the L2 service."""
+
+from __future__ import annotations
+
+import msgspec
+
+from caelum.cloud.l2.api import L2NetworkInventory
+from caelum.kernel.message import Message, message
+
+
+class L2OnHost(msgspec.Struct, frozen=True, rename="camel"):
+    """Where an L2 network is on a host."""
+
+    bridge: str
+
+
+class L2Facts(msgspec.Struct, frozen=True, rename="camel"):
+    """What others need to know of an L2 network. `private` networks have no uplink."""
+
+    inventory: L2NetworkInventory
+    bridge: str
+    private: bool
+    mtu: int
+
+
+class L2HostsReply(msgspec.Struct, frozen=True, rename="camel"):
+    """The connected hosts that an L2 network is realised on."""
+
+    host_uuids: list[str]
+
+
+@message(route_by="l2_network_uuid")
+class RealiseL2(Message[L2OnHost], kw_only=True):
+    """Make sure that an L2 network exists on a host."""
+
+    l2_network_uuid: str
+    host_uuid: str
+
+
+@message(route_by="l2_network_uuid")
+class RemoveL2(Message[None], kw_only=True):
+    """Take an L2 network off a host; when the host is away, the garbage collector does."""
+
+    l2_network_uuid: str
+    host_uuid: str
+
+
+@message(route_by="l2_network_uuid")
+class GetL2(Message[L2Facts], kw_only=True):
+    """What an L2 network is."""
+
+    l2_network_uuid: str
+
+
+@message(route_by="l2_network_uuid")
+class GetL2Hosts(Message[L2HostsReply], kw_only=True):
+    """The hosts of all clusters that an L2 network is attached to."""
+
+    l2_network_uuid: str

@@ -1,0 +1,27 @@
+"""Where others may join in the life of an L3 network."""
+
+from __future__ import annotations
+
+from caelum.cloud.l3.api import IpRangeInventory, L3NetworkInventory
+from caelum.kernel.extension import ExtensionPoint
+
+
+class L3BeforeDelete(ExtensionPoint):
+    """Before an L3 network goes: network services remove what they have on hosts. An exception stops the deletion."""
+
+    async def before_delete_l3(self, l3: L3NetworkInventory) -> None:
+        """`l3` is about to be deleted; nothing uses its addresses any more, but services."""
+
+
+class L3Changed(ExtensionPoint):
+    """After an L3 network's ranges, DNS servers, routes or MTU changed: services refresh what hosts know of them."""
+
+    async def l3_changed(self, l3: L3NetworkInventory) -> None:
+        """`l3` is as it is now."""
+
+
+class IpRangeAdded(ExtensionPoint):
+    """After a range was added to an L3 network."""
+
+    async def ip_range_added(self, l3: L3NetworkInventory, added: IpRangeInventory) -> None:
+        """`added` is among the ranges of `l3`."""

@@ -1,0 +1,1 @@
+"""Network services: which provider serves DHCP, DNS, SNAT ... on which L3 network."""

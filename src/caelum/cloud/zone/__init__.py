@@ -1,0 +1,1 @@
+"""Zones: the largest division of a data centre; everything else lives in one."""

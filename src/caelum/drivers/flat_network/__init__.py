@@ -1,0 +1,1 @@
+"""The Flat network service provider: DHCP, DNS, metadata and SNAT on the host that the VM runs on."""

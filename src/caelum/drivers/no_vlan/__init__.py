@@ -1,0 +1,1 @@
+"""L2 networks without VLAN: a Linux bridge on a physical interface, or a private bridge."""
