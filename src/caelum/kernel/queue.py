@@ -35,7 +35,10 @@ _FIRST_WARNING = 50
 _WARNING_FACTOR = 5
 
 QUEUE_FULL = error_type(
-    "CAELUM.1001", "Too many tasks wait in a queue", "Wait until the tasks before are done, then repeat.", transient=True
+    "CAELUM.1001",
+    "Too many tasks wait in a queue",
+    "Wait until the tasks before are done, then repeat.",
+    transient=True,
 )
 QUEUE_REENTERED = error_type(
     "CAELUM.1002", "A task waits for a task of its own queue", "This is a defect of the service; report it."
@@ -100,43 +103,42 @@ _held: ContextVar[tuple[_Turn, ...]] = ContextVar("queue_turns", default=())
 class QueueTask(Generic[T]):
     """A submitted task: await it for the result, `cancel()` it while it waits or runs."""
 
-    def __init__(self, queues: WorkQueues, signature: str, task: asyncio.Task[T]) -> None:
+    def __init__(self, queues: WorkQueues, turn: _Turn, task: asyncio.Task[T]) -> None:
         self._queues = queues
-        self._signature = signature
+        self._turn = turn
+        self._task = task
         self._waiters = 0
-        self.task = task
-        self.started = False
 
     def cancel(self) -> bool:
         """Take the task out of the queue, or cancel it where it runs; False when it is already done."""
-        return self.task.cancel()
+        return self._task.cancel()
 
     def done(self) -> bool:
         """Whether the task has ended."""
-        return self.task.done()
+        return self._task.done()
 
     def __await__(self) -> Generator[Any, None, T]:
         return self._wait().__await__()
 
     async def _wait(self) -> T:
-        self._queues.refuse_reentrance(self._signature)
+        self._queues.refuse_reentrance(self._turn.queue.signature)
         self._waiters += 1
         try:
-            return await asyncio.shield(self.task)
+            return await asyncio.shield(self._task)
         except asyncio.CancelledError:
-            if not self.task.done():
-                self._abandon()
-                raise
-            if self.task.cancelled() and not _being_cancelled():
-                raise CloudError(CANCELED, f"the task was cancelled in queue {self._signature}") from None
+            if self._task.cancelled() and not _being_cancelled():
+                raise CloudError(CANCELED, f"the task was cancelled in queue {self._turn.queue.signature}") from None
+            # Nobody else wants the result and nothing was done yet: the place in the queue goes to the next.
+            if self._waiters == 1 and not self._turn.live:
+                self._task.cancel()
             raise
         finally:
             self._waiters -= 1
 
-    def _abandon(self) -> None:
-        # Nobody else wants the result and nothing was done yet: the place in the queue goes to the next.
-        if self._waiters == 1 and not self.started:
-            self.task.cancel()
+    def landed(self) -> None:
+        """Report a failure that nobody waits for."""
+        if not self._task.cancelled() and (error := self._task.exception()) is not None and self._waiters == 0:
+            log.error("task %s in queue %s failed", self._turn.name, self._turn.queue.signature, exc_info=error)
 
 
 def _being_cancelled() -> bool:
@@ -167,12 +169,13 @@ class WorkQueues:
         that is cancelled leaves the queue; a joined task goes on while anyone waits for it.
         """
         if dedup is not None or single_flight is not None:
+            self.refuse_reentrance(signature)
             return await self.submit(
                 signature, level, function, *args, name=name, dedup=dedup, single_flight=single_flight
             )
         turn = self._enter(signature, level, name or function.__name__)
         if turn.granted is not None:
-            await self._wait(turn)
+            await self._wait(turn, turn.granted)
         token = _held.set((*_held.get(), turn))
         try:
             return await function(*args)
@@ -204,7 +207,7 @@ class WorkQueues:
         """Hold a place in the queue for a block."""
         turn = self._enter(signature, level, name)
         if turn.granted is not None:
-            await self._wait(turn)
+            await self._wait(turn, turn.granted)
         token = _held.set((*_held.get(), turn))
         try:
             yield
@@ -289,7 +292,7 @@ class WorkQueues:
         queue = turn.queue
         coroutine = self._run_turn(turn, function, args, dedup)
         task = asyncio.get_running_loop().create_task(coroutine, name=turn.name, context=outside())
-        handle = QueueTask(self, queue.signature, task)
+        handle = QueueTask(self, turn, task)
         if dedup is not None and turn.granted is not None:
             queue.waiting[dedup] = handle
         if single_flight is not None:
@@ -299,11 +302,9 @@ class WorkQueues:
 
     async def _run_turn(self, turn: _Turn, function: Function[T], args: tuple[Any, ...], dedup: str | None) -> T:
         if turn.granted is not None:
-            await self._wait(turn)
-        handles = [turn.queue.waiting.pop(dedup or "", None), *turn.queue.flights.values()]
-        for handle in handles:
-            if handle is not None and handle.task is asyncio.current_task():
-                handle.started = True
+            await self._wait(turn, turn.granted)
+            if dedup is not None:
+                turn.queue.waiting.pop(dedup, None)
         _held.set((turn,))
         return await function(*args)
 
@@ -315,12 +316,9 @@ class WorkQueues:
         if single_flight is not None and queue.flights.get(single_flight) is handle:
             del queue.flights[single_flight]
         self._leave(turn)
-        if not handle.task.cancelled() and handle.task.exception() is not None:
-            log.debug("task %s in queue %s failed: %s", turn.name, queue.signature, handle.task.exception())
+        handle.landed()
 
-    async def _wait(self, turn: _Turn) -> None:
-        granted = turn.granted
-        assert granted is not None
+    async def _wait(self, turn: _Turn, granted: asyncio.Future[None]) -> None:
         left = context.current().remaining()
         expiry = None if left is None else asyncio.get_running_loop().call_later(left, self._expire, turn)
         try:
@@ -338,8 +336,8 @@ class WorkQueues:
             turn.granted.set_exception(
                 CloudError(
                     TIMEOUT,
-                    f"the deadline passed after {time.monotonic() - turn.since:.1f} s in queue {queue.signature}, behind"
-                    f" {len(queue.running)} running tasks of at most {queue.level}",
+                    f"the deadline passed after {time.monotonic() - turn.since:.1f} s in queue {queue.signature},"
+                    f" behind {len(queue.running)} running tasks of at most {queue.level}",
                     queue=queue.signature,
                 )
             )
@@ -357,8 +355,7 @@ class WorkQueues:
     def _pump(self, queue: _Queue) -> None:
         while queue.pending and queue.free:
             turn, _ = queue.pending.popitem(last=False)
-            assert turn.granted is not None
-            if not turn.granted.done():
+            if turn.granted is not None and not turn.granted.done():
                 turn.live = True
                 turn.since = time.monotonic()
                 queue.running[turn] = None
@@ -370,7 +367,10 @@ class WorkQueues:
             QUEUE_FULL,
             f"{len(queue.pending)} tasks wait in queue {queue.signature}, and no more than {self._cap} may;"
             f" the oldest waits since {time.monotonic() - oldest.since:.1f} s behind {len(queue.running)} running",
-            queue=queue.signature, pending=len(queue.pending), cap=self._cap, running=len(queue.running),
+            queue=queue.signature,
+            pending=len(queue.pending),
+            cap=self._cap,
+            running=len(queue.running),
         )
 
     def _warn(self, queue: _Queue) -> None:
@@ -379,13 +379,15 @@ class WorkQueues:
             now = time.monotonic()
             log.warning(
                 "%d tasks wait in queue %s behind %s",
-                len(queue.pending), queue.signature, [turn.dump(now) for turn in queue.running],
+                len(queue.pending),
+                queue.signature,
+                [turn.dump(now) for turn in queue.running],
             )
 
 
-def outside() -> Context:
-    """A context for a background task that keeps the task context but none of the creator's queue turns."""
+def outside(*, deadline: bool = True) -> Context:
+    """A context for a background task that keeps the task context (its deadline or not) but no queue turns."""
+    inside = context.current()
     fresh = Context()
-    fresh.run(context.enter, context.current())
+    fresh.run(context.enter, inside if deadline else context.with_deadline(inside, None))
     return fresh
-

@@ -61,7 +61,7 @@ class Ring:
         if self._only is not None:
             return self._only
         if not self._points:
-            raise CloudError(UNDELIVERABLE, f"no management node is in the ring to serve resource[uuid:{uuid}]", uuid=uuid)
+            raise CloudError(UNDELIVERABLE, f"no management node is in the ring to serve uuid[{uuid}]", uuid=uuid)
         index = bisect_left(self._points, _hash(uuid))
         return self._owners[index if index < len(self._owners) else 0]
 

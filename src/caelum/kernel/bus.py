@@ -1,0 +1,290 @@
+"""The bus: services call each other by messages only, and every call ends with exactly one answer.
+
+Invariant: a call returns the handler's reply or raises one `CloudError`, within the smallest of the caller's deadline,
+the given time-out and the message's own. A handler that has begun is never torn by its caller's end: it runs on, the
+deadline in its context makes its own calls expire, and its late answer is dropped. While it still waits for its turn in
+a queue, the caller's end takes it out.
+
+`BusBase` is what all transports share: the dispatch table, routing, lists of calls, events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from abc import abstractmethod
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+from caelum.kernel import context
+from caelum.kernel.errors import CANCELED, TIMEOUT, UNDELIVERABLE, CloudError, as_cloud_error
+from caelum.kernel.events import CanonicalEvent, EventHub, Unsubscribe
+from caelum.kernel.message import Message
+from caelum.kernel.metrics import CallStats
+from caelum.kernel.queue import WorkQueues, outside
+from caelum.kernel.ring import Ring
+from caelum.kernel.service import Handler, Handling, handlings
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R")
+E = TypeVar("E", bound=CanonicalEvent)
+
+
+class Bus(Protocol):
+    """What services see of the bus."""
+
+    async def call(self, msg: Message[R], timeout: float | None = None) -> R:
+        """The handler's reply. Raises CloudError."""
+
+    async def call_all(self, msgs: Sequence[Message[R]], parallelism: int = 0) -> list[R | CloudError]:
+        """The replies or errors in request order, at most `parallelism` calls at a time (0: all at once)."""
+
+    def send(self, msg: Message[Any]) -> None:
+        """Deliver without waiting; a failure is logged."""
+
+    def publish(self, event: CanonicalEvent) -> None:
+        """Tell the event to every subscriber on every node."""
+
+    def subscribe(self, cls: type[E], handler: Callable[[E], Awaitable[None]]) -> Unsubscribe:
+        """Call `handler(event)` for each event of the class; returns what ends it."""
+
+
+class Endpoint:
+    """A handler in the dispatch table, with all that a call needs looked up."""
+
+    __slots__ = ("handler", "level", "name", "owner", "reply", "service", "setting", "signature", "stats", "timeout")
+
+    def __init__(self, handling: Handling, handler: Handler, owner: object) -> None:
+        meta = handling.cls.__meta__
+        self.name = meta.name
+        self.service = meta.service
+        self.timeout = meta.timeout
+        self.reply = meta.reply
+        self.handler = handler
+        self.owner = owner
+        self.signature = handling.signature
+        self.level = handling.level if isinstance(handling.level, int) else 1
+        self.setting = None if isinstance(handling.level, int) else handling.level
+        self.stats = CallStats()
+
+
+class BusBase:
+    """Dispatch to the local handlers. Transports add the way to other nodes."""
+
+    def __init__(
+        self, ring: Ring, queues: WorkQueues, events: EventHub, level_of: Callable[[Any], int] | None = None
+    ) -> None:
+        self.ring = ring
+        self.queues = queues
+        self.events = events
+        self._level_of = level_of
+        self._table: dict[type, Endpoint] = {}
+        self._working: dict[asyncio.Task[None], Endpoint] = {}
+
+    # --- registration -----------------------------------------------------------------------------------------------
+
+    def register(self, service: object) -> None:
+        """Enter all handlers of a service; a second handler for a message is a programming error."""
+        found = {handling.cls: Endpoint(handling, handler, service) for handling, handler in handlings(service)}
+        for cls in found:
+            if cls in self._table:
+                first = type(self._table[cls].owner).__name__
+                raise TypeError(f"{cls.__name__} is handled by {first} and {type(service).__name__}")
+        self._table.update(found)
+
+    def unregister(self, service: object) -> None:
+        """Take a service's handlers out; its running handlers go on."""
+        for cls in [cls for cls, endpoint in self._table.items() if endpoint.owner is service]:
+            del self._table[cls]
+
+    def endpoints(self) -> list[Endpoint]:
+        """The dispatch table, for metrics and diagnosis."""
+        return list(self._table.values())
+
+    def serves(self, cls: type[Message[Any]]) -> bool:
+        """Whether a local service handles this message class."""
+        return cls in self._table
+
+    # --- routing ----------------------------------------------------------------------------------------------------
+
+    def destination(self, msg: Message[Any]) -> str:
+        """The UUID of the node that serves this message: the ring decides by the resource that it is about."""
+        field = msg.__meta__.route_by
+        key = None if field is None else getattr(msg, field)
+        return self.ring.owner(key) if isinstance(key, str) and not self.ring.alone else self.ring.me
+
+    def endpoint_of(self, msg: Message[Any]) -> Endpoint:
+        """The local handler. Raises UNDELIVERABLE."""
+        endpoint = self._table.get(type(msg))
+        if endpoint is None:
+            meta = msg.__meta__
+            raise CloudError(
+                UNDELIVERABLE,
+                f"no service[{meta.service}] on node[{self.ring.me}] handles message[{meta.name}]",
+                service=meta.service,
+                message=meta.name,
+            )
+        return endpoint
+
+    # --- the caller's side ------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def call(self, msg: Message[R], timeout: float | None = None) -> R:
+        """See `Bus.call`."""
+
+    async def call_all(self, msgs: Sequence[Message[R]], parallelism: int = 0) -> list[R | CloudError]:
+        """See `Bus.call_all`."""
+        results: list[Any] = [None] * len(msgs)
+        waiting = iter(enumerate(msgs))
+
+        async def work() -> None:
+            for index, msg in waiting:
+                try:
+                    results[index] = await self.call(msg)
+                except CloudError as error:
+                    results[index] = error
+
+        width = len(msgs) if parallelism <= 0 else min(parallelism, len(msgs))
+        async with asyncio.TaskGroup() as group:
+            for _ in range(width):
+                group.create_task(work())
+        return results
+
+    def send(self, msg: Message[Any]) -> None:
+        """See `Bus.send`."""
+        # Nobody waits: neither the sender's deadline nor its turn in a queue binds the work.
+        asyncio.get_running_loop().create_task(self._send(msg), context=outside(deadline=False))
+
+    async def _send(self, msg: Message[Any]) -> None:
+        try:
+            await self.call(msg)
+        except CloudError as error:
+            log.error("message %s, sent without waiting, failed: %s", msg.__meta__.name, error)
+
+    # --- the handler's side -----------------------------------------------------------------------------------------
+
+    async def call_local(self, msg: Message[R], timeout: float | None = None) -> R:
+        """Run the local handler of a message and wait for its answer."""
+        endpoint = self.endpoint_of(msg)
+        limit = endpoint.timeout if timeout is None or timeout > endpoint.timeout else timeout
+        now = time.monotonic()
+        task_context = context.current()
+        if task_context.deadline is None or task_context.deadline > now + limit:
+            task_context = context.with_deadline(task_context, now + limit)
+        else:
+            limit = task_context.remaining() or 0.0
+        loop = asyncio.get_running_loop()
+        exchange = Exchange(endpoint, msg, task_context, loop.create_future())
+        task = loop.create_task(self._serve(exchange))
+        self._working[task] = endpoint
+        expiry = loop.call_later(limit, exchange.expire, limit)
+        try:
+            return await exchange.answer  # type: ignore[no-any-return]
+        finally:
+            expiry.cancel()
+            if not exchange.begun and task.cancel():
+                # A task that is cancelled before its first line runs none of its own clean-up.
+                self._working.pop(task, None)
+
+    async def _serve(self, exchange: Exchange) -> None:
+        endpoint, answer = exchange.endpoint, exchange.answer
+        context.enter(exchange.context)
+        started = time.monotonic()
+        failed = True
+        try:
+            reply = await self._dispatch(exchange)
+            failed = False
+            if not answer.done():
+                answer.set_result(reply)
+        except BaseException as error:
+            if not answer.done():
+                answer.set_exception(self._failure(endpoint, error))
+            elif exchange.begun:
+                log.warning("message %s failed after its caller had left: %s", endpoint.name, error)
+            if not isinstance(error, Exception | asyncio.CancelledError):
+                raise
+        finally:
+            endpoint.stats.record(time.monotonic() - started, failed)
+            self._working.pop(asyncio.current_task(), None)  # type: ignore[arg-type]
+
+    async def _dispatch(self, exchange: Exchange) -> Any:
+        endpoint, msg = exchange.endpoint, exchange.msg
+        signature = None if endpoint.signature is None else endpoint.signature(msg)
+        if signature is None:
+            exchange.begun = True
+            return await endpoint.handler(msg)
+        level = endpoint.level
+        if endpoint.setting is not None and self._level_of is not None:
+            level = self._level_of(endpoint.setting)
+        return await self.queues.run(signature, level, exchange.begin, name=endpoint.name)
+
+    def _failure(self, endpoint: Endpoint, error: BaseException) -> CloudError:
+        if isinstance(error, CloudError):
+            return error
+        if isinstance(error, asyncio.CancelledError):
+            return CloudError(CANCELED, f"message {endpoint.name} was cancelled: its node is stopping")
+        if not isinstance(error, TimeoutError):
+            log.error("the handler of message %s failed", endpoint.name, exc_info=error)
+        return as_cloud_error(error)
+
+    # --- events -----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def publish(self, event: CanonicalEvent) -> None:
+        """See `Bus.publish`."""
+
+    def subscribe(self, cls: type[E], handler: Callable[[E], Awaitable[None]]) -> Unsubscribe:
+        """See `Bus.subscribe`."""
+        return self.events.subscribe(cls, handler)
+
+    # --- end --------------------------------------------------------------------------------------------------------
+
+    def busy(self) -> list[str]:
+        """The names of the messages that are being handled."""
+        return [endpoint.name for endpoint in self._working.values()]
+
+    async def drain(self, seconds: float) -> None:
+        """Wait for the running handlers, at most so long; then cancel what is left."""
+        if self._working:
+            await asyncio.wait(list(self._working), timeout=seconds)
+        left = list(self._working)
+        if left:
+            log.warning("cancelling %d handlers that run on: %s", len(left), sorted(set(self.busy())))
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
+
+class Exchange:
+    """A message on its way to its handler, and the future of its one answer."""
+
+    __slots__ = ("answer", "begun", "context", "endpoint", "msg")
+
+    def __init__(
+        self, endpoint: Endpoint, msg: Message[Any], task_context: context.TaskContext, answer: asyncio.Future[Any]
+    ) -> None:
+        self.endpoint = endpoint
+        self.msg = msg
+        self.context = task_context
+        self.answer = answer
+        self.begun = False
+
+    async def begin(self) -> Any:
+        """The handler's turn has come: from here on nobody tears it."""
+        self.begun = True
+        return await self.endpoint.handler(self.msg)
+
+    def expire(self, seconds: float) -> None:
+        """The time is over."""
+        if not self.answer.done():
+            self.answer.set_exception(
+                CloudError(
+                    TIMEOUT,
+                    f"message {self.endpoint.name} to service[{self.endpoint.service}] got no answer in {seconds:.1f} s"
+                    + ("" if self.begun else ", and had not begun: it waited in its queue"),
+                    message=self.endpoint.name,
+                    seconds=seconds,
+                )
+            )

@@ -1,0 +1,138 @@
+"""What a node tells of itself to Prometheus: calls and their latencies, queue depths, the event loop's lag.
+
+Invariant: the hot path only adds numbers; all formatting happens when somebody scrapes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+log = logging.getLogger(__name__)
+
+BUCKETS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0, 300.0)
+_LAG_INTERVAL = 0.25
+_LAG_WARNING = 0.5
+
+
+class CallStats:
+    """Numbers of one kind of call."""
+
+    __slots__ = ("buckets", "count", "errors", "seconds")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.errors = 0
+        self.seconds = 0.0
+        self.buckets = [0] * (len(BUCKETS) + 1)
+
+    def record(self, seconds: float, failed: bool) -> None:
+        """Add one call."""
+        self.count += 1
+        self.seconds += seconds
+        self.errors += failed
+        self.buckets[bisect_left(BUCKETS, seconds)] += 1
+
+    def cumulative(self) -> Iterator[tuple[str, float]]:
+        """The histogram as Prometheus wants it."""
+        total = 0
+        for bound, count in zip((*BUCKETS, float("inf")), self.buckets, strict=True):
+            total += count
+            yield ("+Inf" if bound == float("inf") else str(bound)), total
+
+
+class LoopWatch:
+    """Measures how late the event loop is: what blocks it shows here."""
+
+    def __init__(self) -> None:
+        self.last = 0.0
+        self.worst = 0.0
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to measure."""
+        self._task = asyncio.get_running_loop().create_task(self._watch(), name="loop-watch")
+
+    async def stop(self) -> None:
+        """End measuring."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _watch(self) -> None:
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(_LAG_INTERVAL)
+            self.last = max(0.0, time.monotonic() - before - _LAG_INTERVAL)
+            self.worst = max(self.worst, self.last)
+            if self.last > _LAG_WARNING:
+                log.warning("something blocked the event loop for %.2f s", self.last)
+
+
+class Metrics:
+    """The registry of one node. `collect_from` adds a source that is asked at each scrape."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.loop = LoopWatch()
+        self.collect_from(self._loop_lag)
+
+    def collect_from(self, source: Callable[[], Iterable[Metric]]) -> None:
+        """Ask `source` for metrics at each scrape."""
+        self.registry.register(_Source(source))
+
+    def render(self) -> bytes:
+        """The text that a scrape gets."""
+        return generate_latest(self.registry)
+
+    def _loop_lag(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily("caelum_loop_lag_seconds", "How late the event loop was", value=self.loop.last)
+        yield GaugeMetricFamily("caelum_loop_lag_worst_seconds", "Worst lag since start", value=self.loop.worst)
+
+
+class _Source:
+    def __init__(self, source: Callable[[], Iterable[Metric]]) -> None:
+        self._source = source
+
+    def collect(self) -> Iterable[Metric]:
+        return self._source()
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+
+def calls_of(stats: Callable[[], Iterable[tuple[str, str, CallStats]]]) -> Callable[[], Iterator[Metric]]:
+    """A source for calls, given as (service, message, numbers)."""
+
+    def source() -> Iterator[Metric]:
+        labels = ["service", "message"]
+        latency = HistogramMetricFamily("caelum_call_seconds", "Time to the answer", labels=labels)
+        errors = CounterMetricFamily("caelum_call_errors", "Calls that failed", labels=labels)
+        for service, message, numbers in stats():
+            if numbers.count:
+                latency.add_metric([service, message], list(numbers.cumulative()), numbers.seconds)
+                errors.add_metric([service, message], numbers.errors)
+        yield latency
+        yield errors
+
+    return source
+
+
+def queue_depth(depth: Callable[[], tuple[int, int, int]]) -> Callable[[], Iterator[Metric]]:
+    """A source for the work queues, given as (queues, running, waiting)."""
+
+    def source() -> Iterator[Metric]:
+        queues, running, pending = depth()
+        yield GaugeMetricFamily("caelum_queues", "Work queues that hold tasks", value=queues)
+        yield GaugeMetricFamily("caelum_queue_running", "Tasks that run in work queues", value=running)
+        yield GaugeMetricFamily("caelum_queue_pending", "Tasks that wait in work queues", value=pending)
+
+    return source
