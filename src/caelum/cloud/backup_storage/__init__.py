@@ -1,0 +1,1 @@
+"""Backup storages: where images are kept and served from."""

@@ -1,0 +1,1 @@
+"""Images: templates and ISOs, from their addition to their expunging."""

@@ -1,0 +1,1 @@
+"""Offerings: the sizes that virtual machines and disks are sold in."""

@@ -1,0 +1,1 @@
+"""Primary storages: where volumes live, how much fits, and the image cache."""

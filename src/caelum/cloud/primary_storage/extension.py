@@ -1,0 +1,94 @@
+"""What a primary storage driver offers to the core, and where plugins may hook in."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from caelum.cloud.image.messages import ImageLocation
+from caelum.cloud.primary_storage.api import PrimaryStorageInventory
+from caelum.kernel.extension import ExtensionPoint
+
+
+class PhysicalCapacity(msgspec.Struct, frozen=True):
+    """Bytes that the storage itself has, all in all and free."""
+
+    total: int
+    available: int
+
+
+class Bits(msgspec.Struct, frozen=True):
+    """A file, block device or object on a storage."""
+
+    install_path: str
+    size: int
+    actual_size: int
+    format: str
+
+
+class VolumePlace(msgspec.Struct, frozen=True):
+    """Where a volume's bits go: what the driver needs to name them."""
+
+    volume_uuid: str
+    account_uuid: str
+    type: str = "Data"
+
+
+class PrimaryStorageDriver(Protocol):
+    """A type of primary storage. Every method is idempotent: it may be called again after a crash.
+
+    `host_uuid` is the host that works; for a host-bound storage also the one that holds the bits. A storage that cannot
+    be reached raises an error whose type is transient.
+    """
+
+    type: str
+    host_bound: bool
+    """Each host has its own space and its own copies (a local disk); else all hosts see the same."""
+
+    def check_url(self, url: str) -> None:
+        """Refuse a URL that this type cannot use, with INVALID_ARGUMENT."""
+
+    async def connect(self, ps: PrimaryStorageInventory, host_uuid: str, first: bool) -> PhysicalCapacity:
+        """Prepare the storage on a host. `first` says that this host has never had it."""
+
+    async def disconnect(self, ps: PrimaryStorageInventory, host_uuid: str) -> None:
+        """Undo `connect` on a host that no longer uses the storage."""
+
+    async def capacity(self, ps: PrimaryStorageInventory, host_uuid: str) -> PhysicalCapacity:
+        """What is there now."""
+
+    def cache_path(self, ps: PrimaryStorageInventory, image: ImageLocation) -> str:
+        """Where the image's cached copy lies."""
+
+    async def cache_image(self, ps: PrimaryStorageInventory, host_uuid: str, image: ImageLocation) -> Bits:
+        """Fetch an image into the cache, checked against its digest."""
+
+    async def create_volume(self, ps: PrimaryStorageInventory, host_uuid: str, volume: VolumePlace, size: int) -> Bits:
+        """Make an empty volume."""
+
+    async def create_from_image(
+        self, ps: PrimaryStorageInventory, host_uuid: str, volume: VolumePlace, cached: Bits, size: int
+    ) -> Bits:
+        """Make a volume of at least `size` bytes as a clone of a cached image."""
+
+    async def delete_bits(self, ps: PrimaryStorageInventory, host_uuid: str, install_path: str) -> None:
+        """Delete; success if absent."""
+
+    async def bits_info(self, ps: PrimaryStorageInventory, host_uuid: str, install_path: str) -> Bits:
+        """The true size."""
+
+    def volume_path(self, ps: PrimaryStorageInventory, volume: VolumePlace) -> str:
+        """Where a volume's bits go."""
+
+
+class PrimaryStorageBeforeDelete(ExtensionPoint):
+    """Objects (raises) to a primary storage's deletion."""
+
+    async def before_delete(self, ps: PrimaryStorageInventory) -> None: ...
+
+
+class PrimaryStorageBeforeDetach(ExtensionPoint):
+    """Called before a primary storage is taken from a cluster: stop what uses it there, or raise."""
+
+    async def before_detach(self, ps: PrimaryStorageInventory, cluster_uuid: str) -> None: ...

@@ -1,0 +1,1 @@
+"""Volumes: root and data disks, from record to bits and back."""

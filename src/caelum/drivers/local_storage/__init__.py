@@ -1,0 +1,1 @@
+"""LocalStorage: a directory on every host of the attached clusters."""
