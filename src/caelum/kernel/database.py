@@ -78,10 +78,11 @@ def _accept_unknown_types(mapper: Mapper[Any], _cls: type) -> None:
             one.polymorphic_map = lenient
 
 
-class Resource(Base):
-    """A row with a UUID. A subclass names its resource type as `__vo__` and its view as `__inventory__`.
+class Row(Base):
+    """A row that clients can query. A subclass names its resource type as `__vo__` and its view as `__inventory__`.
 
-    A child type of a parent's table derives from the parent's model, gives its own `__vo__` and
+    Where the inventory is declared elsewhere (the kernel's own tables), it is found by its `vo`. A child type of a
+    parent's table derives from the parent's model, gives its own `__vo__` and
     `__mapper_args__ = {"polymorphic_identity": "<type>"}`; the parent gives `{"polymorphic_on": "type"}`.
     """
 
@@ -89,14 +90,20 @@ class Resource(Base):
     __vo__: ClassVar[str]
     __inventory__: ClassVar[type[Any]]
 
-    uuid: Mapped[str] = mapped_column(String(32), primary_key=True)
-    create_date: Mapped[datetime] = mapped_column(default=utcnow, sort_order=900)
-    last_op_date: Mapped[datetime] = mapped_column(default=utcnow, onupdate=utcnow, sort_order=901)
-
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "__vo__" in vars(cls):
             resources.register(cls)
+
+
+class Resource(Row):
+    """A row with a UUID and the times of its making and last change."""
+
+    __abstract__ = True
+
+    uuid: Mapped[str] = mapped_column(String(32), primary_key=True)
+    create_date: Mapped[datetime] = mapped_column(default=utcnow, sort_order=900)
+    last_op_date: Mapped[datetime] = mapped_column(default=utcnow, onupdate=utcnow, sort_order=901)
 
 
 class Database:
@@ -158,9 +165,9 @@ class Database:
 
     async def migrate(self) -> None:
         """Bring the schema to this version's."""
-        from caelum.kernel import migrate
+        from caelum.kernel.migrate import upgrade
 
-        await migrate.upgrade(self)
+        await upgrade(self)
 
     async def close(self) -> None:
         """Close every connection."""

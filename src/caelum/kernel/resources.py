@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import literal, select, union_all
+from sqlalchemy import inspect, literal, select, union_all
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
 
-    from caelum.kernel.database import Database, Resource
+    from caelum.kernel.database import Database, Row
 
-_models: dict[str, type[Resource]] = {}
+_models: dict[str, type[Row]] = {}
 
 
-def register(cls: type[Resource]) -> None:
+def register(cls: type[Row]) -> None:
     """Record a model under its `__vo__`; models do this by themselves."""
     known = _models.setdefault(cls.__vo__, cls)
     if known.__module__ != cls.__module__:
@@ -26,12 +26,12 @@ def register(cls: type[Resource]) -> None:
     _models[cls.__vo__] = cls
 
 
-def model(vo: str) -> type[Resource]:
+def model(vo: str) -> type[Row]:
     """The model of a resource type. Raises KeyError."""
     return _models[vo]
 
 
-def types() -> Mapping[str, type[Resource]]:
+def types() -> Mapping[str, type[Row]]:
     """Every resource type with its model."""
     return _models
 
@@ -45,17 +45,17 @@ def is_a(vo: str, ancestor: str) -> bool:
 async def missing(session: AsyncSession, vo: str, uuids: Iterable[str]) -> list[str]:
     """Those of `uuids` that no resource of this type has, in the given order."""
     wanted = list(dict.fromkeys(uuids))
-    column = model(vo).uuid
+    column: Any = inspect(model(vo)).attrs["uuid"].class_attribute
     found = set(await session.scalars(select(column).where(column.in_(wanted)))) if wanted else set()
     return [uuid for uuid in wanted if uuid not in found]
 
 
 async def type_of(session: AsyncSession, uuid: str) -> str | None:
     """The resource type behind a UUID, or None. A row of a child type answers its child type where that is loaded."""
-    roots = [cls for cls in _models.values() if cls.__mapper__.inherits is None]
-    if not roots:
-        return None
+    roots: list[Any] = [cls for cls in _models.values() if cls.__mapper__.inherits is None and hasattr(cls, "uuid")]
     queries = [select(literal(cls.__vo__)).where(cls.uuid == uuid) for cls in roots]
+    if not queries:
+        return None
     vo: str | None = await session.scalar(union_all(*queries))
     if vo is None:
         return None

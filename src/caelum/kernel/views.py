@@ -10,15 +10,13 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from sqlalchemy import inspect
 
-from caelum.kernel.database import Resource
-from caelum.kernel.message import Inventory
-
-I = TypeVar("I", bound=Inventory)  # noqa: E741 - the house's name for an inventory type
+from caelum.kernel.database import Row
+from caelum.kernel.message import Inventory, inventories, inventory_meta
 
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _PLAIN = frozenset({str, int, float, bool, type(None), msgspec.Raw})
@@ -52,13 +50,20 @@ def _related(value: Any) -> Any:
     return [view(one) for one in value] if isinstance(value, list) else view(value)
 
 
-def _plan(model: type[Resource]) -> _Plan:
-    mapper, inventory = inspect(model), model.__inventory__
+def _plan(model: type[Row]) -> _Plan:
+    mapper, inventory = inspect(model), _inventory_of(model)
     wanted = set(inventory.__struct_fields__)
     columns = tuple(one.key for one in mapper.column_attrs if one.key in wanted)
     relations = tuple(one.key for one in mapper.relationships if one.key in wanted)
     _plans[model] = plan = (inventory, columns, relations, hasattr(model, "extra_view"))
     return plan
+
+
+def _inventory_of(model: type[Row]) -> type[Inventory]:
+    declared: type[Inventory] | None = getattr(model, "__inventory__", None)
+    if declared is not None:
+        return declared
+    return next(one for one in inventories() if inventory_meta(one).vo == model.__vo__)
 
 
 def format_time(moment: datetime) -> str:
@@ -126,7 +131,7 @@ _converters: dict[type, Callable[[Any], Any]] = {datetime: format_time, dict: _m
 def _converter(kind: type) -> Callable[[Any], Any]:
     if issubclass(kind, msgspec.Struct):
         convert: Callable[[Any], Any] = _struct
-    elif issubclass(kind, Resource):
+    elif issubclass(kind, Row):
         convert = _row
     elif issubclass(kind, enum.Enum):
         convert = _enum
@@ -140,7 +145,7 @@ def _converter(kind: type) -> Callable[[Any], Any]:
     return convert
 
 
-def _row(value: Resource) -> Any:
+def _row(value: Row) -> Any:
     return _struct(view(value))
 
 
