@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from pathlib import Path
@@ -15,11 +16,12 @@ from typing import Any, Protocol, TypeVar
 
 import aiohttp
 import msgspec
+from aiohttp import web
 
 from caelum.agent import process
 from caelum.agent.protocol import INTERNAL, Nic
-from caelum.kernel.ids import new_uuid
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MODULES = ("caelum.agent.host", "caelum.agent.vm", "caelum.agent.network", "caelum.agent.storage")
@@ -67,7 +69,11 @@ class Hooks:
 class ReportSink(Protocol):
     """Who takes reports: numbers, keeps and delivers them."""
 
+    agent_uuid: str
+
     def add(self, kind: str, body: dict[str, Any]) -> None: ...
+
+    def send_to(self, url: str, host_uuid: str) -> None: ...
 
 
 class Agent:
@@ -75,12 +81,17 @@ class Agent:
 
     def __init__(self, config: AgentConfig, http: aiohttp.ClientSession, reports: ReportSink) -> None:
         self.config = config
-        self.uuid = new_uuid()
+        self.uuid = reports.agent_uuid
         self.state_dir = config.state_dir
         self.http = http
         self.hooks = Hooks()
         self.host_uuid: str | None = None
         self.settings: dict[str, str] = {}
+        self.routes: list[web.RouteDef] = []
+        """Web routes of parts that are more than commands (consoles); filled by `setup`."""
+        self.tasks_running: Callable[[], int] = lambda: 0
+        self._parts: dict[type, Any] = {}
+        self._background: set[asyncio.Task[Any]] = set()
         self._reports = reports
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="agent")
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
@@ -98,7 +109,7 @@ class Agent:
         return await process.run(argv, timeout=timeout, input=input, check=check, error_code=error_code)
 
     async def run_blocking(self, function: Callable[..., T], *args: Any) -> T:
-        """Run a blocking function in a thread. A cancellation waits for it: its lock must not be free while it works."""
+        """Run a blocking function in a thread. A cancellation waits for it: its lock stays taken while it works."""
         future = asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
         try:
             return await asyncio.shield(future)
@@ -107,6 +118,20 @@ class Agent:
             if not future.cancelled():
                 future.exception()  # seen: the cancellation is what counts
             raise
+
+    def add_part(self, part: object) -> None:
+        """Keep a long-lived object of a module, found again by its class."""
+        self._parts[type(part)] = part
+
+    def part(self, kind: type[T]) -> T:
+        """The object that a module's `setup` kept. Raises KeyError."""
+        found: T = self._parts[kind]
+        return found
+
+    def report_to(self, url: str, host_uuid: str) -> None:
+        """Who this host is for the server, and where its reports go."""
+        self.host_uuid = host_uuid
+        self._reports.send_to(url, host_uuid)
 
     def report(self, kind: str, body: msgspec.Struct | dict[str, Any]) -> None:
         """Tell the server something unasked; kept until it acknowledges. Loop thread only."""
@@ -133,6 +158,22 @@ class Agent:
             else:
                 self._locks[name] = (lock, users - 1)
 
-    def close(self) -> None:
-        """Let the threads end."""
+    def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        """Run something beside the commands until it ends or the agent stops; its failure is logged."""
+        task = asyncio.create_task(work, name=name)
+        self._background.add(task)
+        task.add_done_callback(self._background_done)
+        return task
+
+    def _background_done(self, task: asyncio.Task[Any]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("background work %s failed", task.get_name(), exc_info=task.exception())
+
+    async def close(self) -> None:
+        """End background work and let the threads end."""
+        left = list(self._background)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
         self._threads.shutdown(wait=False, cancel_futures=True)

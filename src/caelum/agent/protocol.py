@@ -9,6 +9,8 @@ A command is POSTed to `https://<host>:7070<path>` with mutual TLS and these hea
 
 Asynchronous: the agent journals the command, answers 202 with `{}` at once, works, and POSTs a `TaskAnswer` to
 `callbackurl` (header `taskuuid`) until it is acknowledged with 200 or 404. Synchronous: 200 with a `TaskAnswer`.
+A command that is refused before it is journaled is answered at once with a `TaskAnswer` whose error says why: 400
+(INVALID), 404 (no such path), 409 (STALE_ATTEMPT), 503 (BUSY); nothing was done and no callback follows.
 `GET /task/<uuid>` tells `TaskStatus` of a task; `DELETE /task/<uuid>` cancels it. Reports, numbered per agent start,
 are POSTed to the report URL given at connect; a report is repeated until acknowledged.
 
@@ -249,6 +251,7 @@ class StartVm(Command[StartVmAnswer]):
     console_password: str | None = None
     nested: bool = False
     cpu_speed_quota: int | None = None
+    """Percent of one physical core that each vCPU may use."""
     paused: bool = False
     cidata: dict[str, str] | None = None
     """NoCloud files (meta-data, user-data, network-config); given when no metadata service reaches the guest."""
@@ -302,6 +305,14 @@ class GetVmStates(Command[VmStates]):
     vm_uuids: list[str] | None = None
 
 
+class SetCdrom(Command[Empty]):
+    """Put an image into a CD-ROM drive of a running guest, or take it out (`install_path` None)."""
+
+    path = "/vm/cdrom/set"
+    vm_uuid: str
+    cdrom: Cdrom
+
+
 class AttachDisk(Command[Empty]):
     path = "/vm/disk/attach"
     vm_uuid: str
@@ -350,7 +361,7 @@ class StorageCapacity(_Struct):
 
 
 class InitStorage(Command[StorageCapacity]):
-    """Make and mark a primary storage's directory; refuses when the mark of an earlier connect is gone (not mounted)."""
+    """Make and mark a primary storage's directory; refuses when an earlier connect's mark is gone (not mounted)."""
 
     path = "/localstorage/init"
     storage_uuid: str

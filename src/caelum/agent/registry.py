@@ -16,7 +16,8 @@ exception becomes INTERNAL. It must be idempotent, and may be cancelled at any `
 
     await agent.run(argv, timeout=30, input=None, check=True) -> Completed     its group is killed on cancel or time-out
     await agent.run_blocking(function, *args)      in a thread; a cancellation waits for the function
-    agent.state_dir, agent.host_uuid, agent.settings, agent.http (client session with our certificate)
+    agent.state_dir, agent.host_uuid, agent.settings, agent.http (client session with our certificate;
+        to management nodes use `server_hostname=pki.SERVER_NAME`)
     agent.report(kind, body)                       numbered, kept until acknowledged
     agent.progress(percent, text)                  of the command that is being run
     async with agent.lock("name"):                 the same locks as `lock=`; never take one that you already hold
