@@ -1,0 +1,90 @@
+"""Who owns what. The table lives here, and not in the identity service, so that the owner commits with the resource.
+
+Invariant: a resource has at most one owner, from the transaction that makes it to the one that deletes it.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import Index, Select, String, delete, select
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapped, mapped_column
+
+from caelum.kernel import resources
+from caelum.kernel.database import Row, utcnow
+
+ALL_PERMISSIONS = 2
+"""The original's number for a permission to read and write."""
+
+
+class AccountResourceRefModel(Row):
+    """A resource's owner."""
+
+    __tablename__ = "account_resource_ref"
+    __vo__ = "AccountResourceRefVO"
+    __table_args__ = (Index("ix_account_resource_ref_account", "account_uuid", "resource_type"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    account_uuid: Mapped[str] = mapped_column(String(32))
+    owner_account_uuid: Mapped[str] = mapped_column(String(32))
+    resource_uuid: Mapped[str] = mapped_column(String(32), unique=True)
+    resource_type: Mapped[str] = mapped_column(String(255))
+    concrete_resource_type: Mapped[str] = mapped_column(String(512))
+    permission: Mapped[int] = mapped_column(default=ALL_PERMISSIONS)
+    is_shared: Mapped[bool] = mapped_column(default=False)
+    create_date: Mapped[datetime] = mapped_column(default=utcnow)
+    last_op_date: Mapped[datetime] = mapped_column(default=utcnow, onupdate=utcnow)
+
+
+class SharedResourceModel(Row):
+    """A resource that its owner shares with an account, or with everybody (`to_public`)."""
+
+    __tablename__ = "shared_resource"
+    __vo__ = "SharedResourceVO"
+    __table_args__ = (Index("ix_shared_resource_receiver", "receiver_account_uuid"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    owner_account_uuid: Mapped[str] = mapped_column(String(32))
+    receiver_account_uuid: Mapped[str | None] = mapped_column(String(32))
+    resource_type: Mapped[str] = mapped_column(String(255))
+    resource_uuid: Mapped[str] = mapped_column(String(32), index=True)
+    permission: Mapped[int] = mapped_column(default=1)
+    to_public: Mapped[bool] = mapped_column(default=False)
+    create_date: Mapped[datetime] = mapped_column(default=utcnow)
+    last_op_date: Mapped[datetime] = mapped_column(default=utcnow, onupdate=utcnow)
+
+
+async def own(tx: AsyncSession, account_uuid: str, resource_uuid: str, resource_type: str) -> None:
+    """Make the account the owner of the resource, in place of any other."""
+    known = await tx.scalar(_of(resource_uuid))
+    if known is None:
+        known = AccountResourceRefModel(
+            resource_uuid=resource_uuid,
+            resource_type=_root_type(resource_type),
+            concrete_resource_type=resource_type,
+        )
+        tx.add(known)
+    known.account_uuid = known.owner_account_uuid = account_uuid
+
+
+async def disown(tx: AsyncSession, resource_uuid: str) -> None:
+    """Forget the owner of a resource that is deleted, and with whom it was shared."""
+    for model in (AccountResourceRefModel, SharedResourceModel):
+        await tx.execute(delete(model).where(model.resource_uuid == resource_uuid))
+
+
+async def owner_of(session: AsyncSession, resource_uuid: str) -> str | None:
+    """The account that owns the resource, or None: nobody does, or it is not a thing that is owned."""
+    row = await session.scalar(_of(resource_uuid))
+    return None if row is None else row.account_uuid
+
+
+def _of(resource_uuid: str) -> Select[AccountResourceRefModel]:
+    return select(AccountResourceRefModel).where(AccountResourceRefModel.resource_uuid == resource_uuid)
+
+
+def _root_type(resource_type: str) -> str:
+    """Ownership is recorded, and asked for, by the type of the whole family (L2NetworkVO for a VLAN network)."""
+    model = resources.types().get(resource_type)
+    return resource_type if model is None else model.__mapper__.base_mapper.class_.__vo__
