@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from caelum.kernel import context
+from caelum.kernel.database import refuse_in_transaction
 from caelum.kernel.errors import CANCELED, TIMEOUT, UNDELIVERABLE, CloudError, as_cloud_error
 from caelum.kernel.events import CanonicalEvent, EventHub, Unsubscribe
 from caelum.kernel.message import Message
@@ -167,6 +168,7 @@ class BusBase:
 
     async def call_local(self, msg: Message[R], timeout: float | None = None) -> R:
         """Run the local handler of a message and wait for its answer."""
+        refuse_in_transaction(f"call {type(msg).__name__}")
         endpoint = self.endpoint_of(msg)
         limit = endpoint.timeout if timeout is None or timeout > endpoint.timeout else timeout
         now = time.monotonic()

@@ -8,7 +8,6 @@ that would close a cycle are dropped.
 from __future__ import annotations
 
 import logging
-from abc import abstractmethod
 from collections.abc import Iterable
 from typing import ClassVar, Literal
 
@@ -34,16 +33,16 @@ class CascadeExtension(ExtensionPoint):
     resource: ClassVar[str]
     parents: ClassVar[tuple[str, ...]] = ()
 
-    @abstractmethod
     async def children(self, parent_type: str, uuids: list[str]) -> list[str]:
         """The resources of our type that live below these parents."""
+        raise NotImplementedError
 
     async def check(self, uuids: list[str]) -> None:
         """Object to a Permissive deletion by raising."""
 
-    @abstractmethod
     async def delete(self, uuids: list[str], force: bool, issuer: str) -> None:
         """Delete these. `issuer` is the resource type whose deletion began it all."""
+        raise NotImplementedError
 
     async def cleanup(self, uuids: list[str]) -> None:
         """Remove what is left behind, once everything is deleted."""

@@ -48,15 +48,16 @@ class Extensions:
         self._by_point: dict[type[ExtensionPoint], list[ExtensionPoint]] = {}
 
     def add(self, extension: ExtensionPoint) -> None:
-        """Enter an extension at every point that it implements; a disabled one is left out."""
+        """Enter an extension at every point that it implements, once; a disabled one is left out."""
         if self._disabled & {extension.extension_name, type(extension).__name__}:
             log.info("extension %s is switched off", extension.extension_name)
             return
         for point in type(extension).__mro__:
             if issubclass(point, ExtensionPoint) and point is not ExtensionPoint:
                 entered = self._by_point.setdefault(point, [])
-                entered.append(extension)
-                entered.sort(key=lambda one: one.order)
+                if not any(one is extension for one in entered):
+                    entered.append(extension)
+                    entered.sort(key=lambda one: one.order)
 
     def remove(self, extension: ExtensionPoint) -> None:
         """Take an extension out of every point."""

@@ -383,6 +383,11 @@ def _params_of(cls: type[Message[Any]]) -> dict[str, Param]:
     return found
 
 
+def secret_fields(cls: type[Message[Any]]) -> frozenset[str]:
+    """The fields that are declared `Param(secret=True)`."""
+    return frozenset(name for name, param in _params_of(cls).items() if param.secret)
+
+
 def parameters(cls: type[ApiMessage[Any]]) -> list[ParamMeta]:
     """The parameters of an operation in declaration order."""
     params, meta = _params_of(cls), cls.__api__

@@ -1,0 +1,269 @@
+"""The composition root: one management node, put together, started and stopped in order.
+
+Invariant: requests are served only between the end of `start` and the beginning of `stop` (`ready`); a part that is
+broken or missing keeps nobody else from starting; `stop` ends within its time whatever hangs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+from typing import Any, cast
+
+import msgspec
+
+from caelum import builtin
+from caelum.kernel.bus import BusBase
+from caelum.kernel.cascade import Cascade
+from caelum.kernel.config import Config
+from caelum.kernel.database import Database
+from caelum.kernel.events import CanonicalEvent, EventHub, canonical
+from caelum.kernel.extension import Drivers, ExtensionPoint, Extensions, Part, discover
+from caelum.kernel.gc import GarbageCollector
+from caelum.kernel.ids import new_uuid
+from caelum.kernel.jobs import Jobs
+from caelum.kernel.log import Logging
+from caelum.kernel.memory_bus import MemoryBus
+from caelum.kernel.message import Message
+from caelum.kernel.metrics import Metrics, calls_of, queue_depth
+from caelum.kernel.queue import WorkQueues
+from caelum.kernel.resources import Resources
+from caelum.kernel.ring import Ring
+from caelum.kernel.service import Check, Service, handlings, interceptings
+from caelum.kernel.settings import Settings
+from caelum.kernel.timers import Timers
+from caelum.kernel.workflow import Workflows
+
+log = logging.getLogger(__name__)
+
+_SLOW_START = 5.0
+_STOP_ONE = 5.0
+
+PartSpec = str | type[Any]
+
+
+@canonical("/managementnode/lifecycle")
+class NodeLifecycle(CanonicalEvent):
+    """A management node joined or left."""
+
+    node_uuid: str
+    lifecycle: str
+
+
+class Node:
+    """One management node.
+
+    `services` and `drivers` choose the parts ("module:Class" strings or classes); None takes the built-in lists and
+    all entry points.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        services: Sequence[PartSpec] | None = None,
+        drivers: Sequence[PartSpec] | None = None,
+    ) -> None:
+        self.uuid = new_uuid()
+        self.config = config
+        self.ready = False
+        self.started_at = time.time()
+        self.waiting_for: str | None = None
+        self.ring = Ring(self.uuid)
+        self.queues = WorkQueues(config.queue_cap)
+        self.events = EventHub()
+        self.metrics = Metrics()
+        self.extensions = Extensions(config.disabled_extensions)
+        self.drivers = Drivers()
+        self.cascade = Cascade(self.extensions)
+        self.bus: BusBase = make_bus(self)
+        self.db = Database(config.resolved_database_url())
+        self.settings = Settings(self.db, self.bus, self.uuid)
+        self.timers = Timers(self.setting)
+        self.resources = Resources(self.db)
+        self.jobs = Jobs(self)
+        self.gc = GarbageCollector(self)
+        self.workflows = Workflows(self)
+        self.services: dict[str, Service] = {}
+        self.broken: list[Part] = []
+        self._logging = Logging(config, self.uuid)
+        self._chosen = (services, drivers)
+        self._parts: list[Any] = []
+        self._started_parts: list[Any] = []
+        self._checks: list[tuple[int, type[Message[Any]], Check]] = []
+        self._checks_of: dict[type, tuple[Check, ...]] = {}
+
+    def setting(self, setting: Any) -> Any:
+        """The value of a setting now."""
+        return self.settings.get(setting)
+
+    # --- parts --------------------------------------------------------------------------------------------------------
+
+    def add(self, part: Any) -> None:
+        """Enter a service, driver or plugin: its handlers, checks and extensions."""
+        if any(True for _ in handlings(part)):
+            self.bus.register(part)
+        if isinstance(part, Service):
+            self.services[part.name] = part
+        if isinstance(part, ExtensionPoint):
+            self.extensions.add(part)
+        for mark, check in interceptings(part):
+            self._checks.append((mark.order, mark.cls, check))
+        self._checks_of.clear()
+        self._parts.append(part)
+
+    def interceptors_of(self, cls: type[Message[Any]]) -> tuple[Check, ...]:
+        """The checks of a message class and of its bases, in order; the portal runs them before it routes."""
+        checks = self._checks_of.get(cls)
+        if checks is None:
+            fitting = [one for one in self._checks if issubclass(cls, one[1])]
+            checks = tuple(check for _, _, check in sorted(fitting, key=lambda one: one[0]))
+            self._checks_of[cls] = checks
+        return checks
+
+    def _find_parts(self) -> list[Part]:
+        services, drivers = self._chosen
+        found = _parts(services, ("caelum.services",), builtin.SERVICES)
+        found += _parts(drivers, ("caelum.drivers", "caelum.plugins"), builtin.DRIVERS)
+        disabled = set(self.config.disabled_services)
+        return [part for part in found if not disabled & {part.name, getattr(part.factory, "name", part.name)}]
+
+    def _make_parts(self, found: Iterable[Part]) -> None:
+        for part in found:
+            if part.factory is None:
+                self.broken.append(part)
+                continue
+            try:
+                self.add(part.factory(self))
+            except Exception as error:
+                log.exception("cannot set up %s; the rest starts without it", part.name)
+                self.broken.append(msgspec.structs.replace(part, error=f"{type(error).__name__}: {error}"))
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start everything; when this returns, the node is ready. A failed start leaves nothing running."""
+        begun = time.monotonic()
+        self.config.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._logging.start()
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+        self.ready = True
+        self.bus.publish(NodeLifecycle(node_uuid=self.uuid, lifecycle="NodeJoin"))
+        log.info("node %s is ready after %.2f s with %d parts", self.uuid, time.monotonic() - begun, len(self._parts))
+
+    async def _start(self) -> None:
+        async with self._phase("the modules of the services"):
+            found = self._find_parts()
+        async with self._phase(f"the database {self.db.url.rpartition('@')[2]}"):
+            await self.db.migrate()
+        async with self._phase("the settings"):
+            await self.settings.start()
+        self._make_parts(found)
+        self._observe()
+        async with self._phase(f"the bus {self.config.bus_url.rpartition('@')[2]}"):
+            await self.bus.start()
+        self.ring.join(self.uuid)
+        for part in list(self._parts):
+            await self._start_part(part)
+        async with self._phase("unfinished workflows to be taken up"):
+            await self.workflows.recover()
+        await self.gc.start()
+        await self.jobs.start()
+        self.timers.start()
+
+    async def _start_part(self, part: Any) -> None:
+        name = getattr(part, "name", type(part).__name__)
+        start = getattr(part, "start", None)
+        self._started_parts.append(part)
+        if start is None:
+            return
+        try:
+            async with self._phase(f"the start of {name}"):
+                await start()
+        except Exception as error:
+            log.exception("%s did not start; the rest goes on without it", name)
+            self.bus.unregister(part)
+            self.broken.append(Part(name, type(part), f"{type(error).__name__}: {error}"))
+
+    async def stop(self) -> None:
+        """Stop in reverse order, each part within its time."""
+        self.ready = False
+        if self.uuid in self.ring.members:
+            self.bus.publish(NodeLifecycle(node_uuid=self.uuid, lifecycle="NodeLeft"))
+        await self._ending("the timers", self.timers.stop())
+        for part in reversed(self._started_parts):
+            if (stop := getattr(part, "stop", None)) is not None:
+                await self._ending(f"the end of {getattr(part, 'name', type(part).__name__)}", stop())
+        self._started_parts.clear()
+        await self._ending("the workflows", self.workflows.stop(), self.config.stop_seconds)
+        await self._ending("the garbage collector", self.gc.stop())
+        await self._ending("running handlers", self.bus.drain(self.config.stop_seconds), self.config.stop_seconds + 1)
+        await self._ending("the bus", self.bus.stop())
+        await self._ending("the subscribers", self.events.close())
+        self.ring.leave(self.uuid)
+        await self._ending("the loop's watch", self.metrics.loop.stop())
+        await self._ending("the database", self.db.close())
+        self._logging.stop()
+
+    def _observe(self) -> None:
+        self.metrics.collect_from(calls_of(lambda: [(e.service, e.name, e.stats) for e in self.bus.endpoints()]))
+        self.metrics.collect_from(queue_depth(self.queues.depth))
+        self.metrics.loop.start()
+
+    @contextlib.asynccontextmanager
+    async def _phase(self, what: str) -> AsyncIterator[None]:
+        """Name what a slow start waits for, again and again until it is over."""
+        self.waiting_for = what
+        begun = time.monotonic()
+        watch = asyncio.create_task(_complain(what, begun))
+        try:
+            yield
+        finally:
+            watch.cancel()
+            self.waiting_for = None
+        log.debug("%s took %.3f s", what, time.monotonic() - begun)
+
+    async def _ending(self, what: str, work: Awaitable[Any], seconds: float = _STOP_ONE) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await work
+        except TimeoutError:
+            log.warning("%s did not end within %.0f s; the node stops without it", what, seconds)
+        except Exception:
+            log.exception("%s failed to end", what)
+
+
+async def _complain(what: str, begun: float) -> None:
+    while True:
+        await asyncio.sleep(_SLOW_START)
+        log.warning("the start waits since %.0f s for %s", time.monotonic() - begun, what)
+
+
+def _parts(chosen: Sequence[PartSpec] | None, groups: Iterable[str], built_in: Sequence[str]) -> list[Part]:
+    if chosen is not None:
+        named = discover("", [one for one in chosen if isinstance(one, str)])
+        return named + [Part(one.__name__, one) for one in chosen if not isinstance(one, str)]
+    first, *others = groups
+    found = discover(first, built_in)
+    for group in others:
+        found += discover(group, ())
+    return found
+
+
+def make_bus(node: Node) -> BusBase:
+    """The bus that the configuration names."""
+    url = node.config.bus_url
+    if url.startswith("memory:"):
+        return MemoryBus(node.ring, node.queues, node.events, node.setting)
+    if url.startswith(("amqp:", "amqps:")):
+        from caelum.kernel import rabbitmq_bus  # needs an optional dependency
+
+        return cast(BusBase, rabbitmq_bus.RabbitMqBus(url, node.ring, node.queues, node.events, node.setting))
+    raise ValueError(f"bus_url {url!r} is neither memory: nor amqp://")
