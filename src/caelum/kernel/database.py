@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, ClassVar, TypeVar, cast
@@ -28,6 +28,7 @@ T = TypeVar("T")
 BUSY_TIMEOUT = 30.0
 """Seconds that a statement waits for another process that writes to the same SQLite file."""
 
+_AFTER_COMMIT = "after_commit"
 _task_in_transaction: ContextVar[asyncio.Task[Any] | None] = ContextVar("task_in_transaction", default=None)
 
 
@@ -150,6 +151,8 @@ class Database:
             try:
                 yield session
                 await uninterrupted(session.commit())
+                for callback in session.info.pop(_AFTER_COMMIT, ()):
+                    callback()
             finally:
                 _task_in_transaction.reset(token)
                 await uninterrupted(session.close())
@@ -203,6 +206,11 @@ async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
     if cancelled is not None:
         raise cancelled
     return result
+
+
+def after_commit(tx: AsyncSession, callback: Callable[[], object]) -> None:
+    """Call `callback` once the transaction is committed, never if it is not: for news of what it changed."""
+    tx.info.setdefault(_AFTER_COMMIT, []).append(callback)
 
 
 def in_transaction() -> bool:
