@@ -1,0 +1,247 @@
+"""API jobs: what clients poll. A job lives in the database, so any node can answer for it, also after a crash.
+
+Invariant: a job is finished exactly once: the first answer counts. A job whose work nobody does any more (its node
+died before a durable workflow took it over) is answered with an error, never left Processing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from sqlalchemy import Index, String, Text, delete, select
+from sqlalchemy.orm import Mapped, mapped_column
+
+from caelum.kernel import message
+from caelum.kernel.context import SYSTEM, Actor
+from caelum.kernel.database import Base, unique, update_where, utcnow
+from caelum.kernel.errors import INVALID_ARGUMENT, CloudError, ErrorCode, error_type, to_wire
+from caelum.kernel.settings import Seconds, setting
+from caelum.kernel.views import to_builtins
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+    from caelum.kernel.node import Node
+
+log = logging.getLogger(__name__)
+
+MANAGEMENT_NODE_UNAVAILABLE = error_type(
+    "SYS.1012",
+    "The management node is unavailable",
+    "The node that did this work stopped before it was done; look at the resource, then repeat the request.",
+    transient=True,
+)
+
+EXPIRED_PERIOD = setting(
+    "rest", "completedApi.expiredPeriod", "10800", Seconds,
+    "How long a completed API can stay in the database before it's deleted, in seconds", minimum=1,
+)  # fmt: skip
+SCAN_INTERVAL = setting(
+    "rest", "expiredApi.scanInterval", "3600", Seconds,
+    "The interval the GC thread scans the database for completed, expired API records, in seconds", minimum=2,
+)  # fmt: skip
+
+PROCESSING = "Processing"
+DONE = "Done"
+
+
+class JobModel(Base):
+    """An API job. `result` is the body of its answer as JSON text; exactly one of it and `error` is set when Done."""
+
+    __tablename__ = "api_job"
+    __table_args__ = (Index("ix_api_job_state", "state", "node_uuid"), Index("ix_api_job_finish", "finish_date"))
+
+    uuid: Mapped[str] = mapped_column(String(32), primary_key=True)
+    api: Mapped[str] = mapped_column(String(255))
+    actor: Mapped[dict[str, Any]]
+    body: Mapped[str | None] = mapped_column(Text)
+    web_hook: Mapped[str | None] = mapped_column(Text)
+    node_uuid: Mapped[str] = mapped_column(String(32))
+    state: Mapped[str] = mapped_column(String(16), default=PROCESSING)
+    result: Mapped[str | None] = mapped_column(Text)
+    error: Mapped[str | None] = mapped_column(Text)
+    percent: Mapped[int] = mapped_column(default=0)
+    text: Mapped[str | None] = mapped_column(Text)
+    create_date: Mapped[datetime] = mapped_column(default=utcnow)
+    finish_date: Mapped[datetime | None]
+
+
+class Job(msgspec.Struct, frozen=True):
+    """What is known of a job. `result` is JSON text."""
+
+    uuid: str
+    api: str
+    actor: Actor
+    state: str
+    create_date: datetime
+    body: str | None = None
+    web_hook: str | None = None
+    result: str | None = None
+    error: ErrorCode | None = None
+    percent: int = 0
+    text: str | None = None
+    finish_date: datetime | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether it has its answer."""
+        return self.state == DONE
+
+
+Listener = Callable[[Job], None]
+
+
+class Jobs:
+    """The jobs of the cloud, seen from one node."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._waiting: dict[str, asyncio.Future[Job]] = {}
+        self._finish_listeners: list[Listener] = []
+        self._progress_listeners: list[Listener] = []
+
+    async def start(self) -> None:
+        """Begin to purge old jobs."""
+        self._node.timers.every(SCAN_INTERVAL, self.purge, name="jobs.purge")
+
+    async def stop(self) -> None:
+        """Let nobody wait for ever."""
+        for future in self._waiting.values():
+            future.cancel()
+
+    async def create(
+        self, uuid: str, api: str, actor: Actor = SYSTEM, body: str | None = None, *, web_hook: str | None = None
+    ) -> None:
+        """Record a new job; from here on it gets an answer. INVALID_ARGUMENT when the UUID is used already."""
+        row = JobModel(
+            uuid=uuid, api=api, actor=msgspec.to_builtins(actor), body=body, web_hook=web_hook,
+            node_uuid=self._node.uuid,
+        )  # fmt: skip
+        async with self._node.db.transaction() as tx, unique(tx, INVALID_ARGUMENT, f"Duplicate job uuid[{uuid}]"):
+            tx.add(row)
+
+    async def finish(self, uuid: str, answer: str | bytes | ErrorCode | BaseException) -> bool:
+        """Answer the job: the body's JSON text, or an error. False when it has its answer already (or is unknown)."""
+        async with self._node.db.transaction() as tx:
+            finished = await finish_in(tx, uuid, answer)
+        if finished:
+            await self.tell(uuid)
+        return finished
+
+    async def tell(self, uuid: str) -> None:
+        """Tell those who wait here that the job is finished; to be called after the transaction of `finish_in`."""
+        if not self._finish_listeners and uuid not in self._waiting:
+            return
+        job = await self.get(uuid)
+        if job is None:
+            return
+        future = self._waiting.pop(uuid, None)
+        if future is not None and not future.done():
+            future.set_result(job)
+        _notify(self._finish_listeners, job)
+
+    async def get(self, uuid: str) -> Job | None:
+        """What is known of the job, or None when there is none (any more)."""
+        async with self._node.db.read() as session:
+            row = await session.get(JobModel, uuid)
+        return None if row is None else _job(row)
+
+    async def wait(self, uuid: str) -> Job | None:
+        """Wait until the job is finished by this node, at once when it is; None when there is none."""
+        future = self._waiting.get(uuid)
+        if future is None:
+            # Registered before the look: a job that finishes in between is not missed.
+            future = self._waiting[uuid] = asyncio.get_running_loop().create_future()
+        job = await self.get(uuid)
+        if job is None or job.done:
+            self._waiting.pop(uuid, None)
+            if job is not None and not future.done():
+                future.set_result(job)
+            return job
+        return await asyncio.shield(future)
+
+    async def progress(self, uuid: str, percent: int, text: str | None = None) -> None:
+        """Note how far a job is; it never goes back."""
+        async with self._node.db.transaction() as tx:
+            moved = await progress_in(tx, uuid, percent, text)
+        if moved:
+            await self.tell_progress(uuid)
+
+    async def tell_progress(self, uuid: str) -> None:
+        """Tell the listeners how far the job is."""
+        if self._progress_listeners and (job := await self.get(uuid)) is not None:
+            _notify(self._progress_listeners, job)
+
+    def on_finish(self, listener: Listener) -> None:
+        """Call `listener(job)` for each job that this node finishes (web hooks, the WebSocket feed)."""
+        self._finish_listeners.append(listener)
+
+    def on_progress(self, listener: Listener) -> None:
+        """Call `listener(job)` for each progress that this node notes."""
+        self._progress_listeners.append(listener)
+
+    async def fail_orphans(self, owners: Sequence[str], alive: Sequence[str]) -> list[str]:
+        """Answer the jobs that dead nodes left, except `alive`, which resumed workflows will answer."""
+        query = select(JobModel.uuid).where(JobModel.state == PROCESSING, JobModel.node_uuid.in_(owners))
+        async with self._node.db.read() as session:
+            orphans = set(await session.scalars(query)) - set(alive)
+        error = CloudError(
+            MANAGEMENT_NODE_UNAVAILABLE, "the management node was restarted before it had done what was asked"
+        )
+        for uuid in orphans:
+            await self.finish(uuid, error)
+        return sorted(orphans)
+
+    async def purge(self) -> None:
+        """Forget jobs that were finished long ago."""
+        until = utcnow() - timedelta(seconds=self._node.settings.get(EXPIRED_PERIOD))
+        async with self._node.db.transaction() as tx:
+            await tx.execute(delete(JobModel).where(JobModel.state == DONE, JobModel.finish_date < until))
+
+
+async def finish_in(tx: AsyncSession, uuid: str, answer: str | bytes | ErrorCode | BaseException) -> bool:
+    """`Jobs.finish` inside the caller's transaction."""
+    values: dict[str, Any] = {"state": DONE, "finish_date": utcnow(), "percent": 100}
+    if isinstance(answer, (str, bytes)):
+        values["result"] = answer if isinstance(answer, str) else answer.decode()
+    else:
+        values["error"] = msgspec.json.encode(to_wire(answer)).decode()
+    return await update_where(tx, JobModel, values, JobModel.uuid == uuid, JobModel.state == PROCESSING) > 0
+
+
+async def progress_in(tx: AsyncSession, uuid: str, percent: int, text: str | None = None) -> bool:
+    """`Jobs.progress` inside the caller's transaction."""
+    row, values = JobModel, {"percent": percent, **({} if text is None else {"text": text})}
+    return await update_where(tx, row, values, row.uuid == uuid, row.state == PROCESSING, row.percent <= percent) > 0
+
+
+def reply_body(api: str, reply: Any) -> str:
+    """The JSON body that answers the operation `api` with `reply`."""
+    meta = message.api(api)
+    if reply is None:
+        return "{}"
+    value = to_builtins(reply)
+    if meta is not None and meta.reply_key is not None:
+        value = {meta.reply_key: value}
+    return msgspec.json.encode(value if isinstance(value, dict) else {}).decode()
+
+
+def _job(row: JobModel) -> Job:
+    error = None if row.error is None else msgspec.json.decode(row.error, type=ErrorCode)
+    return Job(
+        row.uuid, row.api, msgspec.convert(row.actor, Actor), row.state, row.create_date, row.body, row.web_hook,
+        row.result, error, row.percent, row.text, row.finish_date,
+    )  # fmt: skip
+
+
+def _notify(listeners: list[Listener], job: Job) -> None:
+    for listener in listeners:
+        try:
+            listener(job)
+        except Exception:
+            log.exception("a listener failed on job %s", job.uuid)
