@@ -84,6 +84,12 @@ class BusBase:
         self._table: dict[type, Endpoint] = {}
         self._working: dict[asyncio.Task[None], Endpoint] = {}
 
+    async def start(self) -> None:
+        """Connect, where there is something to connect to."""
+
+    async def stop(self) -> None:
+        """Disconnect."""
+
     # --- registration -----------------------------------------------------------------------------------------------
 
     def register(self, service: object) -> None:

@@ -20,7 +20,7 @@ PREFIX = "CAELUM_"
 
 
 class Config(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The configuration of one node. In the file: TOML keys of the same names; in the environment: `CAELUM_DATA_DIR`."""
+    """The configuration of one node: TOML keys of these names, or the environment (`CAELUM_DATA_DIR`)."""
 
     data_dir: Path = Path("/var/lib/caelum")
     """Everything that this node keeps: database, certificates, logs, images of the built-in store."""
@@ -101,4 +101,3 @@ def _decode(kind: type, value: Any) -> Any:
     if kind is Path:
         return Path(value)
     raise NotImplementedError(kind)
-

@@ -64,10 +64,9 @@ class JsonFormatter(logging.Formatter):
 class ConsoleFormatter(logging.Formatter):
     """A line for people: time, level, place, text, and what it belongs to."""
 
-    converter = time.gmtime
-
     def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%Y-%m-%d %H:%M:%S")
+        super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+        self.converter = time.gmtime
 
     def format(self, record: logging.LogRecord) -> str:
         """The record with its job and operation in brackets at the end of the first line."""
@@ -81,7 +80,7 @@ class _Queue(logging.handlers.QueueHandler):
 
     def enqueue(self, record: logging.LogRecord) -> None:
         try:
-            self.queue.put_nowait(record)  # type: ignore[union-attr]
+            self.queue.put_nowait(record)
         except queue.Full:
             sys.stderr.write("the log writer is behind; a record is lost\n")
 

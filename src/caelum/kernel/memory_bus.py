@@ -33,9 +33,3 @@ class MemoryBus(BusBase):
     def publish(self, event: CanonicalEvent) -> None:
         """See `Bus.publish`."""
         self.events.deliver(event)
-
-    async def start(self) -> None:
-        """Nothing to connect."""
-
-    async def stop(self) -> None:
-        """Nothing to disconnect."""

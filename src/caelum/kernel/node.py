@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
@@ -263,7 +264,7 @@ def make_bus(node: Node) -> BusBase:
     if url.startswith("memory:"):
         return MemoryBus(node.ring, node.queues, node.events, node.setting)
     if url.startswith(("amqp:", "amqps:")):
-        from caelum.kernel import rabbitmq_bus  # needs an optional dependency
-
-        return cast(BusBase, rabbitmq_bus.RabbitMqBus(url, node.ring, node.queues, node.events, node.setting))
+        # Loaded only here: it needs an optional dependency.
+        module = importlib.import_module("caelum.kernel.rabbitmq_bus")
+        return cast(BusBase, module.RabbitMqBus(url, node.ring, node.queues, node.events, node.setting))
     raise ValueError(f"bus_url {url!r} is neither memory: nor amqp://")
