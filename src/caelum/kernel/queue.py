@@ -319,9 +319,11 @@ class WorkQueues:
         handle.landed()
 
     async def _wait(self, turn: _Turn, granted: asyncio.Future[None]) -> None:
-        left = context.current().remaining()
-        expiry = None if left is None else asyncio.get_running_loop().call_later(left, self._expire, turn)
+        expiry: asyncio.TimerHandle | None = None
         try:
+            left = context.current().remaining()
+            if left is not None:
+                expiry = asyncio.get_running_loop().call_later(left, self._expire, turn)
             await granted
         except BaseException:
             self._leave(turn)
