@@ -1,0 +1,326 @@
+"""Commands to host agents: posted once with a task's UUID, answered by callback, polled when the callback is late.
+
+Invariant: a command has one effect and one answer, whatever the network does. Delivery is repeated under the same
+task UUID, which the agent's journal recognises; an answer is taken from the callback or from the poll, the first wins;
+an agent that died during the command says so (INTERRUPTED) and the command, being idempotent, is repeated under a new
+UUID. Nobody but the host that was asked can answer: the connection is pinned to its UUID, and so is the callback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import ssl
+import time
+from collections.abc import AsyncIterator
+from typing import Any, TypeVar
+
+import aiohttp
+import msgspec
+
+from caelum.agent import protocol
+from caelum.agent.protocol import Command, TaskAnswer, TaskStatus
+from caelum.cloud.host.errors import HOST_DISCONNECTED
+from caelum.drivers.kvm.errors import AGENT_INTERRUPTED, from_agent
+from caelum.kernel import context
+from caelum.kernel.errors import INTERNAL, TIMEOUT, CloudError
+from caelum.kernel.ids import new_uuid
+
+log = logging.getLogger(__name__)
+
+A = TypeVar("A")
+
+_NETWORK_ERRORS = (aiohttp.ClientError, OSError, TimeoutError, ssl.SSLError)
+
+
+class Address(msgspec.Struct, frozen=True):
+    """Where the agent of a host is."""
+
+    host_uuid: str
+    ip: str
+    port: int
+
+    def url(self, path: str, scheme: str = "https") -> str:
+        host = f"[{self.ip}]" if ":" in self.ip else self.ip
+        return f"{scheme}://{host}:{self.port}{path}"
+
+
+class Pace(msgspec.Struct, frozen=True, kw_only=True):
+    """How patient the client is, in seconds."""
+
+    connect: float = 5
+    """To open a connection."""
+    acknowledge: float = 15
+    """For the agent to acknowledge a command, or to answer a poll."""
+    back_off: tuple[float, ...] = (0.2, 0.5, 1, 2)
+    """Pauses between attempts to deliver."""
+    first_poll: float = 5
+    slowest_poll: float = 30
+    lost_after: float = 45
+    """An agent that answers no poll for so long is lost."""
+    default_timeout: float = 1800
+
+
+class Pending:
+    """A command whose answer is awaited."""
+
+    def __init__(self, address: Address, path: str) -> None:
+        self.host_uuid = address.host_uuid
+        self.path = path
+        self.job_uuid = context.current().job_uuid
+        self.answer: asyncio.Future[TaskAnswer] = asyncio.get_running_loop().create_future()
+
+    def resolve(self, answer: TaskAnswer) -> None:
+        """Take the first answer; later ones are the same."""
+        if not self.answer.done():
+            self.answer.set_result(answer)
+
+    def fail(self, error: CloudError) -> None:
+        """Stop waiting."""
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+
+class AgentClient:
+    """Speaks to all agents. `callback_url` is where this node takes answers."""
+
+    def __init__(self, tls: ssl.SSLContext, callback_url: str, pace: Pace | None = None) -> None:
+        self.callback_url = callback_url
+        self.pending: dict[str, Pending] = {}
+        self._tls = tls
+        self._pace = pace or Pace()
+        self._errands: set[asyncio.Task[None]] = set()
+        # Idle connections outlive the ping interval: a TLS handshake per ping and host would be most of the work.
+        connector = aiohttp.TCPConnector(ssl=tls, limit=0, keepalive_timeout=90)
+        self._http = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+
+    async def close(self) -> None:
+        """End all connections; whoever still waits is told."""
+        for task in self._errands:
+            task.cancel()
+        for waiting in list(self.pending.values()):
+            waiting.fail(CloudError(HOST_DISCONNECTED, "the management node is stopping"))
+        await self._http.close()
+
+    async def run(self, address: Address, command: Command[A], timeout: float | None = None) -> A:
+        """Run a command on a host and return its answer, within `timeout`, the task's deadline and the default."""
+        deadline = time.monotonic() + self._patience(timeout)
+        answer = await (self._synchronous if command.sync else self._until_settled)(address, command, deadline)
+        if answer.error is not None:
+            raise from_agent(answer.error, address.host_uuid, command.path)
+        try:
+            return msgspec.convert(answer.result or {}, protocol.answer_type(type(command)))  # type: ignore[no-any-return]
+        except msgspec.ValidationError as error:
+            raise _malformed(address, command.path, error) from error
+
+    def take_answer(self, task_uuid: str, host_uuid: str, answer: TaskAnswer) -> bool | None:
+        """An answer came by callback: True when it was awaited, False when unknown, None when it is not that host's."""
+        waiting = self.pending.get(task_uuid)
+        if waiting is None:
+            return False
+        if waiting.host_uuid != host_uuid:
+            return None
+        waiting.resolve(answer)
+        return True
+
+    def host_lost(self, host_uuid: str, reason: CloudError) -> None:
+        """Nobody needs to wait for this host any longer."""
+        for waiting in list(self.pending.values()):
+            if waiting.host_uuid == host_uuid:
+                waiting.fail(CloudError(HOST_DISCONNECTED, f"host {host_uuid} is lost", cause=reason))
+
+    async def watch(self, address: Address) -> None:
+        """Hold an idle connection to the agent; returns when it breaks, which tells of the agent's death at once."""
+        async with asyncio.timeout(self._pace.connect):
+            reader, writer = await asyncio.open_connection(
+                address.ip, address.port, ssl=self._tls, server_hostname=address.host_uuid
+            )
+        try:
+            await reader.read(1)
+        finally:
+            writer.transport.abort()
+
+    def _patience(self, timeout: float | None) -> float:
+        left = context.current().remaining()
+        limits = (timeout or self._pace.default_timeout, self._pace.default_timeout if left is None else left)
+        return min(limits)
+
+    async def _synchronous(self, address: Address, command: Command[Any], deadline: float) -> TaskAnswer:
+        try:
+            status, body = await self._request(
+                "POST", address, command.path, deadline, body=msgspec.json.encode(command)
+            )
+        except _NETWORK_ERRORS as error:
+            raise _unreachable(address, command.path, error) from error
+        if status != 200:
+            raise _refused(address, command.path, status, body)
+        return _decode(address, command.path, body, TaskAnswer)
+
+    async def _until_settled(self, address: Address, command: Command[Any], deadline: float) -> TaskAnswer:
+        """Repeat the command when the agent dies during it: the answer of a whole run settles its effect."""
+        for _ in range(3):
+            answer = await self._asynchronous(address, command, deadline)
+            if answer.error is None or answer.error.code != AGENT_INTERRUPTED.code:
+                break
+            log.info("agent of host %s died during %s, repeating it", address.host_uuid, command.path)
+        return answer
+
+    async def _asynchronous(self, address: Address, command: Command[Any], deadline: float) -> TaskAnswer:
+        task_uuid, waiting = new_uuid(), Pending(address, command.path)
+        self.pending[task_uuid] = waiting
+        try:
+            async with asyncio.timeout_at(_loop_time(deadline)):
+                await self._deliver(address, command, task_uuid, waiting, deadline)
+                return await self._await_answer(address, command, task_uuid, waiting, deadline)
+        except TimeoutError:
+            self._errand(self._cancel(address, task_uuid))
+            raise _too_late(address, command.path, task_uuid) from None
+        except asyncio.CancelledError:
+            self._errand(self._cancel(address, task_uuid))
+            raise
+        finally:
+            del self.pending[task_uuid]
+            waiting.answer.cancel()
+
+    async def _deliver(
+        self, address: Address, command: Command[Any], task_uuid: str, waiting: Pending, deadline: float
+    ) -> None:
+        """Post until acknowledged. The callback may come before the acknowledgement, or instead of a lost one."""
+        body = msgspec.json.encode(command)
+        pauses = iter(self._pace.back_off)
+        while not waiting.answer.done():
+            try:
+                headers = self._headers(task_uuid, deadline)
+                status, text = await self._request("POST", address, command.path, deadline, body=body, headers=headers)
+            except _NETWORK_ERRORS as error:
+                failure: CloudError = _unreachable(address, command.path, error)
+            else:
+                if status == 202:
+                    return
+                failure = _refused(address, command.path, status, text)
+            pause = next(pauses, None)
+            if pause is None or not failure.kind.transient:
+                raise failure
+            await asyncio.wait([waiting.answer], timeout=pause)
+
+    async def _await_answer(
+        self, address: Address, command: Command[Any], task_uuid: str, waiting: Pending, deadline: float
+    ) -> TaskAnswer:
+        pause, last_heard = self._pace.first_poll, time.monotonic()
+        while not (await asyncio.wait([waiting.answer], timeout=pause))[0]:
+            pause = min(pause * 1.5, self._pace.slowest_poll)
+            try:
+                status = await self._task_status(address, task_uuid, deadline)
+            except _NETWORK_ERRORS as error:
+                if time.monotonic() - last_heard > self._pace.lost_after:
+                    raise _unreachable(address, command.path, error) from error
+                pause = self._pace.first_poll
+                continue
+            last_heard = time.monotonic()
+            if status.answer is not None:
+                waiting.resolve(status.answer)
+            elif status.state == "Unknown" and not waiting.answer.done():
+                await self._deliver(address, command, task_uuid, waiting, deadline)
+        return waiting.answer.result()
+
+    async def _task_status(self, address: Address, task_uuid: str, deadline: float) -> TaskStatus:
+        status, body = await self._request("GET", address, f"/task/{task_uuid}", deadline)
+        if status == 404:
+            return TaskStatus(state="Unknown")
+        if status != 200:
+            raise aiohttp.ClientError(f"HTTP status {status}")
+        return _decode(address, "/task", body, TaskStatus)
+
+    async def _cancel(self, address: Address, task_uuid: str) -> None:
+        with contextlib.suppress(*_NETWORK_ERRORS):
+            await self._request("DELETE", address, f"/task/{task_uuid}", time.monotonic() + self._pace.acknowledge)
+
+    def _errand(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
+
+    def _headers(self, task_uuid: str, deadline: float) -> dict[str, str]:
+        left = max(0.0, deadline - time.monotonic())
+        headers = {"taskuuid": task_uuid, "callbackurl": self.callback_url, "deadline": f"{left:.1f}"}
+        fence = context.current().fence
+        return headers if fence is None else {**headers, "attempt": fence}
+
+    async def _request(
+        self,
+        method: str,
+        address: Address,
+        path: str,
+        deadline: float,
+        *,
+        body: bytes | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> tuple[int, bytes]:
+        limit = max(0.001, min(self._pace.acknowledge, deadline - time.monotonic()))
+        patience = aiohttp.ClientTimeout(total=limit, sock_connect=self._pace.connect)
+        async with self._http.request(
+            method,
+            address.url(path),
+            data=body,
+            headers={"Content-Type": "application/json", **(headers or {})},
+            server_hostname=address.host_uuid,
+            timeout=patience,
+            allow_redirects=False,
+        ) as response:
+            return response.status, await response.read()
+
+
+@contextlib.asynccontextmanager
+async def first_contact(
+    tls: ssl.SSLContext, ip: str, port: int, patience: float
+) -> AsyncIterator[asyncio.StreamWriter]:
+    """A connection to an agent whose host's UUID is not known yet; `tls` must not check the name."""
+    try:
+        async with asyncio.timeout(patience):
+            _, writer = await asyncio.open_connection(ip, port, ssl=tls)
+    except _NETWORK_ERRORS as error:
+        raise _unreachable(Address("", ip, port), "first contact", error) from error
+    try:
+        yield writer
+    finally:
+        writer.transport.abort()
+
+
+def _loop_time(deadline: float) -> float:
+    return asyncio.get_running_loop().time() + deadline - time.monotonic()
+
+
+def _decode(address: Address, path: str, body: bytes, kind: type[A]) -> A:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _malformed(address, path, error) from error
+
+
+def _malformed(address: Address, path: str, error: Exception) -> CloudError:
+    details = f"the agent of host {address.host_uuid} at {address.ip} answered {path} with something else: {error}"
+    return CloudError(INTERNAL, details, hostUuid=address.host_uuid, command=path)
+
+
+def _unreachable(address: Address, path: str, error: BaseException) -> CloudError:
+    what = f"{type(error).__name__} {error}".strip()
+    details = f"no connection to the agent at {address.ip}:{address.port} for {path}: {what}"
+    return CloudError(HOST_DISCONNECTED, details, hostUuid=address.host_uuid, address=address.ip, port=address.port)
+
+
+def _refused(address: Address, path: str, status: int, body: bytes) -> CloudError:
+    """The agent answered with an HTTP error: an error of its own when it says one, else a sign that it is not well."""
+    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+        error = msgspec.json.decode(body, type=TaskAnswer).error
+        if error is not None:
+            return from_agent(error, address.host_uuid, path)
+    details = f"the agent at {address.ip}:{address.port} answered {path} with HTTP status {status}"
+    if status >= 500 or status == 429:
+        return CloudError(HOST_DISCONNECTED, details, hostUuid=address.host_uuid, httpStatus=status)
+    return CloudError(INTERNAL, details, hostUuid=address.host_uuid, httpStatus=status)
+
+
+def _too_late(address: Address, path: str, task_uuid: str) -> CloudError:
+    details = f"host {address.host_uuid} at {address.ip} did not finish {path} (task {task_uuid}) in time"
+    return CloudError(TIMEOUT, details, hostUuid=address.host_uuid, command=path, taskUuid=task_uuid)

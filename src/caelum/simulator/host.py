@@ -1,0 +1,309 @@
+"""One simulated host: the agent's HTTPS port, its tasks, callbacks and reports.
+
+Invariant: seen from the network it is an agent. It serves only management nodes, acknowledges before it works, delivers
+an answer until it is taken, and dies like a process: connections break, nothing in flight is finished.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections import Counter, deque
+from typing import Any
+
+import aiohttp
+import msgspec
+from aiohttp import web
+
+from caelum.agent import protocol as p
+from caelum.kernel import pki
+from caelum.kernel.ids import new_uuid
+from caelum.simulator.faults import Behaviour, Fault
+from caelum.simulator.journal import Journal, Task
+from caelum.simulator.world import CommandError, World
+
+VERSION = "simulated"
+_DELIVERY_PAUSES = (0.1, 0.3, 1, 3, 10)
+_POST_TIMEOUT = aiohttp.ClientTimeout(total=15)
+_JSON = {"Content-Type": "application/json"}
+_encode = msgspec.json.Encoder().encode
+_commands = p.commands()
+
+
+class SimulatedHost:
+    """A host with its own address and certificate."""
+
+    def __init__(
+        self,
+        *,
+        uuid: str,
+        ip: str,
+        files: pki.Files,
+        world: World,
+        behaviour: Behaviour,
+        http: aiohttp.ClientSession,
+    ) -> None:
+        self.uuid, self.ip, self.world = uuid, ip, world
+        self.port = 0
+        self.agent_uuid = new_uuid()
+        self.alive = False
+        self.arrived: Counter[str] = Counter()
+        """How many commands came, by path."""
+        self.done: Counter[str] = Counter()
+        """How many had an effect, by path."""
+        self.journal = Journal()
+        self._files, self._behaviour, self._http = files, behaviour, http
+        self._client_tls: ssl.SSLContext | None = None
+        self._runner: web.ServerRunner | None = None
+        self._work: set[asyncio.Task[None]] = set()
+        self._reports: deque[p.Report] = deque()
+        self._report_number = 0
+        self._reporting = False
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    async def start(self, port: int) -> int:
+        """Start the agent; returns the port, a free one for port 0."""
+        server = web.Server(self._handle, access_log=None)
+        self._runner = web.ServerRunner(server, shutdown_timeout=0)
+        await self._runner.setup()
+        site = web.TCPSite(
+            self._runner, self.ip, port, ssl_context=pki.server_context(self._files), reuse_address=True, backlog=128
+        )
+        await site.start()
+        self.port = self._runner.addresses[0][1]
+        self.alive = True
+        for task in self.journal.interrupt():
+            self._spawn(self._deliver(task))
+        return self.port
+
+    async def die(self) -> None:
+        """The agent's process is killed; guests, files and networks stay."""
+        runner, self._runner, self.alive = self._runner, None, False
+        current = asyncio.current_task()
+        for work in self._work - {current}:
+            work.cancel()
+        self._reports.clear()
+        if runner is not None:
+            for connection in runner.server.connections if runner.server else []:
+                if connection.transport is not None:
+                    connection.transport.abort()
+            await runner.cleanup()
+
+    async def revive(self) -> None:
+        """The agent starts again; it does not remember whose it was."""
+        if not self.alive:
+            self.agent_uuid, self._report_number = new_uuid(), 0
+            self.world.host_uuid = self.world.report_url = None
+            await self.start(self.port)
+
+    async def power_off(self) -> None:
+        """The machine lost power: the agent and every guest are gone."""
+        await self.die()
+        self.world.power_off()
+
+    def guest_changes(self, vm_uuid: str, state: str, reason: str = "by itself") -> None:
+        """A guest changed its state without being told, and the agent reports it."""
+        if state == "Stopped":
+            self.world.vms.pop(vm_uuid, None)
+        else:
+            self.world.vms[vm_uuid].state = state
+        self.report("vm-state", p.VmStateReport(vm_uuid=vm_uuid, state=state, reason=reason))
+
+    # --- requests ---------------------------------------------------------------------------------------------------
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        identity = pki.peer_identity(request.transport)
+        if identity is None or identity.kind != "server":
+            return web.Response(status=403, text="only a management node may command a host")
+        if request.path.startswith("/task/"):
+            return _json(200, self._look_up(request.method, request.path.removeprefix("/task/")))
+        cls = _commands.get(request.path)
+        if cls is None or request.method != "POST":
+            return _refusal(404, p.INVALID, f"no command {request.path}")
+        self.arrived[request.path] += 1
+        try:
+            command = msgspec.json.decode(await request.read() or b"{}", type=cls)
+        except msgspec.DecodeError as error:
+            return _refusal(400, p.INVALID, f"{request.path}: {error}")
+        fault = self._behaviour.fault_for(self.uuid, request.path)
+        if fault is not None and fault.kind == "refuse":
+            return _refusal(503, p.BUSY, "refused on demand", transient=True)
+        if fault is not None and fault.kind == "die":
+            await self.die()
+            raise ConnectionResetError
+        return await (self._synchronous if cls.sync else self._accept)(request, command, fault)
+
+    def _look_up(self, method: str, task_uuid: str) -> p.TaskStatus:
+        if method == "DELETE":
+            for work in self._work:
+                if work.get_name() == task_uuid:
+                    work.cancel()
+        return self.journal.status(task_uuid)
+
+    async def _synchronous(
+        self, request: web.BaseRequest, command: p.Command[Any], fault: Fault | None
+    ) -> web.StreamResponse:
+        await self._take_time(command.path, fault)
+        answer = self._perform(command, fault)
+        if fault is not None and fault.kind in ("lose_reply", "lose_ack"):
+            _break(request)
+        return _json(200, answer)
+
+    async def _accept(
+        self, request: web.BaseRequest, command: p.Command[Any], fault: Fault | None
+    ) -> web.StreamResponse:
+        if self.journal.overtaken(request.headers.get("attempt")):
+            return _refusal(409, p.STALE_ATTEMPT, f"attempt {request.headers['attempt']} was taken over")
+        task_uuid = request.headers.get("taskuuid")
+        if not task_uuid:
+            return _refusal(400, p.INVALID, "header taskuuid is missing")
+        task, new = self.journal.accept(task_uuid, command.path, request.headers.get("callbackurl"))
+        if new:
+            self._spawn(self._run(task, command, fault, request.headers.get("attempt")), task_uuid)
+        elif task.answer is not None:
+            self._spawn(self._deliver(task))
+        if new and fault is not None and fault.kind == "lose_ack":
+            _break(request)
+        return web.Response(status=202, body=b"{}", headers=_JSON)
+
+    # --- work -------------------------------------------------------------------------------------------------------
+
+    async def _run(self, task: Task, command: p.Command[Any], fault: Fault | None, attempt: str | None) -> None:
+        try:
+            await self._take_time(command.path, fault)
+            if self.journal.overtaken(attempt):
+                task.answer = _failure(p.STALE_ATTEMPT, f"attempt {attempt} was taken over")
+            else:
+                task.answer = self._perform(command, fault)
+        except asyncio.CancelledError:
+            if not self.alive:
+                return
+            task.answer = _failure(p.CANCELED, f"{command.path} was canceled")
+        if fault is not None and fault.kind == "die_after":
+            await self.die()
+            return
+        if fault is None or fault.kind != "lose_reply":
+            await self._deliver(task)
+        if fault is not None and fault.kind == "double_reply":
+            await self._deliver(task)
+
+    async def _take_time(self, path: str, fault: Fault | None) -> None:
+        seconds = self._behaviour.delay_for(path) + (fault.delay if fault is not None else 0)
+        if fault is not None and fault.kind == "hang":
+            seconds = 1e6
+        if seconds > 0:
+            await asyncio.sleep(seconds)
+
+    def _perform(self, command: p.Command[Any], fault: Fault | None) -> p.TaskAnswer:
+        if fault is not None and fault.kind == "error":
+            error = p.AgentError(code=fault.code, details=fault.details, transient=fault.transient)
+            return p.TaskAnswer(error=error)
+        before = self.world.states()
+        try:
+            answer = p.TaskAnswer(result=self._own(command) or self.world.apply(command))
+        except CommandError as error:
+            return p.TaskAnswer(error=error.error)
+        self.done[command.path] += 1
+        self._tell_changes(before)
+        return answer
+
+    def _own(self, command: p.Command[Any]) -> dict[str, Any] | None:
+        """Commands about the agent rather than the host."""
+        answer: msgspec.Struct
+        match command:
+            case p.ConnectHost():
+                self.world.host_uuid, self.world.report_url = command.host_uuid, command.report_url
+                answer = p.ConnectHostAnswer(
+                    agent_uuid=self.agent_uuid, version=VERSION, protocol=p.PROTOCOL_VERSION, facts=self.world.facts,
+                    vm_states=self.world.states(), unknown_domains=[],
+                )  # fmt: skip
+            case p.Ping():
+                answer = p.PingAnswer(
+                    host_uuid=self.world.host_uuid, agent_uuid=self.agent_uuid, version=VERSION,
+                    vm_states=self.world.states(),
+                )  # fmt: skip
+            case p.Echo():
+                return {"": None}
+            case _:
+                return None
+        return msgspec.to_builtins(answer)  # type: ignore[no-any-return]
+
+    async def _deliver(self, task: Task) -> None:
+        if task.callback is not None:
+            headers = {"taskuuid": task.uuid, **_JSON}
+            await self._post_until_taken(task.callback, _encode(task.answer), headers)
+        task.delivered = True
+
+    # --- reports ----------------------------------------------------------------------------------------------------
+
+    def _tell_changes(self, before: dict[str, str]) -> None:
+        now = self.world.states()
+        for uuid in before.keys() | now.keys():
+            if before.get(uuid) != now.get(uuid):
+                self.report("vm-state", p.VmStateReport(vm_uuid=uuid, state=now.get(uuid, "Stopped"), reason="told"))
+
+    def report(self, kind: Any, body: msgspec.Struct | dict[str, Any]) -> None:
+        """Number a report and send it in order, if the server has said where to."""
+        if self.world.report_url is None or self.world.host_uuid is None:
+            return
+        self._report_number += 1
+        report = p.Report(
+            agent_uuid=self.agent_uuid, host_uuid=self.world.host_uuid, number=self._report_number, kind=kind,
+            body=msgspec.to_builtins(body),
+        )  # fmt: skip
+        self._reports.append(report)
+        if not self._reporting:
+            self._spawn(self._send_reports())
+
+    async def _send_reports(self) -> None:
+        self._reporting = True
+        try:
+            while self._reports and self.world.report_url is not None:
+                await self._post_until_taken(self.world.report_url, _encode(self._reports[0]), _JSON)
+                self._reports.popleft()
+        finally:
+            self._reporting = False
+
+    async def _post_until_taken(self, url: str, body: bytes, headers: dict[str, str]) -> None:
+        tls, tries = await self._outgoing_tls(), 0
+        while not await self._post(url, body, headers, tls):
+            await asyncio.sleep(_DELIVERY_PAUSES[min(tries, len(_DELIVERY_PAUSES) - 1)])
+            tries += 1
+
+    async def _post(self, url: str, body: bytes, headers: dict[str, str], tls: ssl.SSLContext) -> bool:
+        with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
+            async with self._http.post(
+                url, data=body, headers=headers, ssl=tls, server_hostname=pki.SERVER_NAME, timeout=_POST_TIMEOUT
+            ) as response:
+                return response.status in (200, 400, 403, 404)
+        return False
+
+    async def _outgoing_tls(self) -> ssl.SSLContext:
+        if self._client_tls is None:
+            self._client_tls = await asyncio.to_thread(pki.client_context, self._files)
+        return self._client_tls
+
+    def _spawn(self, work: Any, name: str | None = None) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+
+
+def _break(request: web.BaseRequest) -> None:
+    if request.transport is not None:
+        request.transport.abort()
+    raise ConnectionResetError
+
+
+def _failure(code: str, details: str, transient: bool = False) -> p.TaskAnswer:
+    return p.TaskAnswer(error=p.AgentError(code=code, details=details, transient=transient))
+
+
+def _refusal(status: int, code: str, details: str, transient: bool = False) -> web.Response:
+    return _json(status, _failure(code, details, transient))
+
+
+def _json(status: int, body: Any) -> web.Response:
+    return web.Response(status=status, body=_encode(body), headers=_JSON)

@@ -1,0 +1,256 @@
+"""The agent client against simulated agents, over real HTTPS with real certificates; no management node."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import msgspec
+import pytest
+
+from caelum.agent import protocol as p
+from caelum.cloud.host.errors import HOST_DISCONNECTED
+from caelum.drivers.kvm.client import Address, AgentClient, Pace
+from caelum.drivers.kvm.errors import STALE_ATTEMPT
+from caelum.drivers.kvm.listener import AgentListener, KnownHosts
+from caelum.kernel import context, pki
+from caelum.kernel.errors import TIMEOUT, CloudError
+from caelum.kernel.ids import new_uuid
+from caelum.simulator import Latency, SimulatedHosts
+from caelum.simulator.world import known_paths
+
+QUICK = Pace(connect=2, acknowledge=2, back_off=(0.05, 0.1), first_poll=0.15, slowest_poll=0.3, lost_after=1.5)
+
+
+class Rig:
+    """A client, its listener, and hosts."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.hosts = SimulatedHosts(2, directory=directory)
+        self.reports: list[p.Report] = []
+
+    async def start(self) -> None:
+        await self.hosts.start()
+        files = pki.ensure_server(self.directory, new_uuid(), ["127.0.0.1"])
+        self.client = AgentClient(pki.client_context(files), "", QUICK)
+        known = KnownHosts(self._known)
+        self.listener = AgentListener(self.client, known, self._report, self._renew, [])
+        self.port = await self.listener.start("127.0.0.1", 0, pki.server_context(files))
+        self.client.callback_url = f"https://127.0.0.1:{self.port}/agent/callback"
+
+    async def stop(self) -> None:
+        await self.client.close()
+        await self.listener.stop()
+        await self.hosts.stop()
+
+    def address(self, index: int = 0) -> Address:
+        return Address(self.hosts[index].uuid, self.hosts[index].ip, self.hosts.port)
+
+    async def bridge(self, name: str = "br0", timeout: float = 5) -> None:
+        await self.client.run(self.address(), p.CreateBridge(l2_uuid="l2", bridge=name, interface="eth0"), timeout)
+
+    async def post(self, path: str, body: object, headers: dict[str, str], tls: ssl.SSLContext) -> int:
+        url = f"https://127.0.0.1:{self.port}{path}"
+        async with (
+            aiohttp.ClientSession() as http,
+            http.post(
+                url, data=msgspec.json.encode(body), headers=headers, ssl=tls, server_hostname=pki.SERVER_NAME
+            ) as response,
+        ):
+            return response.status
+
+    def tls_of(self, index: int) -> ssl.SSLContext:
+        return pki.client_context(self.hosts[index]._files)
+
+    async def _known(self, host_uuid: str) -> bool:
+        return any(host.uuid == host_uuid for host in self.hosts.hosts)
+
+    async def _report(self, report: p.Report) -> None:
+        self.reports.append(report)
+
+    async def _renew(self, host_uuid: str, request: bytes) -> bytes:
+        raise AssertionError
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+    rig = Rig(tmp_path)
+    await rig.start()
+    yield rig
+    await rig.stop()
+
+
+async def test_a_command_is_acknowledged_and_answered_by_callback(rig: Rig) -> None:
+    await rig.bridge()
+    info = await rig.client.run(rig.address(), p.GetHostCapacity())
+    assert info.cpu_num == 16
+    assert list(rig.hosts.dump()[rig.hosts[0].uuid]["bridges"]) == ["br0"]
+    assert rig.hosts[1].world.bridges == {}
+    assert not rig.client.pending
+
+
+async def test_a_lost_callback_is_polled(rig: Rig) -> None:
+    rig.hosts.fault("lose_reply", count=1)
+    await rig.bridge()
+    assert rig.hosts[0].done[p.CreateBridge.path] == 1
+
+
+async def test_a_doubled_callback_is_answered_404_and_harmless(rig: Rig) -> None:
+    rig.hosts.fault("double_reply")
+    await rig.bridge()
+    await rig.bridge("br1")
+    assert sorted(rig.hosts[0].world.bridges) == ["br0", "br1"]
+
+
+async def test_a_lost_acknowledgement_leads_to_one_effect(rig: Rig) -> None:
+    rig.hosts.fault("lose_ack", count=1)
+    await rig.bridge()
+    assert rig.hosts[0].done[p.CreateBridge.path] == 1
+
+
+async def test_a_refused_command_is_repeated_then_given_up_as_transient(rig: Rig) -> None:
+    rig.hosts.fault("refuse", count=1)
+    await rig.bridge()
+    assert rig.hosts[0].arrived[p.CreateBridge.path] == 2
+    rig.hosts.fault("refuse")
+    with pytest.raises(CloudError) as caught:
+        await rig.bridge()
+    assert caught.value.code == p.BUSY
+    assert caught.value.kind.transient
+
+
+async def test_an_agents_error_keeps_its_code_and_numbers(rig: Rig) -> None:
+    rig.hosts[0].world.disk_bytes = 1000
+    command = p.CreateVolume(storage_path="/s", volume_uuid="v", install_path="/s/v.qcow2", size=1 << 30)
+    with pytest.raises(CloudError) as caught:
+        await rig.client.run(rig.address(), command)
+    assert caught.value.code == p.NO_SPACE
+    assert caught.value.facts["free"] == 1000
+    assert caught.value.facts["hostUuid"] == rig.hosts[0].uuid
+
+
+async def test_a_hanging_command_ends_at_its_deadline_and_is_cancelled_on_the_host(rig: Rig) -> None:
+    rig.hosts.fault("hang")
+    with pytest.raises(CloudError) as caught:
+        await rig.bridge(timeout=0.3)
+    assert caught.value.kind is TIMEOUT
+    await asyncio.sleep(0.2)
+    assert rig.hosts[0].journal.running() == 0
+    assert rig.hosts[0].world.bridges == {}
+
+
+async def test_a_callers_cancellation_reaches_the_host(rig: Rig) -> None:
+    rig.hosts.fault("hang")
+    work = asyncio.create_task(rig.bridge())
+    while not rig.hosts[0].journal.running():
+        await asyncio.sleep(0.01)
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    await asyncio.sleep(0.2)
+    assert rig.hosts[0].journal.running() == 0
+
+
+async def test_an_agent_that_dies_during_a_command_runs_it_after_its_restart(rig: Rig) -> None:
+    rig.hosts.latency(Latency(path="/network/*", low=0.2))
+    work = asyncio.create_task(rig.bridge(timeout=10))
+    while not rig.hosts[0].journal.running():
+        await asyncio.sleep(0.01)
+    await rig.hosts[0].die()
+    assert rig.hosts[0].world.bridges == {}
+    await asyncio.sleep(0.4)
+    await rig.hosts[0].revive()
+    await work
+    assert list(rig.hosts[0].world.bridges) == ["br0"]
+
+
+async def test_a_dead_host_is_given_up(rig: Rig) -> None:
+    rig.hosts.fault("hang")
+    work = asyncio.create_task(rig.bridge(timeout=30))
+    while not rig.hosts[0].journal.running():
+        await asyncio.sleep(0.01)
+    await rig.hosts[0].die()
+    with pytest.raises(CloudError) as caught:
+        await work
+    assert caught.value.kind is HOST_DISCONNECTED
+    with pytest.raises(CloudError) as caught:
+        await rig.bridge()
+    assert caught.value.kind is HOST_DISCONNECTED
+    assert caught.value.facts["port"] == rig.hosts.port
+
+
+async def test_a_lower_attempt_is_refused(rig: Rig) -> None:
+    workflow = new_uuid()
+    for attempt in (1, 2):
+        with context.use(context.TaskContext(fence=f"{workflow}:{attempt}")):
+            await rig.bridge(f"br{attempt}")
+    with context.use(context.TaskContext(fence=f"{workflow}:1")), pytest.raises(CloudError) as caught:
+        await rig.bridge("br3")
+    assert caught.value.kind is STALE_ATTEMPT
+    assert sorted(rig.hosts[0].world.bridges) == ["br1", "br2"]
+
+
+async def test_the_address_of_a_host_does_not_make_it_another_host(rig: Rig) -> None:
+    wrong = Address(rig.hosts[1].uuid, rig.hosts[0].ip, rig.hosts.port)
+    with pytest.raises(CloudError) as caught:
+        await rig.client.run(wrong, p.Echo())
+    assert caught.value.kind is HOST_DISCONNECTED
+    assert "certificate" in caught.value.details.lower()
+
+
+async def test_another_host_cannot_answer_a_task(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig.hosts.fault("hang")
+    work = asyncio.create_task(rig.bridge())
+    while not rig.hosts[0].journal.running():
+        await asyncio.sleep(0.01)
+    task_uuid = next(iter(rig.client.pending))
+    forged = p.TaskAnswer(result={})
+    assert await rig.post("/agent/callback", forged, {"taskuuid": task_uuid}, rig.tls_of(1)) == 403
+    assert not work.done()
+    assert "another host" in caplog.text
+    assert await rig.post("/agent/callback", forged, {"taskuuid": new_uuid()}, rig.tls_of(0)) == 404
+    assert await rig.post("/agent/callback", forged, {"taskuuid": task_uuid}, rig.tls_of(0)) == 200
+    await work
+
+
+async def test_reports_come_in_order_once_and_only_from_their_host(rig: Rig) -> None:
+    host, agent = rig.hosts[0], new_uuid()
+
+    def report(number: int, of: str = host.uuid) -> p.Report:
+        return p.Report(agent_uuid=agent, host_uuid=of, number=number, kind="progress", body={})
+
+    tls = rig.tls_of(0)
+    for number in (1, 2, 2, 1):
+        assert await rig.post("/agent/report", report(number), {}, tls) == 200
+    late = asyncio.create_task(rig.post("/agent/report", report(4), {}, tls))
+    await asyncio.sleep(0.2)
+    assert await rig.post("/agent/report", report(3), {}, tls) == 200
+    assert await late == 200
+    assert [one.number for one in rig.reports] == [1, 2, 3, 4]
+    assert await rig.post("/agent/report", report(5, rig.hosts[1].uuid), {}, tls) == 403
+    assert len(rig.reports) == 4
+
+
+async def test_a_watch_ends_at_once_when_the_agent_dies(rig: Rig) -> None:
+    watch = asyncio.create_task(rig.client.watch(rig.address()))
+    await asyncio.sleep(0.2)
+    assert not watch.done()
+    await rig.hosts[0].die()
+    await asyncio.wait_for(watch, 1)
+
+
+async def test_only_management_nodes_command_hosts(rig: Rig) -> None:
+    url = f"https://{rig.hosts[0].ip}:{rig.hosts.port}/host/echo"
+    async with (
+        aiohttp.ClientSession() as http,
+        http.post(url, data=b"{}", ssl=rig.tls_of(1), server_hostname=rig.hosts[0].uuid) as response,
+    ):
+        assert response.status == 403
+
+
+def test_the_simulator_knows_every_command() -> None:
+    assert known_paths() == frozenset(p.commands())
