@@ -129,7 +129,8 @@ def to_wire(error: BaseException | ErrorCode) -> ErrorCode:
         return error.to_wire()
     if isinstance(error, TimeoutError):
         return CloudError(TIMEOUT, str(error) or "the time for this operation is over").to_wire()
-    return CloudError(INTERNAL, f"{type(error).__name__}: {error}").to_wire()
+    # The first line only: below it, a database error shows its statement and the values.
+    return CloudError(INTERNAL, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}").to_wire()
 
 
 def as_cloud_error(error: BaseException) -> CloudError:
