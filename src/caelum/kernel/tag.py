@@ -267,11 +267,23 @@ async def save_tags(tx: AsyncSession, msg: ApiMessage[Any], uuid: str, vo: str |
     if resource_type is None:
         return
     await save_system_tags(tx, msg.system_tags, uuid, resource_type)
-    for text in msg.user_tags or ():
+    pattern_uuids = msg.tag_uuids if isinstance(msg, CreateMessage) else None
+    await save_user_tags(tx, msg.user_tags, uuid, resource_type, pattern_uuids)
+
+
+async def save_user_tags(
+    tx: AsyncSession,
+    tags: Sequence[str] | None,
+    uuid: str,
+    resource_type: str,
+    pattern_uuids: Sequence[str] | None = None,
+) -> None:
+    """Store user tags, and those of the named tag patterns."""
+    for text in tags or ():
         await _save_user_tag(tx, uuid, resource_type, text, None)
-    if isinstance(msg, CreateMessage) and msg.tag_uuids:
+    if pattern_uuids:
         pattern: Any = resources.model("TagPatternVO")
-        for row in await tx.scalars(select(pattern).where(pattern.uuid.in_(msg.tag_uuids))):
+        for row in await tx.scalars(select(pattern).where(pattern.uuid.in_(pattern_uuids))):
             await _save_user_tag(tx, uuid, resource_type, row.value, row.uuid)
 
 
