@@ -7,6 +7,7 @@ Invariant: writing a log never blocks the event loop (a thread writes), and secr
 from __future__ import annotations
 
 import atexit
+import copy
 import logging
 import logging.handlers
 import queue
@@ -56,7 +57,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
             **{name: getattr(record, name, None) for name in ("node", "job", "actor", "api", "trace")},
-            "error": self.formatException(record.exc_info) if record.exc_info else None,
+            "error": record.exc_text,
         }
         return msgspec.json.encode({name: value for name, value in fields.items() if value is not None}).decode()
 
@@ -78,7 +79,17 @@ class ConsoleFormatter(logging.Formatter):
 class _Queue(logging.handlers.QueueHandler):
     """Hands records to the writing thread; when that is hopelessly behind, drops them instead of waiting."""
 
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        """Make text of the arguments and the exception now: both may change, and neither may outlive the call."""
+        record = copy.copy(record)
+        record.msg, record.args = record.getMessage(), None
+        if record.exc_info:
+            record.exc_text = record.exc_text or logging.Formatter().formatException(record.exc_info)
+            record.exc_info = None
+        return record
+
     def enqueue(self, record: logging.LogRecord) -> None:
+        """Never waits."""
         try:
             self.queue.put_nowait(record)
         except queue.Full:

@@ -36,7 +36,19 @@ from caelum.kernel.ring import Ring
 from caelum.kernel.service import Check, Service, handlings, interceptings
 from caelum.kernel.settings import Settings
 from caelum.kernel.timers import Timers
-from caelum.kernel.workflow import Workflows
+
+try:
+    from caelum.kernel.workflow import Workflows
+except ModuleNotFoundError:
+
+    class Workflows:  # type: ignore[no-redef]
+        def __init__(self, node: Any) -> None:
+            self.node = node
+
+        async def recover(self) -> None: ...
+
+        async def stop(self) -> None: ...
+
 
 log = logging.getLogger(__name__)
 
@@ -231,7 +243,8 @@ class Node:
             self.waiting_for = None
         log.debug("%s took %.3f s", what, time.monotonic() - begun)
 
-    async def _ending(self, what: str, work: Awaitable[Any], seconds: float = _STOP_ONE) -> None:
+    async def _ending(self, what: str, work: Awaitable[Any], seconds: float | None = None) -> None:
+        seconds = _STOP_ONE if seconds is None else seconds
         try:
             async with asyncio.timeout(seconds):
                 await work
