@@ -1,0 +1,1 @@
+"""The durable workflows of VMs, one module per kind of operation."""

@@ -1,0 +1,110 @@
+"""What the workflows of one VM share: its queue, its description, and looking at the host when in doubt."""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+import msgspec
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from caelum.cloud.host.messages import DestroyVmOnHost, GetVmStatesOnHost
+from caelum.cloud.host.spec import VmSpec
+from caelum.cloud.vm.api import VmInstanceInventory
+from caelum.cloud.vm.extension import VmResourceProvider
+from caelum.cloud.vm.model import VmState
+from caelum.cloud.vm.specs import build_spec, load_vm
+from caelum.kernel.errors import CloudError
+from caelum.kernel.gc import gc_runner
+from caelum.kernel.node import Node
+from caelum.kernel.views import view
+from caelum.kernel.workflow import Workflow
+
+DESTROY_LATER = "vm.destroy-on-host"
+GC_INTERVAL = 60
+
+
+class VmContext(msgspec.Struct, kw_only=True):
+    """What every VM workflow carries. `seen` is the state that an undo found on the host."""
+
+    vm_uuid: str
+    host_uuid: str | None = None
+    former_state: str = ""
+    seen: str | None = None
+
+
+C = TypeVar("C", bound=VmContext)
+
+
+class VmFlow(Workflow[C, VmInstanceInventory], Generic[C], abstract=True):
+    """A workflow about one VM, in that VM's queue; its result is the VM."""
+
+    def subject(self, ctx: C) -> str:
+        return ctx.vm_uuid
+
+    def queue(self, ctx: C) -> str:
+        return queue_of(ctx.vm_uuid)
+
+    async def result(self, ctx: C) -> VmInstanceInventory:
+        return await inventory_of(self.node, ctx.vm_uuid)
+
+
+def queue_of(vm_uuid: str) -> str:
+    """The work queue of a VM: one operation at a time."""
+    return f"vm-{vm_uuid}"
+
+
+async def inventory_of(node: Node, vm_uuid: str) -> VmInstanceInventory:
+    """The VM as clients see it. Raises SYS.1003."""
+    async with node.db.read() as session:
+        answer: VmInstanceInventory = view(await load_vm(session, vm_uuid))
+        return answer
+
+
+async def prepare_on(node: Node, vm_uuid: str, host_uuid: str) -> VmSpec:
+    """Have networks and services of a VM ready on a host. Returns the complete description."""
+    spec = await build_spec(node, vm_uuid, realise_on=host_uuid)
+    await node.extensions.each(VmResourceProvider, "prepare", spec, host_uuid)
+    return spec
+
+
+async def release_from(node: Node, vm_uuid: str, host_uuid: str) -> None:
+    """Take back what `prepare_on` made; nothing happens when it made nothing."""
+    spec = await build_spec(node, vm_uuid)
+    await node.extensions.each(VmResourceProvider, "release", spec, host_uuid)
+
+
+async def state_on_host(node: Node, vm_uuid: str, host_uuid: str) -> str:
+    """The VM's true state: what its host says, Stopped when it is not there, Unknown when the host does not answer."""
+    try:
+        reply = await node.bus.call(GetVmStatesOnHost(host_uuid=host_uuid, vm_uuids=[vm_uuid]), timeout=30)
+    except CloudError:
+        return VmState.UNKNOWN
+    return reply.states.get(vm_uuid, VmState.STOPPED)
+
+
+async def destroy_on_host(node: Node, vm_uuid: str, host_uuid: str) -> None:
+    """Remove the machine from its host, now or, when the host cannot be reached, as soon as it can."""
+    try:
+        await node.bus.call(DestroyVmOnHost(host_uuid=host_uuid, vm_uuid=vm_uuid))
+    except CloudError:
+        async with node.db.transaction() as tx:
+            await destroy_later(node, tx, vm_uuid, host_uuid)
+
+
+async def destroy_later(node: Node, tx: AsyncSession, vm_uuid: str, host_uuid: str) -> None:
+    """Leave the removal of a machine from its host to the garbage collector."""
+    name = f"{DESTROY_LATER}-{vm_uuid}-{host_uuid}"
+    await node.gc.submit(tx, name, DESTROY_LATER, {"vm_uuid": vm_uuid, "host_uuid": host_uuid}, interval=GC_INTERVAL)
+
+
+@gc_runner(DESTROY_LATER)
+async def _destroy_on_host(node: Node, context: dict[str, str]) -> bool:
+    """Destroy the machine unless it has come to life again by an operation of its own."""
+    from caelum.cloud.vm.model import VmInstanceModel
+
+    async with node.db.read() as session:
+        vm = await session.get(VmInstanceModel, context["vm_uuid"])
+        if vm is not None and vm.host_uuid == context["host_uuid"]:
+            return True
+    await node.bus.call(DestroyVmOnHost(host_uuid=context["host_uuid"], vm_uuid=context["vm_uuid"]))
+    return True

@@ -1,0 +1,153 @@
+"""Destroy, recover and expunge.
+
+Invariant: a destroyed VM has no place, no address and nothing on any host; what a host that is away still has, the
+garbage collector removes.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from caelum.cloud.allocator.messages import ReturnHost
+from caelum.cloud.vm.api import DESTROY_FAILED, VmInstanceInventory
+from caelum.cloud.vm.flows.base import VmContext, VmFlow, destroy_on_host, release_from
+from caelum.cloud.vm.flows.lifecycle import return_address
+from caelum.cloud.vm.model import VmInstanceModel, VmState
+from caelum.cloud.vm.records import forget_vm, give_running_quota, move, set_state
+from caelum.cloud.vm.specs import load_vm
+from caelum.cloud.volume.messages import (
+    DeleteVolume,
+    ExpungeVolume,
+    GetVolumes,
+    RecoverVolume,
+    SetVolumeAttachment,
+)
+from caelum.kernel.errors import CloudError
+from caelum.kernel.workflow import Run, step
+
+
+class DestroyContext(VmContext, kw_only=True):
+    """`policy` Direct leaves nothing; Delay and Never leave a record and a root disk that can be recovered."""
+
+    policy: str = "Delay"
+    delete_data: bool = False
+    vm: VmInstanceInventory | None = None
+
+
+class DestroyVmFlow(VmFlow[DestroyContext]):
+    """Any stable state -> Destroying -> Destroyed, or nothing at all. It goes forward only: destroyed is destroyed."""
+
+    name = "vm.destroy"
+    rehearsal = "vm_destroy"
+
+    async def begin(self, tx: AsyncSession, ctx: DestroyContext) -> None:
+        vm = await load_vm(tx, ctx.vm_uuid)
+        ctx.former_state, ctx.host_uuid = vm.state, vm.host_uuid
+        await move(self.node, tx, ctx.vm_uuid, "destroying", operation="DestroyVmInstance")
+
+    @step(progress=30, no_undo="the machine is gone, or the garbage collector will see to it")
+    async def destroy_domain(self, run: Run[DestroyContext]) -> None:
+        if run.ctx.host_uuid is not None:
+            await destroy_on_host(run.node, run.ctx.vm_uuid, run.ctx.host_uuid)
+
+    @step(progress=50, no_undo="a destroyed VM needs nothing on a host")
+    async def release_host(self, run: Run[DestroyContext]) -> None:
+        if run.ctx.host_uuid is not None:
+            await release_from(run.node, run.ctx.vm_uuid, run.ctx.host_uuid)
+        await run.bus.call(ReturnHost(vm_uuid=run.ctx.vm_uuid))
+
+    @step(progress=60, no_undo="a recovered VM gets addresses at its next start")
+    async def return_addresses(self, run: Run[DestroyContext]) -> None:
+        async with run.db.read() as session:
+            vm = await load_vm(session, run.ctx.vm_uuid)
+        for nic in vm.vm_nics:
+            await return_address(run, nic.uuid)
+
+    @step(timeout=None, progress=90, no_undo="deleting a volume by policy Delay can be taken back by recovering the VM")
+    async def release_volumes(self, run: Run[DestroyContext]) -> None:
+        ctx = run.ctx
+        for volume in (await run.bus.call(GetVolumes(vm_instance_uuid=ctx.vm_uuid))).volumes:
+            if volume.type == "Root" or ctx.delete_data:
+                await run.bus.call(DeleteVolume(volume_uuid=volume.uuid, policy=ctx.policy))
+            else:
+                await run.bus.call(SetVolumeAttachment(volume_uuid=volume.uuid, vm_instance_uuid=None))
+
+    async def complete(self, tx: AsyncSession, ctx: DestroyContext) -> None:
+        vm = await move(self.node, tx, ctx.vm_uuid, "destroyed", host_uuid=None)
+        vm.last_host_uuid = ctx.host_uuid or vm.last_host_uuid
+        await give_running_quota(tx, vm)
+        if ctx.policy == "Direct":
+            await tx.flush()
+            await forget_vm(tx, ctx.vm_uuid)
+
+    async def abort(self, tx: AsyncSession, ctx: DestroyContext, error: CloudError) -> None:
+        """Part of it may be done: what is left is a VM that is stopped, and can be destroyed again."""
+        vm = await load_vm(tx, ctx.vm_uuid)
+        set_state(self.node, tx, vm, VmState.STOPPED, host_uuid=None)
+        await give_running_quota(tx, vm)
+
+    async def result(self, ctx: DestroyContext) -> None:  # type: ignore[override]
+        return None
+
+
+class RecoverVmFlow(VmFlow[VmContext]):
+    """Destroyed -> Stopped, with its root disk."""
+
+    name = "vm.recover"
+    rehearsal = "vm_recover"
+
+    async def begin(self, tx: AsyncSession, ctx: VmContext) -> None:
+        vm = await load_vm(tx, ctx.vm_uuid)
+        ctx.former_state = vm.state
+        await move(self.node, tx, ctx.vm_uuid, "stopped", operation="RecoverVmInstance")
+        set_state(self.node, tx, vm, VmState.DESTROYED)
+
+    @step()
+    async def recover_root(self, run: Run[VmContext]) -> None:
+        await run.bus.call(RecoverVolume(volume_uuid=await root_of(run)))
+
+    @recover_root.undo
+    async def delete_root_again(self, run: Run[VmContext]) -> None:
+        await run.bus.call(DeleteVolume(volume_uuid=await root_of(run), policy="Delay"))
+
+    async def complete(self, tx: AsyncSession, ctx: VmContext) -> None:
+        await move(self.node, tx, ctx.vm_uuid, "stopped")
+
+    async def abort(self, tx: AsyncSession, ctx: VmContext, error: CloudError) -> None:
+        """Nothing was changed."""
+
+
+async def root_of(run: Run[VmContext]) -> str:
+    """The UUID of the VM's root volume."""
+    async with run.db.read() as session:
+        vm = await load_vm(session, run.ctx.vm_uuid)
+    if vm.root_volume_uuid is None:
+        raise CloudError(DESTROY_FAILED, f"VM[uuid:{vm.uuid}] has no root volume")
+    return vm.root_volume_uuid
+
+
+class ExpungeVmFlow(VmFlow[VmContext]):
+    """Destroyed -> nothing. It goes forward only."""
+
+    name = "vm.expunge"
+    rehearsal = "vm_expunge"
+
+    async def begin(self, tx: AsyncSession, ctx: VmContext) -> None:
+        vm = await tx.get_one(VmInstanceModel, ctx.vm_uuid)
+        ctx.former_state = vm.state
+
+    @step(timeout=None, no_undo="a disk that is gone is gone; the VM can be expunged again")
+    async def expunge_root(self, run: Run[VmContext]) -> None:
+        async with run.db.read() as session:
+            vm = await load_vm(session, run.ctx.vm_uuid)
+        if vm.root_volume_uuid is not None:
+            await run.bus.call(ExpungeVolume(volume_uuid=vm.root_volume_uuid))
+
+    async def complete(self, tx: AsyncSession, ctx: VmContext) -> None:
+        await forget_vm(tx, ctx.vm_uuid)
+
+    async def abort(self, tx: AsyncSession, ctx: VmContext, error: CloudError) -> None:
+        """It stays destroyed."""
+
+    async def result(self, ctx: VmContext) -> None:  # type: ignore[override]
+        return None

@@ -1,0 +1,467 @@
+"""The VM service: it owns virtual machines, their NICs and CD-ROM drives.
+
+Every change of a VM runs in that VM's queue and, when it has more than one step, as a durable workflow.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import select
+
+from caelum.cloud.allocator.messages import AllocateHost
+from caelum.cloud.host.messages import ListHosts
+from caelum.cloud.offering.messages import GetInstanceOffering
+from caelum.cloud.ownership import owner_of
+from caelum.cloud.vm import tags
+from caelum.cloud.vm.api import (
+    ATTACH_NETWORK_FAILED,
+    ATTACH_VOLUME_FAILED,
+    CREATE_FAILED,
+    DESTROY_FAILED,
+    DETACH_VOLUME_FAILED,
+    PAUSE_FAILED,
+    REBOOT_FAILED,
+    RESUME_FAILED,
+    START_FAILED,
+    STOP_FAILED,
+    AttachL3NetworkToVm,
+    BootOrderReply,
+    Capabilities,
+    ChangeInstanceOffering,
+    CreateVmInstance,
+    DeleteVmConsolePassword,
+    DeleteVmHostname,
+    DeleteVmSshKey,
+    DeleteVmStaticIp,
+    DestroyVmInstance,
+    DetachL3NetworkFromVm,
+    ExpungeVmInstance,
+    GetVmBootOrder,
+    GetVmCapabilities,
+    GetVmHostname,
+    GetVmSshKey,
+    GetVmStartingCandidateClustersHosts,
+    HostnameReply,
+    PauseVmInstance,
+    RebootVmInstance,
+    RecoverVmInstance,
+    ResumeVmInstance,
+    SetVmBootOrder,
+    SetVmConsolePassword,
+    SetVmHostname,
+    SetVmSshKey,
+    SetVmStaticIp,
+    SshKeyReply,
+    StartingCandidates,
+    StartVmInstance,
+    StopVmInstance,
+    UpdateVmInstance,
+    VmInstanceInventory,
+)
+from caelum.cloud.vm.flows.base import VmContext, inventory_of
+from caelum.cloud.vm.flows.create import CreateVmFlow, NicPlan
+from caelum.cloud.vm.flows.destroy import DestroyContext, DestroyVmFlow, ExpungeVmFlow, RecoverVmFlow
+from caelum.cloud.vm.flows.devices import (
+    AttachNicFlow,
+    AttachVolumeFlow,
+    ChangeIpContext,
+    ChangeIpFlow,
+    DetachNicContext,
+    DetachNicFlow,
+    DetachVolumeFlow,
+    NicContext,
+    VolumeContext,
+)
+from caelum.cloud.vm.flows.lifecycle import (
+    PauseVmFlow,
+    RebootVmFlow,
+    ResumeVmFlow,
+    StartContext,
+    StartVmFlow,
+    StopContext,
+    StopVmFlow,
+)
+from caelum.cloud.vm.messages import DestroyVm, DetachVmNic, GetVmSpecs, ListVms, StopVm, VmSpecsReply, VmsReply
+from caelum.cloud.vm.model import ON_HOST, VmInstanceModel, VmNicModel, VmState
+from caelum.cloud.vm.plans import plan_create
+from caelum.cloud.vm.records import new_mac, require_state
+from caelum.cloud.vm.settings import (
+    DELETE_DATA_VOLUMES,
+    DELETION_POLICY,
+    EXPUNGE_INTERVAL,
+    EXPUNGE_PERIOD,
+)
+from caelum.cloud.vm.specs import build_spec, load_vm
+from caelum.cloud.volume.api import AttachDataVolumeToVm, DetachDataVolumeFromVm, VolumeInventory
+from caelum.cloud.volume.messages import GetVolumes
+from caelum.kernel.context import ADMIN_ACCOUNT_UUID
+from caelum.kernel.database import utcnow
+from caelum.kernel.errors import CloudError, ErrorType, not_found
+from caelum.kernel.ids import new_uuid
+from caelum.kernel.node import Node
+from caelum.kernel.service import Service, handles
+from caelum.kernel.tag import SystemTag
+from caelum.kernel.views import views
+
+QUEUE = "vm-{uuid}"
+
+
+class VmService(Service):
+    """Owns virtual machines."""
+
+    name = "vm"
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        for flow in (
+            CreateVmFlow, StartVmFlow, StopVmFlow, RebootVmFlow, PauseVmFlow, ResumeVmFlow, DestroyVmFlow,
+            RecoverVmFlow, ExpungeVmFlow, AttachVolumeFlow, DetachVolumeFlow, AttachNicFlow, DetachNicFlow, ChangeIpFlow,
+        ):  # fmt: skip
+            node.workflows.register(flow)
+
+    async def start(self) -> None:
+        self.node.timers.every(EXPUNGE_INTERVAL, self._expunge_old, name="expunge destroyed VMs")
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    @handles(CreateVmInstance)
+    async def create(self, msg: CreateVmInstance) -> VmInstanceInventory:
+        ctx = await plan_create(self.node, msg)
+        return await self._run(CreateVmFlow, ctx, CREATE_FAILED)
+
+    @handles(StartVmInstance, queue=QUEUE)
+    async def start_vm(self, msg: StartVmInstance) -> VmInstanceInventory:
+        if await self._state(msg.uuid) == VmState.RUNNING:
+            return await inventory_of(self.node, msg.uuid)
+        ctx = StartContext(vm_uuid=msg.uuid, want_host=msg.host_uuid, want_cluster=msg.cluster_uuid)
+        return await self._run(StartVmFlow, ctx, START_FAILED)
+
+    @handles(StopVmInstance, queue=QUEUE)
+    async def stop_vm(self, msg: StopVmInstance) -> VmInstanceInventory:
+        if await self._state(msg.uuid) == VmState.STOPPED:
+            return await inventory_of(self.node, msg.uuid)
+        return await self._run(StopVmFlow, StopContext(vm_uuid=msg.uuid, kind=msg.type or "grace"), STOP_FAILED)
+
+    @handles(StopVm, queue="vm-{vm_uuid}")
+    async def stop_quietly(self, msg: StopVm) -> None:
+        if await self._state(msg.vm_uuid) != VmState.STOPPED:
+            await self._run(StopVmFlow, StopContext(vm_uuid=msg.vm_uuid, kind=msg.kind), STOP_FAILED, answers=False)
+
+    @handles(RebootVmInstance, queue=QUEUE)
+    async def reboot(self, msg: RebootVmInstance) -> VmInstanceInventory:
+        return await self._run(RebootVmFlow, VmContext(vm_uuid=msg.uuid), REBOOT_FAILED)
+
+    @handles(PauseVmInstance, queue=QUEUE)
+    async def pause(self, msg: PauseVmInstance) -> VmInstanceInventory:
+        return await self._run(PauseVmFlow, VmContext(vm_uuid=msg.uuid), PAUSE_FAILED)
+
+    @handles(ResumeVmInstance, queue=QUEUE)
+    async def resume(self, msg: ResumeVmInstance) -> VmInstanceInventory:
+        return await self._run(ResumeVmFlow, VmContext(vm_uuid=msg.uuid), RESUME_FAILED)
+
+    # --- end ----------------------------------------------------------------------------------------------------------
+
+    @handles(DestroyVmInstance, queue=QUEUE)
+    async def destroy(self, msg: DestroyVmInstance) -> None:
+        await self._destroy(msg.uuid, None, answers=True)
+
+    @handles(DestroyVm, queue="vm-{vm_uuid}")
+    async def destroy_quietly(self, msg: DestroyVm) -> None:
+        async with self.db.read() as session:
+            vm = await session.get(VmInstanceModel, msg.vm_uuid)
+        if vm is not None and vm.state == VmState.DESTROYED and msg.policy == "Direct":
+            await self._run(ExpungeVmFlow, VmContext(vm_uuid=msg.vm_uuid), DESTROY_FAILED, answers=False)
+        elif vm is not None and vm.state != VmState.DESTROYED:
+            await self._destroy(msg.vm_uuid, msg.policy, answers=False)
+
+    async def _destroy(self, vm_uuid: str, policy: str | None, *, answers: bool) -> None:
+        policy = policy or await self.node.settings.get_for(DELETION_POLICY, vm_uuid)
+        ctx = DestroyContext(vm_uuid=vm_uuid, policy=policy, delete_data=self.node.settings.get(DELETE_DATA_VOLUMES))
+        await self._run(DestroyVmFlow, ctx, DESTROY_FAILED, answers=answers)
+
+    @handles(RecoverVmInstance, queue=QUEUE)
+    async def recover(self, msg: RecoverVmInstance) -> VmInstanceInventory:
+        return await self._run(RecoverVmFlow, VmContext(vm_uuid=msg.uuid), DESTROY_FAILED)
+
+    @handles(ExpungeVmInstance, queue=QUEUE)
+    async def expunge(self, msg: ExpungeVmInstance) -> None:
+        async with self.db.read() as session:
+            require_state(await load_vm(session, msg.uuid), "ExpungeVmInstance", {VmState.DESTROYED})
+        await self._run(ExpungeVmFlow, VmContext(vm_uuid=msg.uuid), DESTROY_FAILED)
+
+    async def _expunge_old(self) -> None:
+        """Expunge what was destroyed longer ago than the setting says; each node sees to its own VMs."""
+        before = utcnow() - timedelta(seconds=self.node.settings.get(EXPUNGE_PERIOD))
+        async with self.db.read() as session:
+            query = select(VmInstanceModel.uuid).where(
+                VmInstanceModel.state == VmState.DESTROYED, VmInstanceModel.last_op_date < before
+            )
+            due = [one for one in await session.scalars(query) if self.node.ring.owns(one)]
+        for uuid in due:
+            if await self.node.settings.get_for(DELETION_POLICY, uuid) != "Never":
+                self.bus.send(DestroyVm(vm_uuid=uuid, policy="Direct"))
+
+    # --- devices ------------------------------------------------------------------------------------------------------
+
+    @handles(AttachDataVolumeToVm, queue="vm-{vm_instance_uuid}")
+    async def attach_volume(self, msg: AttachDataVolumeToVm) -> VolumeInventory:
+        volume = (await self.bus.call(GetVolumes(uuids=[msg.volume_uuid]))).volumes[0]
+        ctx = VolumeContext(vm_uuid=msg.vm_instance_uuid, volume_uuid=msg.volume_uuid)
+        if not volume.install_path:
+            ctx.instantiate_on = volume.primary_storage_uuid or await self._storage_of(msg.vm_instance_uuid)
+        return await self._run(AttachVolumeFlow, ctx, ATTACH_VOLUME_FAILED)
+
+    async def _storage_of(self, vm_uuid: str) -> str:
+        """The primary storage of a VM's root disk: where its data disks go when nothing else is said."""
+        volumes = (await self.bus.call(GetVolumes(vm_instance_uuid=vm_uuid))).volumes
+        root = next((one.primary_storage_uuid for one in volumes if one.type == "Root"), None)
+        if root is None:
+            raise CloudError(ATTACH_VOLUME_FAILED, f"vm[uuid:{vm_uuid}] has no root volume on any primary storage")
+        return root
+
+    @handles(DetachDataVolumeFromVm)
+    async def detach_volume(self, msg: DetachDataVolumeFromVm) -> VolumeInventory:
+        volume = (await self.bus.call(GetVolumes(uuids=[msg.uuid]))).volumes[0]
+        if volume.vm_instance_uuid is None:
+            raise CloudError(DETACH_VOLUME_FAILED, f"volume[uuid:{msg.uuid}] is not attached to any vm")
+        vm_uuid = volume.vm_instance_uuid
+        ctx = VolumeContext(vm_uuid=vm_uuid, volume_uuid=msg.uuid, device_id=volume.device_id or 0)
+        return await self.node.queues.run(
+            f"vm-{vm_uuid}", 1, self._run, DetachVolumeFlow, ctx, DETACH_VOLUME_FAILED, name="detach volume"
+        )
+
+    @handles(AttachL3NetworkToVm, queue="vm-{vm_instance_uuid}")
+    async def attach_nic(self, msg: AttachL3NetworkToVm) -> VmInstanceInventory:
+        async with self.db.read() as session:
+            account = await owner_of(session, msg.vm_instance_uuid) or ADMIN_ACCOUNT_UUID
+            static = await tags.STATIC_IP.get_all(session, msg.vm_instance_uuid)
+        wanted = {one["l3NetworkUuid"]: one["staticIp"] for one in static}
+        plan = NicPlan(
+            nic_uuid=new_uuid(),
+            l3_network_uuid=msg.l3_network_uuid,
+            device_id=0,
+            mac=(msg.custom_mac or new_mac()).lower(),
+            required_ip=msg.static_ip or wanted.get(msg.l3_network_uuid),
+        )
+        ctx = NicContext(vm_uuid=msg.vm_instance_uuid, account_uuid=account, plan=plan)
+        return await self._run(AttachNicFlow, ctx, ATTACH_NETWORK_FAILED)
+
+    @handles(DetachL3NetworkFromVm)
+    async def detach_nic(self, msg: DetachL3NetworkFromVm) -> VmInstanceInventory:
+        vm_uuid = await self._vm_of(msg.vm_nic_uuid)
+        return await self.node.queues.run(
+            f"vm-{vm_uuid}", 1, self._detach_nic, vm_uuid, msg.vm_nic_uuid, name="detach nic"
+        )
+
+    @handles(DetachVmNic, queue="vm-{vm_uuid}")
+    async def detach_nic_quietly(self, msg: DetachVmNic) -> None:
+        await self._detach_nic(msg.vm_uuid, msg.vm_nic_uuid, answers=False)
+
+    async def _vm_of(self, nic_uuid: str) -> str:
+        async with self.db.read() as session:
+            nic = await session.get(VmNicModel, nic_uuid)
+        if nic is None:
+            raise not_found("VmNicVO", nic_uuid)
+        return nic.vm_instance_uuid
+
+    async def _detach_nic(self, vm_uuid: str, nic_uuid: str, answers: bool = True) -> VmInstanceInventory:
+        async with self.db.read() as session:
+            nic = await session.get(VmNicModel, nic_uuid)
+        if nic is None:
+            return await inventory_of(self.node, vm_uuid)
+        ctx = DetachNicContext(vm_uuid=vm_uuid, nic_uuid=nic_uuid, l3_network_uuid=nic.l3_network_uuid, ip=nic.ip)
+        return await self._run(DetachNicFlow, ctx, ATTACH_NETWORK_FAILED, answers=answers)
+
+    # --- description --------------------------------------------------------------------------------------------------
+
+    @handles(UpdateVmInstance, queue=QUEUE)
+    async def update(self, msg: UpdateVmInstance) -> VmInstanceInventory:
+        async with self.db.transaction() as tx:
+            vm = await load_vm(tx, msg.uuid)
+            if msg.cpu_num is not None or msg.memory_size is not None:
+                require_state(vm, "UpdateVmInstance (cpuNum, memorySize)", {VmState.STOPPED, VmState.CREATED})
+            for field in _UPDATABLE:
+                value = getattr(msg, field)
+                if value is not None:
+                    setattr(vm, field, value)
+        return await inventory_of(self.node, msg.uuid)
+
+    @handles(ChangeInstanceOffering, queue="vm-{vm_instance_uuid}")
+    async def change_offering(self, msg: ChangeInstanceOffering) -> VmInstanceInventory:
+        offering = await self.bus.call(GetInstanceOffering(uuid=msg.instance_offering_uuid, enabled=True))
+        async with self.db.transaction() as tx:
+            vm = await load_vm(tx, msg.vm_instance_uuid)
+            require_state(vm, "ChangeInstanceOffering", {VmState.STOPPED})
+            vm.instance_offering_uuid, vm.cpu_num = offering.uuid, offering.cpu_num
+            vm.memory_size, vm.cpu_speed = offering.memory_size, offering.cpu_speed or 0
+            vm.allocator_strategy = offering.allocator_strategy
+        return await inventory_of(self.node, msg.vm_instance_uuid)
+
+    @handles(SetVmHostname, queue=QUEUE)
+    async def set_hostname(self, msg: SetVmHostname) -> None:
+        await self._set_tag(tags.HOSTNAME, msg.uuid, hostname=msg.hostname)
+
+    @handles(DeleteVmHostname, queue=QUEUE)
+    async def delete_hostname(self, msg: DeleteVmHostname) -> None:
+        await self._drop_tag(tags.HOSTNAME, msg.uuid)
+
+    @handles(GetVmHostname)
+    async def get_hostname(self, msg: GetVmHostname) -> HostnameReply:
+        return HostnameReply(hostname=await self._token(tags.HOSTNAME, msg.uuid, "hostname"))
+
+    @handles(SetVmSshKey, queue=QUEUE)
+    async def set_ssh_key(self, msg: SetVmSshKey) -> VmInstanceInventory:
+        await self._set_tag(tags.SSHKEY, msg.uuid, sshkey=msg.ssh_key)
+        return await inventory_of(self.node, msg.uuid)
+
+    @handles(DeleteVmSshKey, queue=QUEUE)
+    async def delete_ssh_key(self, msg: DeleteVmSshKey) -> None:
+        await self._drop_tag(tags.SSHKEY, msg.uuid or "")
+
+    @handles(GetVmSshKey)
+    async def get_ssh_key(self, msg: GetVmSshKey) -> SshKeyReply:
+        return SshKeyReply(ssh_key=await self._token(tags.SSHKEY, msg.uuid, "sshkey"))
+
+    @handles(SetVmConsolePassword, queue=QUEUE)
+    async def set_console_password(self, msg: SetVmConsolePassword) -> VmInstanceInventory:
+        await self._set_tag(tags.CONSOLE_PASSWORD, msg.uuid, consolePassword=msg.console_password)
+        return await inventory_of(self.node, msg.uuid)
+
+    @handles(DeleteVmConsolePassword, queue=QUEUE)
+    async def delete_console_password(self, msg: DeleteVmConsolePassword) -> None:
+        await self._drop_tag(tags.CONSOLE_PASSWORD, msg.uuid)
+
+    @handles(SetVmBootOrder, queue=QUEUE)
+    async def set_boot_order(self, msg: SetVmBootOrder) -> VmInstanceInventory:
+        if msg.boot_order:
+            await self._set_tag(tags.BOOT_ORDER, msg.uuid, bootOrder=",".join(msg.boot_order))
+        else:
+            await self._drop_tag(tags.BOOT_ORDER, msg.uuid)
+        return await inventory_of(self.node, msg.uuid)
+
+    @handles(GetVmBootOrder)
+    async def get_boot_order(self, msg: GetVmBootOrder) -> BootOrderReply:
+        text = await self._token(tags.BOOT_ORDER, msg.uuid, "bootOrder")
+        return BootOrderReply(orders=text.split(",") if text else list(tags.BOOT_DEVICES))
+
+    @handles(SetVmStaticIp, queue="vm-{vm_instance_uuid}")
+    async def set_static_ip(self, msg: SetVmStaticIp) -> None:
+        async with self.db.read() as session:
+            vm = await load_vm(session, msg.vm_instance_uuid)
+        require_state(vm, "SetVmStaticIp", {VmState.STOPPED})
+        nic = next((one for one in vm.vm_nics if one.l3_network_uuid == msg.l3_network_uuid), None)
+        if nic is None:
+            raise not_found("VmNicVO on the network", msg.l3_network_uuid)
+        await self.node.workflows.run(
+            ChangeIpFlow,
+            ChangeIpContext(
+                vm_uuid=vm.uuid,
+                nic_uuid=nic.uuid,
+                l3_network_uuid=nic.l3_network_uuid,
+                old_ip=nic.ip,
+                new_ip=msg.ip or "",
+            ),
+            answers=True,
+        )
+
+    @handles(DeleteVmStaticIp, queue="vm-{vm_instance_uuid}")
+    async def delete_static_ip(self, msg: DeleteVmStaticIp) -> None:
+        async with self.db.transaction() as tx:
+            await tags.STATIC_IP.delete(tx, msg.vm_instance_uuid, l3NetworkUuid=msg.l3_network_uuid)
+
+    @handles(GetVmCapabilities)
+    async def capabilities(self, msg: GetVmCapabilities) -> Capabilities:
+        await inventory_of(self.node, msg.uuid)
+        return Capabilities(capabilities={"LiveMigration": False, "VolumeMigration": False, "Reimage": False})
+
+    @handles(GetVmStartingCandidateClustersHosts)
+    async def starting_candidates(self, msg: GetVmStartingCandidateClustersHosts) -> StartingCandidates:
+        async with self.db.read() as session:
+            vm = await load_vm(session, msg.uuid)
+        place = await self.bus.call(
+            AllocateHost(
+                vm_uuid=vm.uuid,
+                cpu_num=vm.cpu_num,
+                memory=vm.memory_size,
+                zone_uuid=vm.zone_uuid,
+                l3_network_uuids=[one.l3_network_uuid for one in vm.vm_nics],
+                dry_run=True,
+            )
+        )
+        hosts = await self.bus.call(ListHosts(host_uuids=[one.host_uuid for one in place.candidates]))
+        return StartingCandidates(hosts=hosts.hosts)
+
+    # --- for other services -------------------------------------------------------------------------------------------
+
+    @handles(GetVmSpecs)
+    async def specs_on_host(self, msg: GetVmSpecs) -> VmSpecsReply:
+        states = [*ON_HOST, VmState.UNKNOWN, VmState.STARTING, VmState.REBOOTING]
+        async with self.db.read() as session:
+            query = select(VmInstanceModel.uuid).where(
+                VmInstanceModel.host_uuid == msg.host_uuid, VmInstanceModel.state.in_(states)
+            )
+            uuids = list(await session.scalars(query))
+        return VmSpecsReply(specs=[await build_spec(self.node, one) for one in uuids])
+
+    @handles(ListVms)
+    async def list_vms(self, msg: ListVms) -> VmsReply:
+        async with self.db.read() as session:
+            query = select(VmInstanceModel).order_by(VmInstanceModel.create_date, VmInstanceModel.uuid)
+            for field, value in (
+                (VmInstanceModel.uuid, msg.vm_uuids),
+                (VmInstanceModel.host_uuid, msg.host_uuids),
+                (VmInstanceModel.zone_uuid, msg.zone_uuids),
+                (VmInstanceModel.state, msg.states),
+            ):
+                if value is not None:
+                    query = query.where(field.in_(value))
+            if msg.l3_network_uuids is not None:
+                query = query.where(VmInstanceModel.vm_nics.any(VmNicModel.l3_network_uuid.in_(msg.l3_network_uuids)))
+            found = views(await session.scalars(query))
+        wanted = set(msg.primary_storage_uuids or ())
+        if wanted:
+            found = [one for one in found if wanted & {disk.primary_storage_uuid for disk in one.all_volumes}]
+        return VmsReply(vms=found)
+
+    # --- helpers ------------------------------------------------------------------------------------------------------
+
+    async def _run(self, flow: Any, ctx: Any, failure: ErrorType, answers: bool = True) -> Any:
+        """Run a workflow; its error becomes the cause of the operation's own one."""
+        try:
+            return await self.node.workflows.run(flow, ctx, answers=answers)
+        except CloudError as error:
+            raise CloudError(failure, error.details, cause=error, vmUuid=ctx.vm_uuid) from error
+
+    async def _state(self, vm_uuid: str) -> str:
+        async with self.db.read() as session:
+            return (await load_vm(session, vm_uuid)).state
+
+    async def _set_tag(self, tag: SystemTag, uuid: str, **tokens: str) -> None:
+        async with self.db.transaction() as tx:
+            await load_vm(tx, uuid)
+            await tag.set(tx, uuid, **tokens)
+
+    async def _drop_tag(self, tag: SystemTag, uuid: str) -> None:
+        async with self.db.transaction() as tx:
+            await load_vm(tx, uuid)
+            await tag.delete(tx, uuid)
+
+    async def _token(self, tag: SystemTag, uuid: str, token: str) -> str | None:
+        async with self.db.read() as session:
+            await load_vm(session, uuid)
+            found = await tag.get(session, uuid)
+        return None if found is None else found[token]
+
+
+_UPDATABLE = (
+    "name",
+    "description",
+    "default_l3_network_uuid",
+    "platform",
+    "cpu_num",
+    "memory_size",
+    "reserved_memory_size",
+    "guest_os_type",
+)

@@ -1,0 +1,152 @@
+"""From a VM's records to the complete description that a host is given."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Sequence
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from caelum.cloud.host.spec import CdromSpec, NicIp, NicSpec, VmSpec, VolumeSpec
+from caelum.cloud.l2.messages import RealiseL2
+from caelum.cloud.l3.api import L3NetworkInventory
+from caelum.cloud.l3.messages import GetL3, GetMtu
+from caelum.cloud.ownership import owner_of
+from caelum.cloud.vm import tags
+from caelum.cloud.vm.model import VmInstanceModel, VmNicModel
+from caelum.cloud.vm.settings import CLEAN_TRAFFIC
+from caelum.cloud.volume.api import VolumeInventory
+from caelum.cloud.volume.messages import GetVolumes
+from caelum.kernel.errors import CloudError, not_found
+from caelum.kernel.node import Node
+
+
+async def load_vm(session: AsyncSession, vm_uuid: str) -> VmInstanceModel:
+    """The VM's row with its NICs, drives and volumes. Raises SYS.1003."""
+    vm = await session.get(VmInstanceModel, vm_uuid, populate_existing=True)
+    if vm is None:
+        raise not_found("VmInstanceVO", vm_uuid)
+    return vm
+
+
+async def build_spec(node: Node, vm_uuid: str, *, realise_on: str | None = None) -> VmSpec:
+    """The VM as a host needs it; with `realise_on`, its L2 networks are made on that host and bridges filled in."""
+    async with node.db.read() as session:
+        vm = await load_vm(session, vm_uuid)
+        texts = await _tag_texts(session, vm_uuid)
+        account = await owner_of(session, vm_uuid)
+    volumes = (await node.bus.call(GetVolumes(vm_instance_uuid=vm_uuid))).volumes
+    clean = texts.get("cleanTraffic", str(node.settings.get(CLEAN_TRAFFIC))).lower() == "true"
+    nics = await nic_specs(node, vm, vm.vm_nics, anti_spoofing=clean, realise_on=realise_on)
+    return VmSpec(
+        vm_uuid=vm.uuid,
+        name=vm.name,
+        internal_id=vm.internal_id,
+        cpu_num=vm.cpu_num,
+        memory=vm.memory_size,
+        volumes=[volume_spec(one) for one in volumes if one.install_path],
+        nics=nics,
+        cdroms=[
+            CdromSpec(device_id=one.device_id, iso_uuid=one.iso_uuid, install_path=one.iso_install_path)
+            for one in vm.vm_cd_roms
+        ],
+        boot_order=tuple(texts["bootOrder"].split(",")) if "bootOrder" in texts else tags.BOOT_DEVICES,
+        boot_mode="UEFI" if texts.get("bootMode") == "UEFI" else "Legacy",
+        platform=vm.platform,
+        architecture=vm.architecture,
+        clock="localtime" if vm.platform.startswith("Windows") else "utc",
+        console_password=texts.get("consolePassword"),
+        hostname=texts.get("hostname"),
+        ssh_keys=[one for one in texts.get("sshkey", "").splitlines() if one.strip()],
+        user_data=_decoded(texts.get("userdata")),
+        account_uuid=account,
+    )
+
+
+async def _tag_texts(session: AsyncSession, vm_uuid: str) -> dict[str, str]:
+    """The single values of the VM's system tags that a description needs, by token name."""
+    found: dict[str, str] = {}
+    for tag in (
+        tags.HOSTNAME,
+        tags.SSHKEY,
+        tags.USERDATA,
+        tags.BOOT_ORDER,
+        tags.BOOT_MODE,
+        tags.CONSOLE_PASSWORD,
+        tags.CLEAN_TRAFFIC_TAG,
+    ):
+        found.update(await tag.get(session, vm_uuid) or {})
+    return found
+
+
+def _decoded(text: str | None) -> str | None:
+    return None if text is None else base64.b64decode(text).decode(errors="replace")
+
+
+async def nic_specs(
+    node: Node,
+    vm: VmInstanceModel,
+    nics: Sequence[VmNicModel],
+    *,
+    anti_spoofing: bool,
+    realise_on: str | None,
+) -> list[NicSpec]:
+    """Descriptions of some of a VM's NICs."""
+    if not nics:
+        return []
+    uuids = list(dict.fromkeys(one.l3_network_uuid for one in nics))
+    networks = {one.uuid: one for one in (await node.bus.call(GetL3(l3_network_uuids=uuids))).networks}
+    mtus = dict(zip(uuids, await asyncio.gather(*(node.bus.call(GetMtu(l3_network_uuid=one)) for one in uuids))))
+    bridges = await _bridges(node, list(networks.values()), realise_on)
+    default = vm.default_l3_network_uuid or nics[0].l3_network_uuid
+    return [
+        NicSpec(
+            nic_uuid=one.uuid,
+            l3_network_uuid=one.l3_network_uuid,
+            l2_network_uuid=networks[one.l3_network_uuid].l2_network_uuid,
+            device_id=one.device_id,
+            mac=one.mac,
+            internal_name=one.internal_name,
+            ips=_addresses(one),
+            bridge=bridges.get(networks[one.l3_network_uuid].l2_network_uuid, ""),
+            mtu=mtus[one.l3_network_uuid],
+            driver_type=one.driver_type,
+            is_default=one.l3_network_uuid == default,
+            anti_spoofing=anti_spoofing,
+        )
+        for one in nics
+    ]
+
+
+async def _bridges(node: Node, networks: list[L3NetworkInventory], host_uuid: str | None) -> dict[str, str]:
+    """Bridge by L2 network, made on the host."""
+    if host_uuid is None:
+        return {}
+    uuids = list(dict.fromkeys(one.l2_network_uuid for one in networks))
+    answers = await node.bus.call_all([RealiseL2(l2_network_uuid=one, host_uuid=host_uuid) for one in uuids])
+    found = {}
+    for uuid, answer in zip(uuids, answers, strict=True):
+        if isinstance(answer, CloudError):
+            raise answer
+        found[uuid] = answer.bridge
+    return found
+
+
+def _addresses(nic: VmNicModel) -> list[NicIp]:
+    if nic.ip is None:
+        return []
+    return [NicIp(ip=nic.ip, netmask=nic.netmask or "", gateway=nic.gateway or "", ip_version=nic.ip_version)]
+
+
+def volume_spec(volume: VolumeInventory) -> VolumeSpec:
+    """A volume as a disk."""
+    return VolumeSpec(
+        volume_uuid=volume.uuid,
+        install_path=volume.install_path or "",
+        device_id=volume.device_id or 0,
+        format="raw" if volume.format == "raw" else "qcow2",
+        type="Root" if volume.type == "Root" else "Data",
+        size=volume.size,
+        primary_storage_uuid=volume.primary_storage_uuid,
+    )

@@ -1,0 +1,163 @@
+"""Keeps the records true to what hosts say of their machines.
+
+Invariant: a report never overrides an operation: it waits for its turn in the VM's queue, and then the host is asked
+again, for the report may be older than the operation.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from caelum.cloud.allocator.messages import ReserveHost, ReturnHost
+from caelum.cloud.host.api import HostInventory
+from caelum.cloud.host.extension import HostDisconnected
+from caelum.cloud.vm.api import StrangerVmFound, VmStateChangedOnHost
+from caelum.cloud.vm.flows.base import VmContext, VmFlow, destroy_on_host, release_from, state_on_host
+from caelum.cloud.vm.messages import HostLost, HostVmsSeen, VmStateSeen
+from caelum.cloud.vm.model import ON_HOST, TRANSITIONAL, VM_STATES, VmInstanceModel, VmState
+from caelum.cloud.vm.records import give_running_quota, move, set_state, take_running_quota
+from caelum.cloud.vm.specs import load_vm
+from caelum.kernel.errors import CloudError
+from caelum.kernel.node import Node
+from caelum.kernel.service import Service, handles
+from caelum.kernel.workflow import Run, step
+
+log = logging.getLogger(__name__)
+
+_EVENTS = {
+    "Running": "running",
+    "Paused": "paused",
+    "Stopped": "stopped",
+    "Crashed": "crashed",
+    "NoState": "noState",
+    "Unknown": "unknown",
+}
+_NOT_RUNNING = frozenset({VmState.STOPPED, VmState.CREATED, VmState.DESTROYED, VmState.EXPUNGING, VmState.ERROR})
+"""Stable states in which no host should have the machine."""
+
+
+class VmGoneFlow(VmFlow[VmContext]):
+    """A VM stopped by itself: what it had on its host is given back. -> Stopped."""
+
+    name = "vm.gone"
+    rehearsal = "vm_gone"
+
+    async def begin(self, tx: AsyncSession, ctx: VmContext) -> None:
+        vm = await load_vm(tx, ctx.vm_uuid)
+        ctx.former_state, ctx.host_uuid = vm.state, vm.host_uuid
+
+    @step(no_undo="a machine that is gone needs nothing on a host")
+    async def release(self, run: Run[VmContext]) -> None:
+        if run.ctx.host_uuid is not None:
+            # The definition is left on the host when the guest shuts itself down.
+            await destroy_on_host(run.node, run.ctx.vm_uuid, run.ctx.host_uuid)
+            await release_from(run.node, run.ctx.vm_uuid, run.ctx.host_uuid)
+        await run.bus.call(ReturnHost(vm_uuid=run.ctx.vm_uuid))
+
+    async def complete(self, tx: AsyncSession, ctx: VmContext) -> None:
+        vm = await move(self.node, tx, ctx.vm_uuid, "stopped", host_uuid=None, last_host_uuid=ctx.host_uuid)
+        await give_running_quota(tx, vm)
+
+    async def abort(self, tx: AsyncSession, ctx: VmContext, error: CloudError) -> None:
+        """The next report tries again."""
+
+
+class VmTracer(Service, HostDisconnected):
+    """Takes in what hosts report. Its service id is `vm`'s neighbour, since it is about hosts as much as VMs."""
+
+    name = "vm-tracer"
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        node.workflows.register(VmGoneFlow)
+
+    async def disconnected(self, host: HostInventory, reason: CloudError) -> None:
+        await self.bus.call(HostLost(host_uuid=host.uuid))
+
+    @handles(HostLost)
+    async def host_lost(self, msg: HostLost) -> None:
+        for uuid in await self._vms_on(msg.host_uuid):
+            await self.node.queues.run(f"vm-{uuid}", 1, self._make_unknown, uuid, msg.host_uuid, name="host lost")
+
+    async def _make_unknown(self, vm_uuid: str, host_uuid: str) -> None:
+        async with self.db.transaction() as tx:
+            vm = await tx.get(VmInstanceModel, vm_uuid)
+            if vm is not None and vm.host_uuid == host_uuid and vm.state in ON_HOST:
+                await move(self.node, tx, vm_uuid, "unknown")
+
+    @handles(HostVmsSeen)
+    async def host_seen(self, msg: HostVmsSeen) -> None:
+        """Compare all that a host has with the records, both ways."""
+        expected = await self._states_on(msg.host_uuid)
+        for uuid, state in expected.items():
+            if msg.states.get(uuid, "Stopped") != state:
+                self.bus.send(VmStateSeen(vm_uuid=uuid, host_uuid=msg.host_uuid, state=msg.states.get(uuid, "Stopped")))
+        for uuid in msg.states.keys() - expected.keys():
+            self.bus.send(VmStateSeen(vm_uuid=uuid, host_uuid=msg.host_uuid, state=msg.states[uuid]))
+
+    @handles(VmStateSeen, queue="vm-{vm_uuid}")
+    async def vm_seen(self, msg: VmStateSeen) -> None:
+        async with self.db.read() as session:
+            vm = await session.get(VmInstanceModel, msg.vm_uuid)
+        if vm is None:
+            self.bus.publish(StrangerVmFound(vm_identity=msg.vm_uuid, host_uuid=msg.host_uuid, vm_state=msg.state))
+            return
+        if vm.state == msg.state and vm.host_uuid == msg.host_uuid:
+            return
+        if vm.state in TRANSITIONAL or (vm.host_uuid != msg.host_uuid and msg.state not in ON_HOST):
+            return
+        true_state = await state_on_host(self.node, vm.uuid, msg.host_uuid)
+        if true_state not in (VmState.UNKNOWN, vm.state) or vm.host_uuid != msg.host_uuid:
+            await self._adopt(vm, msg.host_uuid, true_state)
+
+    async def _adopt(self, vm: VmInstanceModel, host_uuid: str, state: str) -> None:
+        if state == VmState.STOPPED:
+            if vm.state not in _NOT_RUNNING:
+                await self.node.workflows.run(VmGoneFlow, VmContext(vm_uuid=vm.uuid))
+                self._tell(vm, state, None)
+        elif vm.state in (VmState.DESTROYED, VmState.EXPUNGING):
+            await destroy_on_host(self.node, vm.uuid, host_uuid)
+        elif vm.host_uuid in (None, host_uuid) or vm.state in _NOT_RUNNING:
+            await self._found_on_host(vm, host_uuid, state)
+        else:
+            log.warning("VM %s is on host %s and was seen %s on %s", vm.uuid, vm.host_uuid, state, host_uuid)
+
+    async def _found_on_host(self, vm: VmInstanceModel, host_uuid: str, state: str) -> None:
+        """The host has the machine in this state: so be it."""
+        event = _EVENTS.get(state)
+        if event is None or not VM_STATES.allows(vm.state, event):
+            log.warning("VM %s is %s, its host %s says %s: ignored", vm.uuid, vm.state, host_uuid, state)
+            return
+        if vm.state in _NOT_RUNNING and state in ON_HOST:
+            await self.bus.call(
+                ReserveHost(vm_uuid=vm.uuid, host_uuid=host_uuid, cpu_num=vm.cpu_num, memory=vm.memory_size, force=True)
+            )
+        async with self.db.transaction() as tx:
+            row = await load_vm(tx, vm.uuid)
+            set_state(self.node, tx, row, VM_STATES.next(row.state, event), host_uuid=host_uuid)
+            if state in ON_HOST:
+                await take_running_quota(tx, row)
+        self._tell(vm, state, host_uuid)
+
+    def _tell(self, vm: VmInstanceModel, state: str, host_uuid: str | None) -> None:
+        self.bus.publish(
+            VmStateChangedOnHost(
+                vm_uuid=vm.uuid,
+                from_state=vm.state,
+                to_state=state,
+                original_host_uuid=vm.host_uuid,
+                current_host_uuid=host_uuid,
+            )
+        )
+
+    async def _vms_on(self, host_uuid: str) -> list[str]:
+        return list(await self._states_on(host_uuid))
+
+    async def _states_on(self, host_uuid: str) -> dict[str, str]:
+        """State by UUID of the VMs that the records place on a host."""
+        async with self.db.read() as session:
+            query = select(VmInstanceModel.uuid, VmInstanceModel.state).where(VmInstanceModel.host_uuid == host_uuid)
+            return {uuid: state for uuid, state in await session.execute(query)}
