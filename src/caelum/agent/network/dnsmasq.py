@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 LEASE_SECONDS = 12 * 3600
 """How long until a guest asks again and so learns of changed options."""
 
-_DEFAULT, _OTHER = "default", "other"
-"""Tags of guests for which the network is, and is not, the default one."""
+_OTHER = "other"
+"""Tag of the guests for which the network is not the default one."""
+_DEFAULT = f"!{_OTHER}"
 
 
 class Dnsmasq:
@@ -78,6 +79,7 @@ def config_text(cmd: ApplyDhcp, folder: Path) -> str:
         f"addn-hosts={folder / 'hosts.dns'}", f"pid-file={folder / 'dnsmasq.pid'}",
         f"log-facility={folder / 'dnsmasq.log'}", "cache-size=1000",
     ]  # fmt: skip
+    lines += sorted(f"dhcp-mac=set:{_OTHER},{names.mac(one.mac)}" for one in cmd.entries if not one.is_default)
     if cmd.domain:
         domain = names.hostname(cmd.domain)
         lines += [f"domain={domain}", f"local=/{domain}/"]
@@ -87,10 +89,9 @@ def config_text(cmd: ApplyDhcp, folder: Path) -> str:
 
 
 def hosts_text(entries: list[DhcpEntry]) -> str:
-    """The fixed leases."""
+    """The fixed leases. No tags: dnsmasq 2.86 to 2.90 crashes on SIGHUP when a client with a tag here has a lease."""
     lines = [
-        f"{names.mac(one.mac)},set:{_DEFAULT if one.is_default else _OTHER},{names.address(one.ip)}"
-        f",{names.hostname(one.hostname)}\n"
+        f"{names.mac(one.mac)},{names.address(one.ip)},{names.hostname(one.hostname)}\n"
         for one in sorted(entries, key=lambda one: one.mac)
     ]
     return "".join(lines)
