@@ -143,6 +143,7 @@ class BusBase:
 
     async def call_all(self, msgs: Sequence[Message[R]], parallelism: int = 0) -> list[R | CloudError]:
         """See `Bus.call_all`."""
+        refuse_in_transaction(f"call {len(msgs)} messages")
         results: list[Any] = [None] * len(msgs)
         waiting = iter(enumerate(msgs))
 

@@ -233,15 +233,26 @@ class Node:
     @contextlib.asynccontextmanager
     async def _phase(self, what: str) -> AsyncIterator[None]:
         """Name what a slow start waits for, again and again until it is over."""
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+
+        timer: asyncio.TimerHandle | None = None
+
+        def watch() -> None:
+            nonlocal timer
+            if timer is not None:
+                log.warning("the start waits since %.0f s for %s", loop.time() - begun, what)
+            timer = loop.call_later(_SLOW_START, watch)
+
+        watch()
         self.waiting_for = what
-        begun = time.monotonic()
-        watch = asyncio.create_task(_complain(what, begun))
         try:
             yield
         finally:
-            watch.cancel()
+            if timer is not None:
+                timer.cancel()
             self.waiting_for = None
-        log.debug("%s took %.3f s", what, time.monotonic() - begun)
+        log.debug("%s took %.3f s", what, loop.time() - begun)
 
     async def _ending(self, what: str, work: Awaitable[Any], seconds: float | None = None) -> None:
         seconds = _STOP_ONE if seconds is None else seconds
@@ -252,12 +263,6 @@ class Node:
             log.warning("%s did not end within %.0f s; the node stops without it", what, seconds)
         except Exception:
             log.exception("%s failed to end", what)
-
-
-async def _complain(what: str, begun: float) -> None:
-    while True:
-        await asyncio.sleep(_SLOW_START)
-        log.warning("the start waits since %.0f s for %s", time.monotonic() - begun, what)
 
 
 def _parts(chosen: Sequence[PartSpec] | None, groups: Iterable[str], built_in: Sequence[str]) -> list[Part]:
