@@ -125,6 +125,8 @@ class Service:
 
     def __init__(self, node: Node) -> None:
         self.node = node
+        self.bus = node.bus
+        self.db = node.db
 
     async def start(self) -> None:
         """Called once all services are registered, before the node takes requests."""
