@@ -102,6 +102,10 @@ def _hide_kvm(home: Path) -> None:
         source, target = Path("/dev") / name, cover / name
         if name == "kvm":
             continue
+        if name == "ptmx":
+            # A bound ptmx finds no devpts beside it, and guests could have no serial console.
+            target.symlink_to("pts/ptmx")
+            continue
         if source.is_symlink():
             target.symlink_to(os.readlink(source))
             continue
