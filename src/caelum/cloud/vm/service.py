@@ -6,7 +6,7 @@ Every change of a VM runs in that VM's queue and, when it has more than one step
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
+from typing import TypeVar
 
 from sqlalchemy import select
 
@@ -100,26 +100,21 @@ from caelum.kernel.context import ADMIN_ACCOUNT_UUID
 from caelum.kernel.database import utcnow
 from caelum.kernel.errors import CloudError, ErrorType, not_found
 from caelum.kernel.ids import new_uuid
-from caelum.kernel.node import Node
 from caelum.kernel.service import Service, handles
 from caelum.kernel.tag import SystemTag
 from caelum.kernel.views import views
+from caelum.kernel.workflow import Workflow
 
 QUEUE = "vm-{uuid}"
+
+C = TypeVar("C", bound=VmContext)
+R = TypeVar("R")
 
 
 class VmService(Service):
     """Owns virtual machines."""
 
     name = "vm"
-
-    def __init__(self, node: Node) -> None:
-        super().__init__(node)
-        for flow in (
-            CreateVmFlow, StartVmFlow, StopVmFlow, RebootVmFlow, PauseVmFlow, ResumeVmFlow, DestroyVmFlow,
-            RecoverVmFlow, ExpungeVmFlow, AttachVolumeFlow, DetachVolumeFlow, AttachNicFlow, DetachNicFlow, ChangeIpFlow,
-        ):  # fmt: skip
-            node.workflows.register(flow)
 
     async def start(self) -> None:
         self.node.timers.every(EXPUNGE_INTERVAL, self._expunge_old, name="expunge destroyed VMs")
@@ -177,8 +172,8 @@ class VmService(Service):
             await self._destroy(msg.vm_uuid, msg.policy, answers=False)
 
     async def _destroy(self, vm_uuid: str, policy: str | None, *, answers: bool) -> None:
-        policy = policy or await self.node.settings.get_for(DELETION_POLICY, vm_uuid)
-        ctx = DestroyContext(vm_uuid=vm_uuid, policy=policy, delete_data=self.node.settings.get(DELETE_DATA_VOLUMES))
+        chosen = policy or str(await self.node.settings.get_for(DELETION_POLICY, vm_uuid))
+        ctx = DestroyContext(vm_uuid=vm_uuid, policy=chosen, delete_data=self.node.settings.get(DELETE_DATA_VOLUMES))
         await self._run(DestroyVmFlow, ctx, DESTROY_FAILED, answers=answers)
 
     @handles(RecoverVmInstance, queue=QUEUE)
@@ -427,7 +422,7 @@ class VmService(Service):
 
     # --- helpers ------------------------------------------------------------------------------------------------------
 
-    async def _run(self, flow: Any, ctx: Any, failure: ErrorType, answers: bool = True) -> Any:
+    async def _run(self, flow: type[Workflow[C, R]], ctx: C, failure: ErrorType, answers: bool = True) -> R:
         """Run a workflow; its error becomes the cause of the operation's own one."""
         try:
             return await self.node.workflows.run(flow, ctx, answers=answers)

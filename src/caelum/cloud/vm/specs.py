@@ -97,7 +97,8 @@ async def nic_specs(
         return []
     uuids = list(dict.fromkeys(one.l3_network_uuid for one in nics))
     networks = {one.uuid: one for one in (await node.bus.call(GetL3(l3_network_uuids=uuids))).networks}
-    mtus = dict(zip(uuids, await asyncio.gather(*(node.bus.call(GetMtu(l3_network_uuid=one)) for one in uuids))))
+    answers = await asyncio.gather(*(node.bus.call(GetMtu(l3_network_uuid=one)) for one in uuids))
+    mtus = dict(zip(uuids, answers, strict=True))
     bridges = await _bridges(node, list(networks.values()), realise_on)
     default = vm.default_l3_network_uuid or nics[0].l3_network_uuid
     return [

@@ -21,7 +21,6 @@ from caelum.cloud.vm.model import ON_HOST, TRANSITIONAL, VM_STATES, VmInstanceMo
 from caelum.cloud.vm.records import give_running_quota, move, set_state, take_running_quota
 from caelum.cloud.vm.specs import load_vm
 from caelum.kernel.errors import CloudError
-from caelum.kernel.node import Node
 from caelum.kernel.service import Service, handles
 from caelum.kernel.workflow import Run, step
 
@@ -69,10 +68,6 @@ class VmTracer(Service, HostDisconnected):
     """Takes in what hosts report. Its service id is `vm`'s neighbour, since it is about hosts as much as VMs."""
 
     name = "vm-tracer"
-
-    def __init__(self, node: Node) -> None:
-        super().__init__(node)
-        node.workflows.register(VmGoneFlow)
 
     async def disconnected(self, host: HostInventory, reason: CloudError) -> None:
         await self.bus.call(HostLost(host_uuid=host.uuid))
@@ -160,4 +155,4 @@ class VmTracer(Service, HostDisconnected):
         """State by UUID of the VMs that the records place on a host."""
         async with self.db.read() as session:
             query = select(VmInstanceModel.uuid, VmInstanceModel.state).where(VmInstanceModel.host_uuid == host_uuid)
-            return {uuid: state for uuid, state in await session.execute(query)}
+            return {row.uuid: row.state for row in await session.execute(query)}

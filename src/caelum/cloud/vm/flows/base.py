@@ -33,16 +33,23 @@ class VmContext(msgspec.Struct, kw_only=True):
 
 
 C = TypeVar("C", bound=VmContext)
+R = TypeVar("R")
+LONG = 6 * 3600.0
+"""Seconds for a step that copies data; the API's own time-out ends it earlier."""
 
 
-class VmFlow(Workflow[C, VmInstanceInventory], Generic[C], abstract=True):
-    """A workflow about one VM, in that VM's queue; its result is the VM."""
+class VmWork(Workflow[C, R], Generic[C, R], abstract=True):
+    """A workflow about one VM, in that VM's queue."""
 
     def subject(self, ctx: C) -> str:
         return ctx.vm_uuid
 
     def queue(self, ctx: C) -> str:
         return queue_of(ctx.vm_uuid)
+
+
+class VmFlow(VmWork[C, VmInstanceInventory], Generic[C], abstract=True):
+    """Its result is the VM."""
 
     async def result(self, ctx: C) -> VmInstanceInventory:
         return await inventory_of(self.node, ctx.vm_uuid)

@@ -1,10 +1,13 @@
 """Create a VM: record it, find a place, make its disks, give it addresses, start it.
 
-Invariant: a VM row exists exactly while the VM does or a workflow is making it; whatever was reserved for a VM that does not
-come to be is given back.
+Invariant: a VM row exists exactly while the VM does or a workflow is making it; whatever was reserved for a VM that
+does not come to be is given back.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 from sqlalchemy import update
@@ -17,7 +20,7 @@ from caelum.cloud.l3.messages import AllocateIp, ReturnIp
 from caelum.cloud.ownership import own
 from caelum.cloud.primary_storage.messages import ReleaseStorage
 from caelum.cloud.vm.api import CreateVmInstance
-from caelum.cloud.vm.flows.base import VmContext, VmFlow, destroy_on_host, prepare_on, release_from
+from caelum.cloud.vm.flows.base import LONG, VmContext, VmFlow, destroy_on_host, prepare_on, release_from
 from caelum.cloud.vm.model import VmCdRomModel, VmInstanceModel, VmNicModel, VmState
 from caelum.cloud.vm.records import forget_vm, give_running_quota, internal_id, move, new_mac, take_quota
 from caelum.cloud.volume.messages import CreateVolume, DeleteVolume, InstantiateVolume
@@ -181,7 +184,7 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
     async def return_addresses(self, run: Run[CreateVmContext]) -> None:
         await _all(run, [ReturnIp(vm_nic_uuid=one.nic_uuid) for one in run.ctx.nics])
 
-    @db_step(no_undo="the row goes when the creation is undone")
+    @db_step(no_undo="the row goes when the creation is undone")  # type: ignore[untyped-decorator]
     async def record_place(self, tx: AsyncSession, run: Run[CreateVmContext]) -> None:
         ctx = run.ctx
         vm = await tx.get_one(VmInstanceModel, ctx.vm_uuid)
@@ -189,7 +192,7 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
         vm.host_uuid = ctx.host_uuid if ctx.starts else None
         vm.root_volume_uuid = ctx.disks[0].volume_uuid
 
-    @step(timeout=None, progress=70, no_undo="deleting the volumes deletes their bits")
+    @step(timeout=LONG, progress=70, no_undo="deleting the volumes deletes their bits")
     async def make_disks(self, run: Run[CreateVmContext]) -> None:
         await _all(
             run,
@@ -270,7 +273,7 @@ def nic_row(vm_uuid: str, vm_internal_id: int, plan: NicPlan) -> VmNicModel:
     )
 
 
-async def allocate_address(run: Run[VmContext], nic_uuid: str, l3_uuid: str, required_ip: str | None) -> None:
+async def allocate_address(run: Run[Any], nic_uuid: str, l3_uuid: str, required_ip: str | None) -> None:
     """Take an address for a NIC and write it into the NIC's row."""
     used = await run.bus.call(
         AllocateIp(l3_network_uuid=l3_uuid, vm_nic_uuid=nic_uuid, required_ip=required_ip, used_for="Vm")
@@ -304,7 +307,7 @@ def _host(ctx: VmContext) -> str:
     return ctx.host_uuid
 
 
-async def _all(run: Run[CreateVmContext], messages: list[Message[object]]) -> None:  # type: ignore[type-arg]
+async def _all(run: Run[CreateVmContext], messages: Sequence[Message[Any]]) -> None:
     """Send all and wait for all; the first error is raised after every one has answered."""
     for answer in await run.bus.call_all(messages):
         if isinstance(answer, CloudError):

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.allocator.messages import ReturnHost
 from caelum.cloud.vm.api import DESTROY_FAILED, VmInstanceInventory
-from caelum.cloud.vm.flows.base import VmContext, VmFlow, destroy_on_host, release_from
+from caelum.cloud.vm.flows.base import LONG, VmContext, VmFlow, VmWork, destroy_on_host, release_from
 from caelum.cloud.vm.flows.lifecycle import return_address
 from caelum.cloud.vm.model import VmInstanceModel, VmState
 from caelum.cloud.vm.records import forget_vm, give_running_quota, move, set_state
@@ -34,7 +34,7 @@ class DestroyContext(VmContext, kw_only=True):
     vm: VmInstanceInventory | None = None
 
 
-class DestroyVmFlow(VmFlow[DestroyContext]):
+class DestroyVmFlow(VmWork[DestroyContext, None]):
     """Any stable state -> Destroying -> Destroyed, or nothing at all. It goes forward only: destroyed is destroyed."""
 
     name = "vm.destroy"
@@ -63,7 +63,7 @@ class DestroyVmFlow(VmFlow[DestroyContext]):
         for nic in vm.vm_nics:
             await return_address(run, nic.uuid)
 
-    @step(timeout=None, progress=90, no_undo="deleting a volume by policy Delay can be taken back by recovering the VM")
+    @step(timeout=LONG, progress=90, no_undo="deleting a volume by policy Delay can be taken back by recovering the VM")
     async def release_volumes(self, run: Run[DestroyContext]) -> None:
         ctx = run.ctx
         for volume in (await run.bus.call(GetVolumes(vm_instance_uuid=ctx.vm_uuid))).volumes:
@@ -85,9 +85,6 @@ class DestroyVmFlow(VmFlow[DestroyContext]):
         vm = await load_vm(tx, ctx.vm_uuid)
         set_state(self.node, tx, vm, VmState.STOPPED, host_uuid=None)
         await give_running_quota(tx, vm)
-
-    async def result(self, ctx: DestroyContext) -> None:  # type: ignore[override]
-        return None
 
 
 class RecoverVmFlow(VmFlow[VmContext]):
@@ -126,7 +123,7 @@ async def root_of(run: Run[VmContext]) -> str:
     return vm.root_volume_uuid
 
 
-class ExpungeVmFlow(VmFlow[VmContext]):
+class ExpungeVmFlow(VmWork[VmContext, None]):
     """Destroyed -> nothing. It goes forward only."""
 
     name = "vm.expunge"
@@ -136,7 +133,7 @@ class ExpungeVmFlow(VmFlow[VmContext]):
         vm = await tx.get_one(VmInstanceModel, ctx.vm_uuid)
         ctx.former_state = vm.state
 
-    @step(timeout=None, no_undo="a disk that is gone is gone; the VM can be expunged again")
+    @step(timeout=LONG, no_undo="a disk that is gone is gone; the VM can be expunged again")
     async def expunge_root(self, run: Run[VmContext]) -> None:
         async with run.db.read() as session:
             vm = await load_vm(session, run.ctx.vm_uuid)
@@ -148,6 +145,3 @@ class ExpungeVmFlow(VmFlow[VmContext]):
 
     async def abort(self, tx: AsyncSession, ctx: VmContext, error: CloudError) -> None:
         """It stays destroyed."""
-
-    async def result(self, ctx: VmContext) -> None:  # type: ignore[override]
-        return None

@@ -5,6 +5,8 @@ Invariant: what the records say is attached is what a running guest sees.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.host.messages import (
@@ -18,7 +20,7 @@ from caelum.cloud.ownership import disown, own
 from caelum.cloud.vm import tags
 from caelum.cloud.vm.api import ATTACH_VOLUME_FAILED
 from caelum.cloud.vm.extension import VmResourceProvider
-from caelum.cloud.vm.flows.base import VmContext, VmFlow
+from caelum.cloud.vm.flows.base import LONG, VmContext, VmFlow, VmWork
 from caelum.cloud.vm.flows.create import NicPlan, allocate_address, nic_row
 from caelum.cloud.vm.flows.lifecycle import host_of, return_address
 from caelum.cloud.vm.model import ON_HOST, VmNicModel, VmState
@@ -38,6 +40,9 @@ class DeviceContext(VmContext, kw_only=True):
     """`live`: the VM is on a host, so the guest must see the change."""
 
     live: bool = False
+
+
+D = TypeVar("D", bound=DeviceContext)
 
 
 class VolumeContext(DeviceContext, kw_only=True):
@@ -84,7 +89,7 @@ class AttachVolumeFlow(VolumeFlow):
     async def begin(self, tx: AsyncSession, ctx: VolumeContext) -> None:
         await self.enter(tx, ctx, "AttachDataVolumeToVm")
 
-    @step(timeout=None, no_undo="a volume that has its bits keeps them; they are counted as before")
+    @step(timeout=LONG, no_undo="a volume that has its bits keeps them; they are counted as before")
     async def make_bits(self, run: Run[VolumeContext]) -> None:
         ctx = run.ctx
         if ctx.instantiate_on is not None:
@@ -299,7 +304,7 @@ class ChangeIpContext(VmContext, kw_only=True):
     old_ip: str | None = None
 
 
-class ChangeIpFlow(VmFlow[ChangeIpContext]):
+class ChangeIpFlow(VmWork[ChangeIpContext, None]):
     """A stopped VM's NIC gets another, fixed address."""
 
     name = "vm.change-ip"
@@ -328,11 +333,8 @@ class ChangeIpFlow(VmFlow[ChangeIpContext]):
     async def abort(self, tx: AsyncSession, ctx: ChangeIpContext, error: CloudError) -> None:
         """The undo has done all."""
 
-    async def result(self, ctx: ChangeIpContext) -> None:  # type: ignore[override]
-        return None
 
-
-async def described(run: Run[DeviceContext], nic_uuid: str) -> tuple[VmSpec, NicSpec]:
+async def described(run: Run[D], nic_uuid: str) -> tuple[VmSpec, NicSpec]:
     """The VM's description and its NIC's."""
     spec = await build_spec(run.node, run.ctx.vm_uuid, realise_on=host_of(run.ctx))
     nic = next((one for one in spec.nics if one.nic_uuid == nic_uuid), None)

@@ -22,6 +22,7 @@ from caelum.cloud.l3.messages import ReturnIp
 from caelum.cloud.primary_storage.messages import GetVolumeHosts, ReleaseStorage
 from caelum.cloud.vm import tags
 from caelum.cloud.vm.flows.base import (
+    LONG,
     VmContext,
     VmFlow,
     destroy_on_host,
@@ -103,7 +104,7 @@ class StartVmFlow(VmFlow[StartContext]):
         for key in run.ctx.new_disks:
             await run.bus.call(ReleaseStorage(key=key))
 
-    @step(timeout=None, progress=40, no_undo="a disk that has been made stays for the next start")
+    @step(timeout=LONG, progress=40, no_undo="a disk that has been made stays for the next start")
     async def make_disks(self, run: Run[StartContext]) -> None:
         for volume, storage in run.ctx.new_disks.items():
             await run.bus.call(
