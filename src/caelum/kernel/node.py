@@ -36,19 +36,7 @@ from caelum.kernel.ring import Ring
 from caelum.kernel.service import Check, Service, handlings, interceptings
 from caelum.kernel.settings import Settings
 from caelum.kernel.timers import Timers
-
-try:
-    from caelum.kernel.workflow import Workflows
-except ModuleNotFoundError:
-
-    class Workflows:  # type: ignore[no-redef]
-        def __init__(self, node: Any) -> None:
-            self.node = node
-
-        async def recover(self) -> None: ...
-
-        async def stop(self) -> None: ...
-
+from caelum.kernel.workflow import Workflows
 
 log = logging.getLogger(__name__)
 
