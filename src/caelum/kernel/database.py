@@ -115,6 +115,7 @@ class Database:
         self.sqlite = url.startswith("sqlite")
         self._synchronous = synchronous
         self._writer_turn = asyncio.Lock()
+        self._severed: BaseException | None = None
         if self.sqlite:
             self._writer = self._sqlite_engine("BEGIN IMMEDIATE", pool_size=1)
             self._reader = self._sqlite_engine("BEGIN", pool_size=readers, read_only=True)
@@ -146,10 +147,12 @@ class Database:
         """A session that commits at the end of the block, or rolls back when the block raises."""
         refuse_in_transaction("open another transaction")
         async with self._writer_turn if self.sqlite else contextlib.nullcontext():
+            self._refuse_severed()
             session = self._write_session()
             token = _task_in_transaction.set(asyncio.current_task())
             try:
                 yield session
+                self._refuse_severed()
                 await uninterrupted(session.commit())
                 for callback in session.info.pop(_AFTER_COMMIT, ()):
                     callback()
@@ -160,6 +163,7 @@ class Database:
     @contextlib.asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:
         """A session that only reads, and sees one state of the database for as long as it lasts."""
+        self._refuse_severed()
         session = self._read_session()
         try:
             yield session
@@ -171,6 +175,14 @@ class Database:
         from caelum.kernel.migrate import upgrade
 
         await upgrade(self)
+
+    def sever(self, error: BaseException) -> None:
+        """Raise `error` at every further use, and let nothing commit any more: what the death of the process does."""
+        self._severed = error
+
+    def _refuse_severed(self) -> None:
+        if self._severed is not None:
+            raise self._severed
 
     async def close(self) -> None:
         """Close every connection."""

@@ -109,12 +109,10 @@ class GarbageCollector:
         self._cleaned = utcnow()
 
     async def start(self) -> None:
-        """Take up what this node left when it stopped, and begin to run what is due."""
+        """Begin to run what is due; jobs of other nodes come by `adopt`."""
         row = GarbageCollectorModel
-        async with self._node.db.transaction() as tx:
-            mine = (row.management_node_uuid == self._node.uuid, row.status == PROCESSING)
-            await update_where(tx, row, {"status": IDLE}, *mine)
-            paths = await tx.scalars(select(row.event_path).where(row.status != DONE, row.event_path.is_not(None)))
+        async with self._node.db.read() as session:
+            paths = await session.scalars(select(row.event_path).where(row.status != DONE, row.event_path.is_not(None)))
             known = [path for path in paths.unique() if path is not None]
         for path in known:
             self._subscribe(events.events().get(path))
@@ -168,7 +166,7 @@ class GarbageCollector:
                 event_path=None if on_event is None else on_event.__path__,
                 event_match=match,
                 next_run=_later(interval if delay is None else delay),
-            )  # fmt: skip
+            )
         )
         self._subscribe(on_event)
         event.listen(tx.sync_session, "after_commit", lambda _session: self._wake.set(), once=True)
@@ -191,13 +189,18 @@ class GarbageCollector:
         async with self._node.db.transaction() as tx:
             await tx.execute(delete(GarbageCollectorModel).where(GarbageCollectorModel.uuid == uuid))
 
-    async def adopt(self, dead: Sequence[str] = ()) -> None:
-        """Take over open jobs without a node, and those of `dead` nodes, as far as the ring gives them to this one."""
+    async def adopt(self, dead: Sequence[str] | None = ()) -> None:
+        """Take over open jobs without a node, and those of `dead` nodes, as far as the ring gives them to this one.
+
+        None means that this is the only node, so that every other node is dead.
+        """
         row = GarbageCollectorModel
         async with self._node.db.transaction() as tx:
-            if dead:
+            if dead is None or dead:
+                owner = row.management_node_uuid
+                theirs = owner != self._node.uuid if dead is None else owner.in_(dead)
                 values = {"management_node_uuid": None, "status": IDLE}
-                await update_where(tx, row, values, row.management_node_uuid.in_(dead), row.status != DONE)
+                await update_where(tx, row, values, theirs, row.status != DONE)
             orphans = await tx.scalars(select(row.uuid).where(row.management_node_uuid.is_(None), row.status != DONE))
             mine = [uuid for uuid in orphans if self._node.ring.owns(uuid)]
             if mine:

@@ -101,6 +101,7 @@ class Jobs:
 
     def __init__(self, node: Node) -> None:
         self._node = node
+        self._closed = False
         self._waiting: dict[str, asyncio.Future[Job]] = {}
         self._finish_listeners: list[Listener] = []
         self._progress_listeners: list[Listener] = []
@@ -111,6 +112,7 @@ class Jobs:
 
     async def stop(self) -> None:
         """Let nobody wait for ever."""
+        self.close()
         for future in self._waiting.values():
             future.cancel()
 
@@ -127,6 +129,8 @@ class Jobs:
 
     async def finish(self, uuid: str, answer: str | bytes | ErrorCode | BaseException) -> bool:
         """Answer the job: the body's JSON text, or an error. False when it has its answer already (or is unknown)."""
+        if self._closed:
+            return False
         async with self._node.db.transaction() as tx:
             finished = await finish_in(tx, uuid, answer)
         if finished:
@@ -185,11 +189,20 @@ class Jobs:
         """Call `listener(job)` for each progress that this node notes."""
         self._progress_listeners.append(listener)
 
-    async def fail_orphans(self, owners: Sequence[str], alive: Sequence[str]) -> list[str]:
-        """Answer the jobs that dead nodes left, except `alive`, which resumed workflows will answer."""
-        query = select(JobModel.uuid).where(JobModel.state == PROCESSING, JobModel.node_uuid.in_(owners))
+    def close(self) -> None:
+        """Answer nothing more: what is cut off while the node stops is answered by whoever takes it up."""
+        self._closed = True
+
+    async def orphans(self, dead: Sequence[str] | None) -> list[str]:
+        """The unanswered jobs of dead nodes; None: of every node but this one."""
+        row = JobModel
+        theirs = row.node_uuid != self._node.uuid if dead is None else row.node_uuid.in_(dead)
         async with self._node.db.read() as session:
-            orphans = set(await session.scalars(query)) - set(alive)
+            return list(await session.scalars(select(row.uuid).where(row.state == PROCESSING, theirs)))
+
+    async def fail_orphans(self, dead: Sequence[str] | None, alive: Sequence[str]) -> list[str]:
+        """Answer the jobs that dead nodes left, except `alive`, which resumed workflows will answer."""
+        orphans = set(await self.orphans(dead)) - set(alive)
         error = CloudError(
             MANAGEMENT_NODE_UNAVAILABLE, "the management node was restarted before it had done what was asked"
         )

@@ -1,0 +1,70 @@
+"""Places where a test may let the process die, an operation fail, or a step run twice.
+
+Invariant: without a plan every hit costs one comparison and does nothing. After a simulated death each further hit
+dies again, so that no code of the dead node goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from caelum.kernel.errors import CloudError
+
+
+class ProcessDied(BaseException):
+    """The simulated death of the process: nothing may catch it, undo or commit because of it."""
+
+
+class Plan:
+    """What is to happen: at `point` the process dies or, with `error`, that error is raised once.
+
+    `twice` runs every step and every undo two times. `visited` collects the points that were hit.
+    """
+
+    def __init__(
+        self,
+        point: str | None = None,
+        *,
+        error: CloudError | None = None,
+        twice: bool = False,
+        on_death: Callable[[], None] | None = None,
+    ) -> None:
+        self.point = point
+        self.error = error
+        self.twice = twice
+        self.visited: list[str] = []
+        self.fired = False
+        self._on_death = on_death
+        self._dead = False
+
+    def visit(self, point: str) -> None:
+        """Let happen what is planned for this point."""
+        if self._dead:
+            raise ProcessDied(point)
+        self.visited.append(point)
+        if point != self.point or self.fired:
+            return
+        self.fired = True
+        if self.error is not None:
+            raise self.error
+        self._dead = True
+        if self._on_death is not None:
+            self._on_death()
+        raise ProcessDied(point)
+
+
+class Crashpoints:
+    """The points of one node."""
+
+    def __init__(self) -> None:
+        self.plan: Plan | None = None
+
+    def hit(self, point: str) -> None:
+        """The code has come to this point ("vm.stop/stop_domain/after")."""
+        if self.plan is not None:
+            self.plan.visit(point)
+
+    @property
+    def times(self) -> int:
+        """How often each step is to run."""
+        return 2 if self.plan is not None and self.plan.twice else 1
