@@ -6,8 +6,22 @@ module that is missing or broken is reported at start and skipped; the rest star
 
 from __future__ import annotations
 
-SERVICES: list[str] = []
+import importlib
+
+SERVICES: list[str] = [
+    "caelum.cloud.vm.checks:VmChecks",
+    "caelum.cloud.vm.service:VmService",
+    "caelum.cloud.vm.tracer:VmTracer",
+    "caelum.cloud.vm.cascade:VmCascade",
+    "caelum.cloud.vm.cascade:VmNicCascade",
+]
 """Services, each `"caelum.cloud.<name>.service:<Class>"`; the class takes the node."""
 
 DRIVERS: list[str] = []
 """Drivers and plugins, each `"caelum.drivers.<name>.driver:<Class>"`; the class takes the node and adds itself."""
+
+
+def import_declarations() -> None:
+    """Load every built-in module, so that its messages, settings, tags and workflows are declared. No node is needed."""
+    for target in (*SERVICES, *DRIVERS):
+        importlib.import_module(target.partition(":")[0])

@@ -172,7 +172,8 @@ class VmService(Service):
             await self._destroy(msg.vm_uuid, msg.policy, answers=False)
 
     async def _destroy(self, vm_uuid: str, policy: str | None, *, answers: bool) -> None:
-        chosen = policy or str(await self.node.settings.get_for(DELETION_POLICY, vm_uuid))
+        default = await self.node.settings.get_for(DELETION_POLICY, vm_uuid)
+        chosen = policy or default
         ctx = DestroyContext(vm_uuid=vm_uuid, policy=chosen, delete_data=self.node.settings.get(DELETE_DATA_VOLUMES))
         await self._run(DestroyVmFlow, ctx, DESTROY_FAILED, answers=answers)
 
