@@ -51,7 +51,7 @@ class NodeLifecycle(CanonicalEvent):
     """A management node joined or left."""
 
     node_uuid: str
-    lifecycle: str
+    life_cycle: str
 
 
 class Node:
@@ -156,7 +156,7 @@ class Node:
             await self.stop()
             raise
         self.ready = True
-        self.bus.publish(NodeLifecycle(node_uuid=self.uuid, lifecycle="NodeJoin"))
+        self.bus.publish(NodeLifecycle(node_uuid=self.uuid, life_cycle="NodeJoin"))
         log.info("node %s is ready after %.2f s with %d parts", self.uuid, time.monotonic() - begun, len(self._parts))
 
     async def _start(self) -> None:
@@ -172,36 +172,38 @@ class Node:
             await self.bus.start()
         self.ring.join(self.uuid)
         for part in list(self._parts):
-            await self._start_part(part)
+            self._started_parts.append(part)
+            await self._begin(part, "start")
         async with self._phase("unfinished workflows to be taken up"):
             await self.workflows.recover()
         await self.gc.start()
         await self.jobs.start()
+        for part in list(self._started_parts):
+            await self._begin(part, "serve")
         self.timers.start()
 
-    async def _start_part(self, part: Any) -> None:
-        name = getattr(part, "name", type(part).__name__)
-        start = getattr(part, "start", None)
-        self._started_parts.append(part)
-        if start is None:
+    async def _begin(self, part: Any, method: str) -> None:
+        begin = getattr(part, method, None)
+        if begin is None:
             return
         try:
-            async with self._phase(f"the start of {name}"):
-                await start()
+            async with self._phase(f"{_name(part)} to {method}"):
+                await begin()
         except Exception as error:
-            log.exception("%s did not start; the rest goes on without it", name)
+            log.exception("%s did not %s; the rest goes on without it", _name(part), method)
             self.bus.unregister(part)
-            self.broken.append(Part(name, type(part), f"{type(error).__name__}: {error}"))
+            self._started_parts.remove(part)
+            self.broken.append(Part(_name(part), type(part), f"{type(error).__name__}: {error}"))
 
     async def stop(self) -> None:
         """Stop in reverse order, each part within its time."""
         self.ready = False
         if self.uuid in self.ring.members:
-            self.bus.publish(NodeLifecycle(node_uuid=self.uuid, lifecycle="NodeLeft"))
+            self.bus.publish(NodeLifecycle(node_uuid=self.uuid, life_cycle="NodeLeft"))
         await self._ending("the timers", self.timers.stop())
         for part in reversed(self._started_parts):
             if (stop := getattr(part, "stop", None)) is not None:
-                await self._ending(f"the end of {getattr(part, 'name', type(part).__name__)}", stop())
+                await self._ending(_name(part), stop())
         self._started_parts.clear()
         await self._ending("the workflows", self.workflows.stop(), self.config.stop_seconds)
         await self._ending("the garbage collector", self.gc.stop())
@@ -251,6 +253,10 @@ class Node:
             log.warning("%s did not end within %.0f s; the node stops without it", what, seconds)
         except Exception:
             log.exception("%s failed to end", what)
+
+
+def _name(part: Any) -> str:
+    return str(getattr(part, "name", type(part).__name__))
 
 
 def _parts(chosen: Sequence[PartSpec] | None, groups: Iterable[str], built_in: Sequence[str]) -> list[Part]:

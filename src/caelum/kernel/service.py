@@ -129,7 +129,10 @@ class Service:
         self.db = node.db
 
     async def start(self) -> None:
-        """Called once all services are registered, before the node takes requests."""
+        """Prepare to handle messages; all services are registered, but may not have started."""
+
+    async def serve(self) -> None:
+        """Begin work of one's own; all services have started, and unfinished workflows are in their queues."""
 
     async def stop(self) -> None:
         """Called when the node stops, before the bus closes."""

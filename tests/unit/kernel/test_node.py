@@ -33,6 +33,9 @@ class Keeper(Service):
     async def start(self) -> None:
         ORDER.append("keeper starts")
 
+    async def serve(self) -> None:
+        ORDER.append("keeper serves")
+
     async def stop(self) -> None:
         ORDER.append("keeper stops")
 
@@ -108,10 +111,10 @@ async def test_a_node_starts_serves_and_stops_in_order(tmp_path: Path) -> None:
         assert await cloud.node.extensions.each(Greeting, "greet") == ["hello"]
         assert list(cloud.node.services) == ["zoo"]
         lifecycle = await cloud.seen(NodeLifecycle)
-        assert [one.lifecycle for one in lifecycle] == ["NodeJoin"]
+        assert [one.life_cycle for one in lifecycle] == ["NodeJoin"]
         assert (tmp_path / "caelum.db").exists()
     assert not cloud.node.ready
-    assert ORDER == ["keeper starts", "plugin starts", "plugin stops", "keeper stops"]
+    assert ORDER == ["keeper starts", "plugin starts", "keeper serves", "plugin stops", "keeper stops"]
     assert asyncio.all_tasks() == {asyncio.current_task()}
     assert "is ready after" in (tmp_path / "log" / "server.log").read_text()
 
@@ -198,8 +201,8 @@ async def test_a_slow_start_names_what_it_waits_for(
     with caplog.at_level(logging.WARNING):
         async with EmbeddedCloud(tmp_path, [Slow]) as cloud:
             assert cloud.node.waiting_for is None
-    assert seen == ["the start of slow"]
-    assert "the start waits since 0 s for the start of slow" in caplog.text
+    assert seen == ["slow to start"]
+    assert "the start waits since 0 s for slow to start" in caplog.text
 
 
 async def test_metrics_tell_calls_queues_and_lag(tmp_path: Path) -> None:
