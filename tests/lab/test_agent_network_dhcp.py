@@ -171,7 +171,8 @@ async def test_forwarded_names(host: lab.Host, tmp_path: Path) -> None:
     upstream.run("ip", "addr", "add", "10.7.0.1/24", "dev", "eth0")
     upstream.run("ip", "addr", "add", "192.0.2.53/32", "dev", "lo")
     upstream.run(
-        "dnsmasq", "--no-resolv", "--no-hosts", "--conf-file=/dev/null", "--address=/world.test/203.0.113.9", "--user=root",
+        "dnsmasq", "--no-resolv", "--no-hosts", "--conf-file=/dev/null", "--address=/world.test/203.0.113.9",
+        "--user=root",
         f"--pid-file={tmp_path}/up.pid", "--bind-interfaces", "--listen-address=192.0.2.53",
     )  # fmt: skip
     try:
@@ -223,6 +224,6 @@ async def test_everything_goes(host: lab.Host) -> None:
 
 
 def _pid(host: lab.Host, l3_uuid: str) -> int:
-    pid = Dnsmasq(Networks(host.agent.state_dir).folder(l3_uuid), l3_uuid).pid()
+    pid = Dnsmasq(l3_uuid).pid()
     assert pid is not None
     return pid

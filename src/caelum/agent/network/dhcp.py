@@ -67,6 +67,7 @@ async def delete_dhcp(agent: Agent, cmd: DeleteDhcp) -> Empty:
     await agent.run_blocking(_remove_link, port)
     await namespaces.remove(agent, namespace)
     networks = Networks(agent.state_dir)
+    await agent.run_blocking(Dnsmasq(cmd.l3_uuid).forget)
     await agent.run_blocking(lambda: networks.forget(cmd.l3_uuid, keep=state.NAT_FILE))
     await guard.refresh(agent)
     return Empty()
@@ -94,7 +95,7 @@ async def _serve(agent: Agent, current: DhcpState, *, reaches_gateway: bool) -> 
     owner: only a restart makes it forget.
     """
     networks, cmd = Networks(agent.state_dir), current.command
-    server = Dnsmasq(networks.folder(cmd.l3_uuid), cmd.l3_uuid)
+    server = Dnsmasq(cmd.l3_uuid)
     wanted = {one.ip: one.mac for one in cmd.entries}
     moved = any(current.served.get(ip, mac) != mac for ip, mac in wanted.items())
     current.served = {**current.served, **wanted}
@@ -183,7 +184,7 @@ async def supervise(agent: Agent) -> None:
 
 async def _revive(agent: Agent, cmd: ApplyDhcp) -> None:
     l3_uuid = cmd.l3_uuid
-    server = Dnsmasq(Networks(agent.state_dir).folder(l3_uuid), l3_uuid)
+    server = Dnsmasq(l3_uuid)
     if await agent.run_blocking(_is_well, agent, server, cmd):
         return
     async with agent.lock(f"l3-{l3_uuid}"):

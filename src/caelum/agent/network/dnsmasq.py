@@ -8,6 +8,7 @@ nothing that matters, and clients do not notice it.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -19,6 +20,8 @@ from caelum.agent.protocol import NETWORK, ApplyDhcp, DhcpEntry
 if TYPE_CHECKING:
     from caelum.agent.core import Agent
 
+RUN_DIR = Path("/run/caelum-network")
+"""Readable by the user that dnsmasq becomes, unlike the agent's state; gone after a boot, as the processes are."""
 LEASE_SECONDS = 12 * 3600
 """How long until a guest asks again and so learns of changed options."""
 
@@ -30,11 +33,11 @@ _DEFAULT = f"!{_OTHER}"
 class Dnsmasq:
     """The server of one L3 network, with its files in `folder`."""
 
-    def __init__(self, folder: Path, l3_uuid: str) -> None:
-        self.folder = folder
+    def __init__(self, l3_uuid: str) -> None:
+        self.folder = RUN_DIR / names.uuid(l3_uuid)
         self.namespace = names.namespace(l3_uuid)
-        self.config = folder / "dnsmasq.conf"
-        self.pid_file = folder / "dnsmasq.pid"
+        self.config = self.folder / "dnsmasq.conf"
+        self.pid_file = self.folder / "dnsmasq.pid"
 
     @property
     def _word(self) -> str:
@@ -46,10 +49,15 @@ class Dnsmasq:
 
     def write(self, cmd: ApplyDhcp, *, reaches_gateway: bool) -> bool:
         """Write all files; tells whether the configuration proper changed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         state.write(self.folder / "hosts.dhcp", hosts_text(cmd.entries).encode())
         state.write(self.folder / "hosts.dns", names_text(cmd).encode())
         state.write(self.folder / "options", options_text(cmd, reaches_gateway=reaches_gateway).encode())
         return state.write(self.config, config_text(cmd, self.folder).encode())
+
+    def forget(self) -> None:
+        """Remove all files."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     async def settle(self, agent: Agent, *, restart: bool) -> bool:
         """Have the server run with the files as they are; tells whether it was started."""
@@ -68,7 +76,7 @@ def config_text(cmd: ApplyDhcp, folder: Path) -> str:
     """The configuration: what only a restart changes."""
     net = names.network(f"{cmd.server_ip}/{cmd.netmask}")
     lines = [
-        "port=53", "user=root", "group=root", "no-hosts", "no-resolv", "no-poll", "no-ping", "bogus-priv",
+        "port=53", "user=nobody", "no-hosts", "no-resolv", "no-poll", "no-ping", "bogus-priv",
         "domain-needed", "expand-hosts", "bind-interfaces",
         f"interface={names.SERVER_INTERFACE}", "except-interface=lo",
         "dhcp-authoritative", "leasefile-ro", "dhcp-lease-max=65535", "quiet-dhcp",

@@ -32,23 +32,24 @@ def running(pid_file: Path, word: str) -> int | None:
 def command_line(pid: int) -> list[str]:
     """A process's arguments; empty when it has ended (a zombie has none either)."""
     try:
-        return (Path("/proc") / str(pid) / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        content = (Path("/proc") / str(pid) / "cmdline").read_bytes()
     except OSError:
         return []
+    return content.decode(errors="replace").split("\0") if content else []
 
 
 async def stop(agent: Agent, pids: list[int]) -> None:
     """End processes: ask, wait, kill."""
     _signal(pids, signal.SIGTERM)
     for _ in range(int(GRACE / 0.02)):
-        if not any(await agent.run_blocking(_alive, pids)):
+        if not await agent.run_blocking(_alive, pids):
             return
         await asyncio.sleep(0.02)
     _signal(pids, signal.SIGKILL)
 
 
-def _alive(pids: list[int]) -> list[int]:
-    return [pid for pid in pids if command_line(pid) != []]
+def _alive(pids: list[int]) -> bool:
+    return any(command_line(pid) for pid in pids)
 
 
 def _signal(pids: list[int], number: signal.Signals) -> None:
