@@ -40,7 +40,9 @@ class Part:
         self._next_start = 0.0
 
     def tend(self) -> None:
-        """Start the part if it is due."""
+        """Start the part if it is due; `run/<name>.stop` keeps it down."""
+        if (self._home / "run" / f"{self.name}.stop").exists():
+            return
         if self._process is not None and self._process.poll() is None:
             return
         if self._process is not None:

@@ -1,0 +1,185 @@
+"""Register this machine as a cloud, through the public API alone: zone to first VM.
+
+Each resource is looked up by name and made only if absent, so a second run finds all there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from caelum.onemachine.layout import GUEST_CIDR, GUEST_FIRST, GUEST_GATEWAY, GUEST_LAST, Layout
+from caelum.sdk import ApiError, Client
+
+ACCOUNT = "admin"
+PASSWORD = "password"  # noqa: S105  the built-in administrator's first password, to be changed by its owner
+FLAT_SERVICES = ["DHCP", "DNS", "Userdata", "HostRoute", "SNAT"]
+MEBI = 1 << 20
+Say = Callable[[str], None]
+
+
+class Provisioner:
+    """Makes the one-machine cloud's resources; every method returns the resource, made or found."""
+
+    def __init__(self, client: Client, layout: Layout, host_uuid: str, say: Say) -> None:
+        self._client = client
+        self._layout = layout
+        self._host_uuid = host_uuid
+        self._say = say
+
+    def run(self) -> dict[str, Any]:
+        """Make everything that is absent. Returns the first VM."""
+        zone = self._ensure("Zone", "zone1", "CreateZone")
+        cluster = self._ensure("Cluster", "cluster1", "CreateCluster", zoneUuid=zone["uuid"], hypervisorType="KVM")
+        self._settings()
+        host = self._host(cluster)
+        primary = self._primary_storage(zone, cluster)
+        backup = self._backup_storage(zone)
+        image = self._image(backup)
+        network = self._network(zone, cluster)
+        offering = self._ensure(
+            "InstanceOffering", "small", "CreateInstanceOffering", cpuNum=1, memorySize=128 * MEBI, cpuSpeed=0
+        )
+        self._ensure("DiskOffering", "1G", "CreateDiskOffering", diskSize=1 << 30)
+        self._say(f"host {host['name']} is {host['status']}, storage {primary['name']} is {primary['status']}")
+        return self._vm(image, network, offering)
+
+    def _ensure(self, resource: str, name: str, operation: str, **parameters: Any) -> dict[str, Any]:
+        found = self._client.query(resource, f"name={name}")
+        if found:
+            return found[0]
+        self._say(f"creating {resource} {name}")
+        made: dict[str, Any] = self._client.call(operation, name=name, **parameters)
+        return made
+
+    def _settings(self) -> None:
+        """A small machine cannot set aside what a rack server does, and its image comes from a local file."""
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        wanted = {
+            ("kvm", "reservedMemory"): f"{min(1024, total // 8 // MEBI)}M",
+            ("image", "localFileDirectories"): str(self._layout.guest_image.parent),
+        }
+        for (category, name), value in wanted.items():
+            try:
+                self._client.call("UpdateGlobalConfig", category=category, name=name, value=value)
+            except ApiError as error:
+                self._say(f"setting {category}/{name} stays as it is: {error.error.get('details')}")
+
+    def _host(self, cluster: dict[str, Any]) -> dict[str, Any]:
+        found = self._client.query("Host", f"uuid={self._host_uuid}")
+        if not found:
+            self._say("adding this machine as a host")
+            return dict(
+                self._client.call(
+                    "AddKVMHost",
+                    name="this-machine",
+                    managementIp=self._layout.address,
+                    username="root",
+                    password="unused",  # noqa: S106  the agent is already here: nobody logs in
+                    clusterUuid=cluster["uuid"],
+                    resourceUuid=self._host_uuid,
+                )
+            )
+        if found[0]["status"] != "Connected":
+            return dict(self._client.call("ReconnectHost", uuid=self._host_uuid))
+        return found[0]
+
+    def _primary_storage(self, zone: dict[str, Any], cluster: dict[str, Any]) -> dict[str, Any]:
+        storage = self._ensure(
+            "PrimaryStorage",
+            "local",
+            "AddLocalPrimaryStorage",
+            url=str(self._layout.primary_storage),
+            zoneUuid=zone["uuid"],
+        )
+        if cluster["uuid"] not in storage.get("attachedClusterUuids", []):
+            storage = self._client.call(
+                "AttachPrimaryStorageToCluster", primaryStorageUuid=storage["uuid"], clusterUuid=cluster["uuid"]
+            )
+        return storage
+
+    def _backup_storage(self, zone: dict[str, Any]) -> dict[str, Any]:
+        storage = self._ensure(
+            "BackupStorage", "images", "AddDirectoryBackupStorage", url=str(self._layout.backup_storage)
+        )
+        if zone["uuid"] not in storage.get("attachedZoneUuids", []):
+            storage = self._client.call(
+                "AttachBackupStorageToZone", backupStorageUuid=storage["uuid"], zoneUuid=zone["uuid"]
+            )
+        return storage
+
+    def _image(self, backup: dict[str, Any]) -> dict[str, Any]:
+        return self._ensure(
+            "Image",
+            "tiny",
+            "AddImage",
+            url=f"file://{self._layout.guest_image}",
+            mediaType="RootVolumeTemplate",
+            format="qcow2",
+            platform="Linux",
+            backupStorageUuids=[backup["uuid"]],
+        )
+
+    def _network(self, zone: dict[str, Any], cluster: dict[str, Any]) -> dict[str, Any]:
+        l2 = self._ensure(
+            "L2Network", "private", "CreateL2NoVlanNetwork", zoneUuid=zone["uuid"], physicalInterface="private0"
+        )
+        if cluster["uuid"] not in l2.get("attachedClusterUuids", []):
+            self._client.call("AttachL2NetworkToCluster", l2NetworkUuid=l2["uuid"], clusterUuid=cluster["uuid"])
+        l3 = self._ensure("L3Network", "guests", "CreateL3Network", l2NetworkUuid=l2["uuid"], type="L3BasicNetwork")
+        if not l3.get("ipRanges"):
+            netmask = _netmask(GUEST_CIDR)
+            self._client.call(
+                "AddIpRange",
+                l3NetworkUuid=l3["uuid"],
+                name="guests",
+                startIp=GUEST_FIRST,
+                endIp=GUEST_LAST,
+                gateway=GUEST_GATEWAY,
+                netmask=netmask,
+            )
+        for server in _resolvers():
+            if server not in l3.get("dns", []):
+                self._client.call("AddDnsToL3Network", l3NetworkUuid=l3["uuid"], dns=server)
+        if not l3.get("networkServices"):
+            provider = self._client.query("NetworkServiceProvider", "type=Flat")[0]
+            self._client.call(
+                "AttachNetworkServiceToL3Network",
+                l3NetworkUuid=l3["uuid"],
+                networkServices={provider["uuid"]: FLAT_SERVICES},
+            )
+        return self._client.query("L3Network", f"uuid={l3['uuid']}")[0]
+
+    def _vm(self, image: dict[str, Any], network: dict[str, Any], offering: dict[str, Any]) -> dict[str, Any]:
+        vm = self._ensure(
+            "VmInstance",
+            "first",
+            "CreateVmInstance",
+            imageUuid=image["uuid"],
+            instanceOfferingUuid=offering["uuid"],
+            l3NetworkUuids=[network["uuid"]],
+            defaultL3NetworkUuid=network["uuid"],
+            systemTags=["hostname::first"],
+        )
+        if vm["state"] == "Stopped":
+            self._say("starting the VM first")
+            vm = self._client.call("StartVmInstance", uuid=vm["uuid"])
+        return vm
+
+
+def _netmask(cidr: str) -> str:
+    bits = int(cidr.partition("/")[2])
+    value = (0xFFFFFFFF << (32 - bits)) & 0xFFFFFFFF
+    return ".".join(str(value >> shift & 0xFF) for shift in (24, 16, 8, 0))
+
+
+def _resolvers() -> list[str]:
+    """The machine's own DNS servers that a guest can reach, that is, not its loopback."""
+    try:
+        with open("/etc/resolv.conf") as file:
+            words = [line.split() for line in file]
+    except OSError:
+        return []
+    servers = [one[1] for one in words if len(one) > 1 and one[0] == "nameserver"]
+    return [one for one in servers if ":" not in one and not one.startswith("127.")][:2]
