@@ -58,7 +58,7 @@ class TaskContext(msgspec.Struct, frozen=True, rename="camel"):
         return left
 
 
-_current: ContextVar[TaskContext] = ContextVar("task_context", default=TaskContext())
+_current: ContextVar[TaskContext] = ContextVar("task_context", default=TaskContext())  # noqa: B039 - it is frozen
 
 
 def current() -> TaskContext:

@@ -44,17 +44,25 @@ INTERNAL = error_type(
     "SYS.1000", "An internal error happened in system", "Report it with the job's UUID; the server's log has the trace."
 )
 TIMEOUT = error_type(
-    "SYS.1001", "A message or a operation timeout", "Try again, or raise the time-out (header X-API-Timeout, in seconds).",
+    "SYS.1001",
+    "A message or a operation timeout",
+    "Try again, or raise the time-out (header X-API-Timeout, in seconds).",
     transient=True,
 )
 INVALID_ARGUMENT = error_type("SYS.1007", "One or more API argument is invalid", "Correct the named field and repeat.")
 OPERATION_ERROR = error_type("SYS.1006", "An operation failed", "Read the cause for the reason.")
-RESOURCE_NOT_FOUND = error_type("SYS.1003", "A resource can not be found", "Check the UUID; the resource may be deleted.")
-UNDELIVERABLE = error_type(
-    "SYS.1011", "The message can not be delivered",
-    "The service is not loaded or its node is leaving; retry.", transient=True,
+RESOURCE_NOT_FOUND = error_type(
+    "SYS.1003", "A resource can not be found", "Check the UUID; the resource may be deleted."
 )
-CANCELED = error_type("SYS.1017", "A message or a operation cancelled", "Nothing is left to do: what was done has been undone.")
+UNDELIVERABLE = error_type(
+    "SYS.1011",
+    "The message can not be delivered",
+    "The service is not loaded or its node is leaving; retry.",
+    transient=True,
+)
+CANCELED = error_type(
+    "SYS.1017", "A message or a operation cancelled", "Nothing is left to do: what was done has been undone."
+)
 
 
 class ErrorCode(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True):

@@ -93,7 +93,8 @@ class Node:
         self._logging = Logging(config, self.uuid)
         self._chosen = (services, drivers)
         self._parts: list[Any] = []
-        self._started_parts: list[Any] = []
+        self._begun: list[Any] = []
+        self._failed: list[Any] = []
         self._checks: list[tuple[int, type[Message[Any]], Check]] = []
         self._checks_of: dict[type, tuple[Check, ...]] = {}
 
@@ -172,17 +173,18 @@ class Node:
             await self.bus.start()
         self.ring.join(self.uuid)
         for part in list(self._parts):
-            self._started_parts.append(part)
             await self._begin(part, "start")
         async with self._phase("unfinished workflows to be taken up"):
             await self.workflows.recover()
         await self.gc.start()
         await self.jobs.start()
-        for part in list(self._started_parts):
+        for part in [one for one in self._parts if one not in self._failed]:
             await self._begin(part, "serve")
         self.timers.start()
 
     async def _begin(self, part: Any, method: str) -> None:
+        if part not in self._begun:
+            self._begun.append(part)
         begin = getattr(part, method, None)
         if begin is None:
             return
@@ -191,8 +193,11 @@ class Node:
                 await begin()
         except Exception as error:
             log.exception("%s did not %s; the rest goes on without it", _name(part), method)
+            # It may hold something already, so it is stopped with the others; but nobody calls it any more.
+            self._failed.append(part)
             self.bus.unregister(part)
-            self._started_parts.remove(part)
+            if isinstance(part, ExtensionPoint):
+                self.extensions.remove(part)
             self.broken.append(Part(_name(part), type(part), f"{type(error).__name__}: {error}"))
 
     async def stop(self) -> None:
@@ -201,10 +206,10 @@ class Node:
         if self.uuid in self.ring.members:
             self.bus.publish(NodeLifecycle(node_uuid=self.uuid, life_cycle="NodeLeft"))
         await self._ending("the timers", self.timers.stop())
-        for part in reversed(self._started_parts):
+        for part in reversed(self._begun):
             if (stop := getattr(part, "stop", None)) is not None:
                 await self._ending(_name(part), stop())
-        self._started_parts.clear()
+        self._begun.clear()
         await self._ending("the workflows", self.workflows.stop(), self.config.stop_seconds)
         await self._ending("the garbage collector", self.gc.stop())
         await self._ending("running handlers", self.bus.drain(self.config.stop_seconds), self.config.stop_seconds + 1)
