@@ -49,6 +49,12 @@ class PrimaryStorageDriver(Protocol):
     def check_url(self, url: str) -> None:
         """Refuse a URL that this type cannot use, with INVALID_ARGUMENT."""
 
+    async def add(self, ps: PrimaryStorageInventory) -> None:
+        """Prepare what the storage needs before any host (pools, exports)."""
+
+    async def remove(self, ps: PrimaryStorageInventory) -> None:
+        """Undo `add`."""
+
     async def connect(self, ps: PrimaryStorageInventory, host_uuid: str, first: bool) -> PhysicalCapacity:
         """Prepare the storage on a host. `first` says that this host has never had it."""
 
@@ -58,28 +64,32 @@ class PrimaryStorageDriver(Protocol):
     async def capacity(self, ps: PrimaryStorageInventory, host_uuid: str) -> PhysicalCapacity:
         """What is there now."""
 
-    def cache_path(self, ps: PrimaryStorageInventory, image: ImageLocation) -> str:
-        """Where the image's cached copy lies."""
+    def cache_path(self, ps: PrimaryStorageInventory, image: ImageLocation, name: str) -> str:
+        """Where an image's cached copy called `name` goes."""
 
-    async def cache_image(self, ps: PrimaryStorageInventory, host_uuid: str, image: ImageLocation) -> Bits:
+    def volume_path(self, ps: PrimaryStorageInventory, volume: VolumePlace, name: str) -> str:
+        """Where a volume's bits called `name` go."""
+
+    async def cache_image(
+        self, ps: PrimaryStorageInventory, host_uuid: str, image: ImageLocation, install_path: str
+    ) -> Bits:
         """Fetch an image into the cache, checked against its digest."""
 
-    async def create_volume(self, ps: PrimaryStorageInventory, host_uuid: str, volume: VolumePlace, size: int) -> Bits:
+    async def create_volume(
+        self, ps: PrimaryStorageInventory, host_uuid: str, volume_uuid: str, install_path: str, size: int
+    ) -> Bits:
         """Make an empty volume."""
 
     async def create_from_image(
-        self, ps: PrimaryStorageInventory, host_uuid: str, volume: VolumePlace, cached: Bits, size: int
+        self, ps: PrimaryStorageInventory, host_uuid: str, volume_uuid: str, install_path: str, cached: Bits, size: int
     ) -> Bits:
-        """Make a volume of at least `size` bytes as a clone of a cached image."""
+        """Make a volume of at least `size` bytes as a clone of a cached image; NO_CACHED_IMAGE if that is not there."""
 
     async def delete_bits(self, ps: PrimaryStorageInventory, host_uuid: str, install_path: str) -> None:
         """Delete; success if absent."""
 
     async def bits_info(self, ps: PrimaryStorageInventory, host_uuid: str, install_path: str) -> Bits:
         """The true size."""
-
-    def volume_path(self, ps: PrimaryStorageInventory, volume: VolumePlace) -> str:
-        """Where a volume's bits go."""
 
 
 class PrimaryStorageBeforeDelete(ExtensionPoint):

@@ -72,6 +72,7 @@ class AddPrimaryStorage(Message[PrimaryStorageInventory]):
     description: str | None = None
     system_tags: list[str] | None = None
     user_tags: list[str] | None = None
+    tag_uuids: list[str] | None = None
 
 
 @message(route_by="uuid")
@@ -113,7 +114,10 @@ class ReserveStorage(Message[None]):
 
 @message(route_by="key")
 class ReleaseStorage(Message[None]):
-    """Give back exactly what the key reserved; nothing if it reserved nothing."""
+    """Give back exactly what the key reserved, nothing if it reserved nothing.
+
+    A reservation that bits were made on stays: it goes with them (`DeleteBitsOnStorage`).
+    """
 
     key: str
 
@@ -141,7 +145,7 @@ class CreateVolumeOnStorage(Message[VolumeBits]):
 
 @message(route_by="primary_storage_uuid")
 class DeleteBitsOnStorage(Message[None]):
-    """Delete bits. Without `host_uuid` the host is looked up by `key`.
+    """Delete bits. A host or path that is not given is looked up by `key`; success when nothing was made.
 
     `key` names the reservation that goes with the bits. When the host cannot be reached, the garbage collector
     deletes them later, and only then the reservation is given back.
@@ -149,7 +153,7 @@ class DeleteBitsOnStorage(Message[None]):
 
     primary_storage_uuid: str
     host_uuid: str | None
-    install_path: str
+    install_path: str | None
     key: str | None = None
 
 

@@ -1,0 +1,235 @@
+"""The books of primary storages: what fits, what is promised, what is left.
+
+Invariant: a reservation and the capacity that it takes change in one transaction, by one conditional statement, so two
+takers at once cannot both get the last byte. What is given back is what the reservation's row says was taken. Available
+capacity can be derived anew from the reservations at any time, and is at every look at the physical capacity.
+"""
+
+from __future__ import annotations
+
+import math
+
+from sqlalchemy import ColumnElement, delete, func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from caelum.cloud.primary_storage.errors import ALLOCATE_ERROR
+from caelum.cloud.primary_storage.extension import PhysicalCapacity
+from caelum.cloud.primary_storage.model import (
+    CONNECTED,
+    NO_HOST,
+    LocalStorageHostRefModel,
+    LocalStorageResourceRefModel,
+    PrimaryStorageCapacityModel,
+    StorageReservationModel,
+)
+from caelum.kernel.database import update_where
+from caelum.kernel.errors import CloudError, not_found
+
+Reservation = StorageReservationModel
+HostRef = LocalStorageHostRefModel
+Capacity = PrimaryStorageCapacityModel
+
+CACHE_PREFIX = "cache"
+TRASH_PREFIX = "trash"
+
+
+class Place:
+    """Where space is taken: a host's share of a host-bound storage, or a whole shared storage."""
+
+    def __init__(self, ps_uuid: str, host_uuid: str | None, host_bound: bool) -> None:
+        if host_bound and not host_uuid:
+            raise CloudError(
+                ALLOCATE_ERROR,
+                f"primary storage[uuid:{ps_uuid}] is bound to hosts, so a host must be named",
+                uuid=ps_uuid,
+            )
+        self.ps_uuid = ps_uuid
+        self.host_uuid = host_uuid if host_bound and host_uuid else NO_HOST
+
+    @property
+    def host_bound(self) -> bool:
+        return self.host_uuid != NO_HOST
+
+    def __str__(self) -> str:
+        on_host = f" on host[uuid:{self.host_uuid}]" if self.host_bound else ""
+        return f"primary storage[uuid:{self.ps_uuid}]{on_host}"
+
+
+class Terms:
+    """The rules of a reservation: the over-provisioning ratio, and what must stay free."""
+
+    def __init__(self, ratio: float = 1.0, reserved: int = 0) -> None:
+        self.ratio, self.reserved = ratio, reserved
+
+    def charge(self, size: int, scaled: bool) -> int:
+        """What `size` bytes take from the available capacity; real bytes (a cached image) are not scaled."""
+        return math.ceil(size / self.ratio) if scaled else size
+
+
+async def reserve(tx: AsyncSession, place: Place, key: str, size: int, terms: Terms, *, scaled: bool = True) -> None:
+    """Take space under `key`; the same key again only adjusts the size. Refused with PS.1000 and the numbers."""
+    known = await tx.get(Reservation, key)
+    if known is not None and (known.primary_storage_uuid, known.host_uuid) != (place.ps_uuid, place.host_uuid):
+        raise CloudError(
+            ALLOCATE_ERROR,
+            f"{key} has reserved {known.size} bytes on {Place(known.primary_storage_uuid, known.host_uuid, True)}"
+            f" already; it must be released before it can reserve on {place}",
+            key=key,
+        )
+    charged = terms.charge(size, scaled)
+    await _take(tx, place, charged - (known.charged if known else 0), size, terms)
+    if known is None:
+        tx.add(
+            Reservation(
+                key=key,
+                primary_storage_uuid=place.ps_uuid,
+                host_uuid=place.host_uuid,
+                size=size,
+                charged=charged,
+                scaled=scaled,
+            )
+        )
+    else:
+        known.size, known.charged = size, charged
+    await tx.flush()
+
+
+async def pin(tx: AsyncSession, key: str, install_path: str, image_uuid: str | None) -> None:
+    """Note where the bits of a reservation go and which cached image they stand on."""
+    known = await tx.get_one(Reservation, key)
+    known.install_path, known.image_uuid = install_path, image_uuid
+
+
+async def release(tx: AsyncSession, key: str) -> None:
+    """Give back what `key` took, and forget where its bits are."""
+    known = await tx.get(Reservation, key)
+    if known is None:
+        return
+    place = Place(known.primary_storage_uuid, known.host_uuid, bool(known.host_uuid))
+    await tx.delete(known)
+    await tx.execute(delete(LocalStorageResourceRefModel).where(LocalStorageResourceRefModel.resource_uuid == key))
+    await tx.flush()
+    await _take(tx, place, -known.charged, known.size, Terms())
+
+
+async def move(tx: AsyncSession, key: str, new_key: str) -> None:
+    """Rename a reservation; nothing to do when it was renamed before."""
+    if await tx.get(Reservation, new_key) is None and await tx.get(Reservation, key) is None:
+        raise not_found("storage reservation", key)
+    await update_where(tx, Reservation, {"key": new_key}, Reservation.key == key)
+    await tx.execute(delete(LocalStorageResourceRefModel).where(LocalStorageResourceRefModel.resource_uuid == key))
+
+
+async def _take(tx: AsyncSession, place: Place, charge: int, size: int, terms: Terms) -> None:
+    if charge == 0:
+        return
+    changed = 1
+    if place.host_bound:
+        changed = await _take_from(tx, HostRef, charge, terms, *_here(place))
+    if changed:
+        # Of a host-bound storage this is a sum for display: whether it fits was decided on the host.
+        limit = terms if not place.host_bound else None
+        changed = await _take_from(tx, Capacity, charge, limit, Capacity.uuid == place.ps_uuid)
+    if not changed and charge > 0:
+        raise await _refusal(tx, place, size, charge, terms)
+
+
+async def _take_from(
+    tx: AsyncSession,
+    model: type[HostRef] | type[Capacity],
+    charge: int,
+    terms: Terms | None,
+    *where: ColumnElement[bool],
+) -> int:
+    conditions = list(where)
+    if terms is not None and charge > 0:
+        conditions.append(model.available_capacity - charge >= terms.reserved)
+    values = {"available_capacity": model.available_capacity - charge}
+    return await update_where(tx, model, values, *conditions)
+
+
+async def _refusal(tx: AsyncSession, place: Place, size: int, charge: int, terms: Terms) -> CloudError:
+    if place.host_bound:
+        available = await tx.scalar(select(HostRef.available_capacity).where(*_here(place)))
+    else:
+        available = await tx.scalar(select(Capacity.available_capacity).where(Capacity.uuid == place.ps_uuid))
+    if available is None:
+        return CloudError(ALLOCATE_ERROR, f"{place} is not connected, so its capacity is unknown", required=charge)
+    return CloudError(
+        ALLOCATE_ERROR,
+        f"{place} has {available} bytes available, of which {terms.reserved} stay reserved; {charge} bytes are needed"
+        f" for {size} bytes at over-provisioning ratio {terms.ratio}",
+        available=available,
+        reserved=terms.reserved,
+        required=charge,
+        primaryStorageUuid=place.ps_uuid,
+        hostUuid=place.host_uuid or None,
+    )
+
+
+def _here(place: Place) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return HostRef.primary_storage_uuid == place.ps_uuid, HostRef.host_uuid == place.host_uuid
+
+
+async def record(
+    tx: AsyncSession, ps_uuid: str, host_uuid: str, physical: PhysicalCapacity, terms: Terms, host_bound: bool
+) -> None:
+    """Enter what a host says of a storage, mark the host as connected, and derive the available capacity anew."""
+    ref = await tx.get(HostRef, (ps_uuid, host_uuid), with_for_update=True)
+    if ref is None:
+        ref = HostRef(primary_storage_uuid=ps_uuid, host_uuid=host_uuid)
+        tx.add(ref)
+    ref.status = CONNECTED
+    if host_bound:
+        await _derive(tx, ref, Place(ps_uuid, host_uuid, True), physical, terms)
+        await tx.flush()
+        await sum_hosts(tx, ps_uuid)
+        return
+    await tx.flush()
+    whole = await tx.get_one(Capacity, ps_uuid, with_for_update=True)
+    await _derive(tx, whole, Place(ps_uuid, None, False), physical, terms)
+
+
+async def _derive(
+    tx: AsyncSession, row: HostRef | Capacity, place: Place, physical: PhysicalCapacity, terms: Terms
+) -> None:
+    charged = await _recharge(tx, place, terms)
+    if not row.total_capacity:
+        # The first look: what is used and not ours will not be given to volumes.
+        row.system_used_capacity = max(0, physical.total - physical.available - charged)
+    row.total_capacity = row.total_physical_capacity = physical.total
+    row.available_physical_capacity = physical.available
+    row.available_capacity = physical.total - row.system_used_capacity - charged
+
+
+async def _recharge(tx: AsyncSession, place: Place, terms: Terms) -> int:
+    """The sum of all charges at a place, each at today's ratio."""
+    query = select(Reservation).where(
+        Reservation.primary_storage_uuid == place.ps_uuid, Reservation.host_uuid == place.host_uuid
+    )
+    total = 0
+    for one in await tx.scalars(query):
+        one.charged = terms.charge(one.size, one.scaled)
+        total += one.charged
+    return total
+
+
+async def sum_hosts(tx: AsyncSession, ps_uuid: str) -> None:
+    """Make a host-bound storage's capacity the sum over its hosts."""
+    names = (
+        "total_capacity",
+        "available_capacity",
+        "total_physical_capacity",
+        "available_physical_capacity",
+        "system_used_capacity",
+    )
+    sums = [func.coalesce(func.sum(getattr(HostRef, name)), 0) for name in names]
+    row = (await tx.execute(select(*sums).where(HostRef.primary_storage_uuid == ps_uuid))).one()
+    await update_where(tx, Capacity, dict(zip(names, row, strict=True)), Capacity.uuid == ps_uuid)
+
+
+async def drop_host(tx: AsyncSession, ps_uuid: str, host_uuid: str, host_bound: bool) -> None:
+    """Take a host, and of a host-bound storage its share, out. Reservations stay: the bits are still there."""
+    await tx.execute(delete(HostRef).where(HostRef.primary_storage_uuid == ps_uuid, HostRef.host_uuid == host_uuid))
+    if host_bound:
+        await sum_hosts(tx, ps_uuid)

@@ -1,0 +1,202 @@
+"""What lies on primary storages: reservations, volumes' bits, cached images. The internal half of the service.
+
+Invariant: before bits are made their reservation says where and on which cached image, so that a repetition, an undo or
+a clean-up always finds them; and what was reserved is given back only when the bits are gone.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+
+from caelum.cloud.host.messages import ListHosts
+from caelum.cloud.image.messages import GetImage
+from caelum.cloud.primary_storage.api import PrimaryStorageInventory
+from caelum.cloud.primary_storage.cache import ImageCache
+from caelum.cloud.primary_storage.capacity import Place, move, pin, release, reserve
+from caelum.cloud.primary_storage.errors import ALLOCATE_ERROR, NO_CACHED_IMAGE
+from caelum.cloud.primary_storage.extension import Bits, VolumePlace
+from caelum.cloud.primary_storage.finder import Finder
+from caelum.cloud.primary_storage.messages import (
+    CachedImage,
+    CacheImage,
+    CreateVolumeOnStorage,
+    DeleteBitsOnStorage,
+    FindStorage,
+    GetBitsOnStorage,
+    GetVolumeHosts,
+    GetVolumesOnHost,
+    MoveReservation,
+    ReleaseStorage,
+    ReserveStorage,
+    StorageCandidates,
+    StorageContents,
+    VolumeBits,
+    VolumeHosts,
+)
+from caelum.cloud.primary_storage.model import (
+    CONNECTED,
+    LocalStorageResourceRefModel,
+    PrimaryStorageModel,
+    StorageReservationModel,
+)
+from caelum.cloud.primary_storage.storages import Storages
+from caelum.cloud.primary_storage.trash import Trash, free_path
+from caelum.kernel.errors import RESOURCE_NOT_FOUND, CloudError
+from caelum.kernel.node import Node
+from caelum.kernel.service import Service, handles
+
+Ref = LocalStorageResourceRefModel
+VOLUME = "VolumeVO"
+
+
+class StorageContentsService(Service):
+    """The handlers of other services' messages."""
+
+    def __init__(self, node: Node, storages: Storages, trash: Trash, cache: ImageCache) -> None:
+        super().__init__(node)
+        self.storages, self.trash, self.cache = storages, trash, cache
+
+    # --- space --------------------------------------------------------------------------------------------------------
+
+    @handles(FindStorage)
+    async def find(self, msg: FindStorage) -> StorageCandidates:
+        image_size = 0
+        if msg.image_uuid is not None:
+            image_size = (await self.node.bus.call(GetImage(msg.image_uuid))).actual_size or 0
+        query = select(PrimaryStorageModel)
+        if msg.primary_storage_uuid is not None:
+            query = query.where(PrimaryStorageModel.uuid == msg.primary_storage_uuid)
+        async with self.node.db.read() as session:
+            rows = list((await session.scalars(query)).all())
+        terms = {row.uuid: await self.storages.terms(row.uuid) for row in rows}
+        bound = {row.uuid: self.storages.driver(row).host_bound for row in rows}
+        async with self.node.db.read() as session:
+            return await Finder(session, msg, terms, bound, image_size).find(rows)
+
+    @handles(ReserveStorage, queue="storage-{key}")
+    async def reserve(self, msg: ReserveStorage) -> None:
+        ps = await self.storages.find(msg.primary_storage_uuid)
+        place, terms = self.storages.place(ps, msg.host_uuid), await self.storages.terms(ps.uuid)
+        async with self.node.db.transaction() as tx:
+            await reserve(tx, place, msg.key, msg.size, terms)
+
+    @handles(ReleaseStorage, queue="storage-{key}")
+    async def release(self, msg: ReleaseStorage) -> None:
+        async with self.node.db.transaction() as tx:
+            known = await tx.get(StorageReservationModel, msg.key)
+            if known is not None and known.install_path is None:
+                await release(tx, msg.key)
+
+    @handles(MoveReservation, queue="storage-{key}")
+    async def move(self, msg: MoveReservation) -> None:
+        async with self.node.db.transaction() as tx:
+            await move(tx, msg.key, msg.new_key)
+
+    # --- bits ---------------------------------------------------------------------------------------------------------
+
+    @handles(CreateVolumeOnStorage, queue="bits-{volume_uuid}")
+    async def create_volume(self, msg: CreateVolumeOnStorage) -> VolumeBits:
+        ps = await self.storages.find(msg.primary_storage_uuid)
+        host_uuid, place = await self.storages.worker(ps, msg.host_uuid), self.storages.place(ps, msg.host_uuid)
+        path = await self._choose_path(msg, ps, place)
+        bits = await self._make(msg, ps, host_uuid, path)
+        if place.host_bound:
+            async with self.node.db.transaction() as tx:
+                await tx.merge(
+                    Ref(
+                        resource_uuid=msg.volume_uuid,
+                        primary_storage_uuid=ps.uuid,
+                        host_uuid=host_uuid,
+                        size=bits.size,
+                        resource_type=VOLUME,
+                    )
+                )
+        return VolumeBits(bits.install_path, bits.size, bits.actual_size, bits.format)
+
+    async def _choose_path(self, msg: CreateVolumeOnStorage, ps: PrimaryStorageInventory, place: Place) -> str:
+        driver = self.storages.driver(ps)
+        volume = VolumePlace(msg.volume_uuid, msg.account_uuid or "system", msg.volume_type)
+        async with self.node.db.transaction() as tx:
+            known = await tx.get(StorageReservationModel, msg.volume_uuid)
+            if known is None or (known.primary_storage_uuid, known.host_uuid) != (place.ps_uuid, place.host_uuid):
+                raise CloudError(
+                    ALLOCATE_ERROR,
+                    f"volume[uuid:{msg.volume_uuid}] has no space reserved on {place}",
+                    uuid=msg.volume_uuid,
+                )
+            path = known.install_path or await free_path(
+                tx, ps.uuid, place.host_uuid, msg.volume_uuid, lambda name: driver.volume_path(ps, volume, name)
+            )
+            await pin(tx, msg.volume_uuid, path, msg.image_uuid)
+        return path
+
+    async def _make(self, msg: CreateVolumeOnStorage, ps: PrimaryStorageInventory, host_uuid: str, path: str) -> Bits:
+        driver = self.storages.driver(ps)
+        if msg.image_uuid is None:
+            return await driver.create_volume(ps, host_uuid, msg.volume_uuid, path, msg.size)
+        cached = await self.cache.ensure(ps, host_uuid, msg.image_uuid)
+        try:
+            return await driver.create_from_image(ps, host_uuid, msg.volume_uuid, path, cached, msg.size)
+        except CloudError as error:
+            if error.code != NO_CACHED_IMAGE.code:
+                raise
+        await self.cache.forget(ps, host_uuid, msg.image_uuid)
+        cached = await self.cache.ensure(ps, host_uuid, msg.image_uuid)
+        return await driver.create_from_image(ps, host_uuid, msg.volume_uuid, path, cached, msg.size)
+
+    @handles(DeleteBitsOnStorage)
+    async def delete_bits(self, msg: DeleteBitsOnStorage) -> None:
+        try:
+            ps = await self.storages.find(msg.primary_storage_uuid)
+        except CloudError as error:
+            if error.code == RESOURCE_NOT_FOUND.code:
+                return  # the storage went, and what was on it with it
+            raise
+        known = await self._reservation(msg.key)
+        path = msg.install_path or (known.install_path if known else None)
+        host_uuid = msg.host_uuid or (known.host_uuid if known else None) or None
+        if path is not None and (host_uuid is not None or not self.storages.driver(ps).host_bound):
+            worker = await self.storages.worker(ps, host_uuid)
+            await self.trash.delete(ps, self.storages.place(ps, host_uuid), worker, path, msg.key)
+        elif msg.key is not None:
+            async with self.node.db.transaction() as tx:
+                await release(tx, msg.key)
+
+    async def _reservation(self, key: str | None) -> StorageReservationModel | None:
+        if key is None:
+            return None
+        async with self.node.db.read() as session:
+            return await session.get(StorageReservationModel, key)
+
+    @handles(GetBitsOnStorage)
+    async def get_bits(self, msg: GetBitsOnStorage) -> VolumeBits:
+        ps = await self.storages.find(msg.primary_storage_uuid)
+        known = await self._reservation(msg.volume_uuid)
+        host_uuid = await self.storages.worker(ps, msg.host_uuid or (known.host_uuid if known else None) or None)
+        bits = await self.storages.driver(ps).bits_info(ps, host_uuid, msg.install_path)
+        return VolumeBits(bits.install_path, bits.size, bits.actual_size, bits.format)
+
+    @handles(CacheImage)
+    async def cache_image(self, msg: CacheImage) -> CachedImage:
+        ps = await self.storages.find(msg.primary_storage_uuid)
+        bits = await self.cache.ensure(ps, await self.storages.worker(ps, msg.host_uuid), msg.image_uuid)
+        return CachedImage(bits.install_path, bits.size, bits.format)
+
+    # --- where things are ---------------------------------------------------------------------------------------------
+
+    @handles(GetVolumeHosts)
+    async def get_volume_hosts(self, msg: GetVolumeHosts) -> VolumeHosts:
+        query = select(Ref.resource_uuid, Ref.host_uuid).where(Ref.resource_uuid.in_(msg.volume_uuids))
+        async with self.node.db.read() as session:
+            return VolumeHosts(dict((await session.execute(query)).tuples().all()))
+
+    @handles(GetVolumesOnHost)
+    async def get_volumes_on_host(self, msg: GetVolumesOnHost) -> StorageContents:
+        query = select(Ref.resource_uuid).where(Ref.host_uuid == msg.host_uuid, Ref.resource_type == VOLUME)
+        async with self.node.db.read() as session:
+            return StorageContents(list((await session.scalars(query)).all()))
+
+    async def connected_hosts(self, ps: PrimaryStorageInventory) -> list[str]:
+        """The connected hosts of the clusters that the storage serves."""
+        found = await self.node.bus.call(ListHosts(cluster_uuids=ps.attached_cluster_uuids))
+        return [one.uuid for one in found.hosts if one.status == CONNECTED]

@@ -1,0 +1,120 @@
+"""Where a size fits: the answer to `FindStorage`, with a reason for each place where it does not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from caelum.cloud.primary_storage.capacity import Terms
+from caelum.cloud.primary_storage.messages import FindStorage, StorageCandidate, StorageCandidates, StorageRefusal
+from caelum.cloud.primary_storage.model import (
+    CONNECTED,
+    NO_HOST,
+    ImageCacheModel,
+    LocalStorageHostRefModel,
+    PrimaryStorageModel,
+)
+from caelum.cloud.switch import ENABLED
+from caelum.kernel.tag import UserTagModel
+
+HostRef = LocalStorageHostRefModel
+
+
+class Finder:
+    """One search. `terms` gives each storage's rules, `host_bound` its kind, `image_size` the bytes of an image."""
+
+    def __init__(
+        self,
+        session: AsyncSession,
+        ask: FindStorage,
+        terms: dict[str, Terms],
+        host_bound: dict[str, bool],
+        image_size: int = 0,
+    ) -> None:
+        self._session, self._ask, self._terms, self._host_bound = session, ask, terms, host_bound
+        self._image_size = image_size
+        self._refusals: list[StorageRefusal] = []
+
+    async def find(self, storages: list[PrimaryStorageModel]) -> StorageCandidates:
+        """The places where it fits, most free space first."""
+        tagged = await self._tagged([one.uuid for one in storages])
+        found = []
+        for ps in storages:
+            reason = self._unusable(ps, tagged.get(ps.uuid, set()))
+            if reason is not None:
+                self._refuse(ps, None, reason)
+            elif (candidate := await self._on_hosts(ps)) is not None:
+                found.append(candidate)
+        found.sort(key=lambda one: max(one.available.values()), reverse=True)
+        return StorageCandidates(found, self._refusals)
+
+    async def _tagged(self, uuids: list[str]) -> dict[str, set[str]]:
+        if not self._ask.required_tags:
+            return {}
+        rows = await self._session.scalars(select(UserTagModel).where(UserTagModel.resource_uuid.in_(uuids)))
+        found: dict[str, set[str]] = {}
+        for row in rows:
+            found.setdefault(row.resource_uuid, set()).add(row.tag)
+        return found
+
+    def _unusable(self, ps: PrimaryStorageModel, tags: set[str]) -> str | None:
+        clusters = {one.cluster_uuid for one in ps.cluster_refs}
+        if ps.state != ENABLED:
+            return f"it is {ps.state}"
+        if ps.status != CONNECTED:
+            return f"it is {ps.status}"
+        if not clusters:
+            return "it is attached to no cluster"
+        if self._ask.cluster_uuids is not None and not clusters & set(self._ask.cluster_uuids):
+            return f"it is attached to none of the {len(self._ask.cluster_uuids)} clusters asked for"
+        missing = [one for one in self._ask.required_tags if one not in tags]
+        return f"it lacks the user tags {missing}" if missing else None
+
+    async def _on_hosts(self, ps: PrimaryStorageModel) -> StorageCandidate | None:
+        refs = await self._session.scalars(
+            select(HostRef).where(HostRef.primary_storage_uuid == ps.uuid, HostRef.host_uuid.in_(self._ask.host_uuids))
+        )
+        by_host = {one.host_uuid: one for one in refs}
+        cached = await self._cached(ps.uuid)
+        available = {}
+        for host_uuid in self._ask.host_uuids:
+            free = self._free(ps, by_host.get(host_uuid), host_uuid, cached)
+            if free is not None:
+                available[host_uuid] = free
+        hosts = sorted(available, key=lambda one: -available[one])
+        return StorageCandidate(ps.uuid, hosts, available) if available else None
+
+    async def _cached(self, ps_uuid: str) -> set[str]:
+        cache = ImageCacheModel
+        query = select(cache.host_uuid).where(
+            cache.primary_storage_uuid == ps_uuid, cache.image_uuid == self._ask.image_uuid
+        )
+        return set(await self._session.scalars(query))
+
+    def _free(self, ps: PrimaryStorageModel, ref: HostRef | None, host_uuid: str, cached: set[str]) -> int | None:
+        """The free bytes when it fits on this host, else None with the reason noted."""
+        if ref is None or ref.status != CONNECTED:
+            self._refuse(ps, host_uuid, "the host is not connected to it")
+            return None
+        bound, terms = self._host_bound[ps.uuid], self._terms[ps.uuid]
+        capacity: Any = ref if bound else ps
+        image = 0 if (host_uuid if bound else NO_HOST) in cached else self._image_size
+        reason = self._too_little(capacity.available_capacity, capacity.available_physical_capacity, image, terms)
+        if reason is not None:
+            self._refuse(ps, host_uuid, reason)
+            return None
+        return int(capacity.available_capacity)
+
+    def _too_little(self, available: int, physical: int, image: int, terms: Terms) -> str | None:
+        need = terms.charge(self._ask.size, True) + image
+        if available - need < terms.reserved:
+            return (
+                f"{available} bytes available, of which {terms.reserved} stay reserved; {need} bytes are needed"
+                f" ({self._ask.size} at over-provisioning ratio {terms.ratio}, {image} for the image)"
+            )
+        return f"{physical} physical bytes are free, the image needs {image}" if physical < image else None
+
+    def _refuse(self, ps: PrimaryStorageModel, host_uuid: str | None, reason: str) -> None:
+        self._refusals.append(StorageRefusal(ps.uuid, host_uuid, reason))

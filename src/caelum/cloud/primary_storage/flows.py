@@ -1,0 +1,237 @@
+"""Workflows of primary storages: adding one, giving it to a cluster, taking it away."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+from sqlalchemy import delete
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from caelum.cloud.host.messages import ListHosts
+from caelum.cloud.primary_storage.api import PRIMARY_STORAGE, PrimaryStorageInventory
+from caelum.cloud.primary_storage.capacity import drop_host
+from caelum.cloud.primary_storage.errors import ATTACH_ERROR
+from caelum.cloud.primary_storage.extension import PrimaryStorageBeforeDetach
+from caelum.cloud.primary_storage.model import (
+    CONNECTED,
+    CONNECTING,
+    PrimaryStorageCapacityModel,
+    PrimaryStorageClusterRefModel,
+    PrimaryStorageModel,
+)
+from caelum.cloud.primary_storage.storages import Storages, get
+from caelum.kernel.database import unique
+from caelum.kernel.errors import CloudError, as_cloud_error
+from caelum.kernel.tag import drop_tags, save_system_tags, save_user_tags
+from caelum.kernel.workflow import Run, Workflow, db_step, step
+
+ClusterRef = PrimaryStorageClusterRefModel
+
+CONNECT_PARALLELISM = 10
+
+
+class AddStorageContext(msgspec.Struct):
+    """What is added."""
+
+    uuid: str
+    type: str
+    name: str
+    url: str
+    zone_uuid: str
+    description: str | None = None
+    system_tags: list[str] | None = None
+    user_tags: list[str] | None = None
+    tag_uuids: list[str] | None = None
+
+
+class AddStorageFlow(Workflow[AddStorageContext, PrimaryStorageInventory]):
+    """Connecting -> Connected. A storage that its driver cannot prepare is not added."""
+
+    name = "primary-storage.add"
+    rehearsal = "primary_storage_add"
+
+    def subject(self, ctx: AddStorageContext) -> str:
+        return ctx.uuid
+
+    def queue(self, ctx: AddStorageContext) -> str | None:
+        return f"primary-storage-{ctx.uuid}"
+
+    async def begin(self, tx: AsyncSession, ctx: AddStorageContext) -> None:
+        tx.add(
+            PrimaryStorageModel(
+                uuid=ctx.uuid,
+                name=ctx.name,
+                description=ctx.description,
+                url=ctx.url,
+                type=ctx.type,
+                zone_uuid=ctx.zone_uuid,
+                status=CONNECTING,
+            )
+        )
+        await tx.flush()
+        tx.add(PrimaryStorageCapacityModel(uuid=ctx.uuid))
+        await save_system_tags(tx, ctx.system_tags, ctx.uuid, PRIMARY_STORAGE)
+        await save_user_tags(tx, ctx.user_tags, ctx.uuid, PRIMARY_STORAGE, ctx.tag_uuids)
+
+    async def complete(self, tx: AsyncSession, ctx: AddStorageContext) -> None:
+        await Storages(self.node).set_status(tx, await get(tx, ctx.uuid), CONNECTED)
+
+    async def abort(self, tx: AsyncSession, ctx: AddStorageContext, error: CloudError) -> None:
+        await remove_storage(tx, ctx.uuid)
+
+    async def result(self, ctx: AddStorageContext) -> PrimaryStorageInventory:
+        return await Storages(self.node).find(ctx.uuid)
+
+    @step(timeout=300)
+    async def prepare(self, run: Run[AddStorageContext]) -> None:
+        storages = Storages(self.node)
+        ps = await storages.find(run.ctx.uuid)
+        await storages.driver(ps).add(ps)
+
+    @prepare.undo
+    async def retire(self, run: Run[AddStorageContext]) -> None:
+        storages = Storages(self.node)
+        ps = await storages.find(run.ctx.uuid)
+        await storages.driver(ps).remove(ps)
+
+
+async def remove_storage(tx: AsyncSession, uuid: str) -> None:
+    """Delete a storage's rows, its tags among them."""
+    await drop_tags(tx, uuid)
+    await tx.execute(delete(PrimaryStorageModel).where(PrimaryStorageModel.uuid == uuid))
+
+
+class AttachContext(msgspec.Struct):
+    """A storage, a cluster, and the hosts that were asked to prepare it."""
+
+    uuid: str
+    cluster_uuid: str
+    host_uuids: list[str] = []
+
+
+class AttachFlow(Workflow[AttachContext, PrimaryStorageInventory]):
+    """Give a storage to a cluster: it is prepared on every connected host, or it is not attached."""
+
+    name = "primary-storage.attach"
+    rehearsal = "primary_storage_attach"
+
+    def subject(self, ctx: AttachContext) -> str:
+        return ctx.uuid
+
+    def queue(self, ctx: AttachContext) -> str | None:
+        return f"primary-storage-{ctx.uuid}"
+
+    async def begin(self, tx: AsyncSession, ctx: AttachContext) -> None:
+        await get(tx, ctx.uuid)
+        details = f"primary storage[uuid:{ctx.uuid}] is attached to cluster[uuid:{ctx.cluster_uuid}] already"
+        async with unique(tx, ATTACH_ERROR, details):
+            tx.add(ClusterRef(primary_storage_uuid=ctx.uuid, cluster_uuid=ctx.cluster_uuid))
+
+    async def complete(self, tx: AsyncSession, ctx: AttachContext) -> None:
+        """The reference is there since the beginning, so that hosts that connect meanwhile prepare the storage too."""
+
+    async def abort(self, tx: AsyncSession, ctx: AttachContext, error: CloudError) -> None:
+        await drop_reference(tx, ctx.uuid, ctx.cluster_uuid)
+
+    async def result(self, ctx: AttachContext) -> PrimaryStorageInventory:
+        return await Storages(self.node).find(ctx.uuid)
+
+    @step(no_undo="it only reads")
+    async def find_hosts(self, run: Run[AttachContext]) -> None:
+        found = await run.bus.call(ListHosts(cluster_uuids=[run.ctx.cluster_uuid]))
+        run.ctx.host_uuids = [one.uuid for one in found.hosts if one.status == CONNECTED]
+
+    @step(timeout=600)
+    async def connect_hosts(self, run: Run[AttachContext]) -> None:
+        storages = Storages(self.node)
+        ps = await storages.find(run.ctx.uuid)
+        errors = await on_hosts(run.ctx.host_uuids, lambda host_uuid: storages.connect(ps, host_uuid))
+        if errors:
+            host_uuid, first = next(iter(errors.items()))
+            raise CloudError(
+                ATTACH_ERROR,
+                f"{len(errors)} of {len(run.ctx.host_uuids)} hosts cannot prepare primary storage[uuid:{ps.uuid},"
+                f" name:{ps.name}]; host[uuid:{host_uuid}] says: {first.details}",
+                cause=first,
+                causes=list(errors.values()),
+            )
+
+    @connect_hosts.undo
+    async def disconnect_hosts(self, run: Run[AttachContext]) -> None:
+        await leave_hosts(Storages(self.node), run.ctx.uuid, run.ctx.host_uuids)
+
+
+class DetachFlow(Workflow[AttachContext, PrimaryStorageInventory]):
+    """Take a storage from a cluster, once what used it there has stopped. The bits stay on the hosts."""
+
+    name = "primary-storage.detach"
+    rehearsal = "primary_storage_detach"
+
+    def subject(self, ctx: AttachContext) -> str:
+        return ctx.uuid
+
+    def queue(self, ctx: AttachContext) -> str | None:
+        return f"primary-storage-{ctx.uuid}"
+
+    async def begin(self, tx: AsyncSession, ctx: AttachContext) -> None:
+        await get(tx, ctx.uuid)
+
+    async def complete(self, tx: AsyncSession, ctx: AttachContext) -> None:
+        """The reference went in the last step."""
+
+    async def abort(self, tx: AsyncSession, ctx: AttachContext, error: CloudError) -> None:
+        """Still attached: nothing was taken away yet."""
+
+    async def result(self, ctx: AttachContext) -> PrimaryStorageInventory:
+        return await Storages(self.node).find(ctx.uuid)
+
+    @step(no_undo="what was stopped stays stopped; the user asked for it")
+    async def empty(self, run: Run[AttachContext]) -> None:
+        ps = await Storages(self.node).find(run.ctx.uuid)
+        await self.node.extensions.each(PrimaryStorageBeforeDetach, "before_detach", ps, run.ctx.cluster_uuid)
+        found = await run.bus.call(ListHosts(cluster_uuids=[run.ctx.cluster_uuid]))
+        run.ctx.host_uuids = [one.uuid for one in found.hosts]
+
+    @db_step(no_undo="the last step that can fail was before")  # type: ignore[untyped-decorator]
+    async def drop(self, tx: AsyncSession, run: Run[AttachContext]) -> None:
+        await drop_reference(tx, run.ctx.uuid, run.ctx.cluster_uuid)
+
+    @step(no_undo="hosts forget a storage that is no longer theirs; one that cannot now does at its next connect")
+    async def leave(self, run: Run[AttachContext]) -> None:
+        await leave_hosts(Storages(self.node), run.ctx.uuid, run.ctx.host_uuids)
+
+
+async def drop_reference(tx: AsyncSession, uuid: str, cluster_uuid: str) -> None:
+    """The storage no longer serves the cluster."""
+    await tx.execute(
+        delete(ClusterRef).where(ClusterRef.primary_storage_uuid == uuid, ClusterRef.cluster_uuid == cluster_uuid)
+    )
+
+
+async def leave_hosts(storages: Storages, uuid: str, host_uuids: list[str]) -> None:
+    """Let hosts forget a storage. Those that cannot be reached keep a directory that nobody uses."""
+    ps = await storages.find(uuid)
+    driver = storages.driver(ps)
+    known = [one for one in await storages.hosts_of(uuid) if one in host_uuids]
+    await on_hosts(known, lambda host_uuid: driver.disconnect(ps, host_uuid))
+    async with storages.node.db.transaction() as tx:
+        for host_uuid in known:
+            await drop_host(tx, uuid, host_uuid, driver.host_bound)
+
+
+async def on_hosts(host_uuids: list[str], work: Any) -> dict[str, CloudError]:
+    """Do something for each host, some at a time; the errors by host."""
+    room = asyncio.Semaphore(CONNECT_PARALLELISM)
+
+    async def one(host_uuid: str) -> CloudError | None:
+        async with room:
+            try:
+                await work(host_uuid)
+            except Exception as error:
+                return as_cloud_error(error)
+        return None
+
+    results = await asyncio.gather(*(one(host_uuid) for host_uuid in host_uuids))
+    return {uuid: error for uuid, error in zip(host_uuids, results, strict=True) if error is not None}

@@ -1,0 +1,76 @@
+"""What primary storages do when hosts come and go."""
+
+from __future__ import annotations
+
+import logging
+
+from sqlalchemy import delete, select
+
+from caelum.cloud.host.api import HostInventory
+from caelum.cloud.host.extension import HostConnect, HostDisconnected
+from caelum.cloud.primary_storage.capacity import drop_host, release
+from caelum.cloud.primary_storage.model import (
+    ImageCacheModel,
+    LocalStorageHostRefModel,
+    PrimaryStorageModel,
+    StorageReservationModel,
+)
+from caelum.cloud.primary_storage.storages import Storages
+from caelum.kernel.cascade import CascadeExtension
+from caelum.kernel.errors import CloudError
+from caelum.kernel.node import Node
+
+log = logging.getLogger(__name__)
+
+
+class PrepareStorageOnConnect(HostConnect):
+    """Prepares every storage of the host's cluster; a storage that cannot be had fails the host's connect."""
+
+    order = 200
+
+    def __init__(self, storages: Storages) -> None:
+        self._storages = storages
+
+    async def connect(self, host: HostInventory) -> None:
+        for ps in await self._storages.of_cluster(host.cluster_uuid):
+            await self._storages.connect(ps, host.uuid)
+
+
+class NoteLostHost(HostDisconnected):
+    """Marks storages that are not reached any more."""
+
+    def __init__(self, storages: Storages) -> None:
+        self._storages = storages
+
+    async def disconnected(self, host: HostInventory, reason: CloudError) -> None:
+        await self._storages.host_lost(host.uuid, reason.to_wire())
+
+
+class HostShareCascade(CascadeExtension):
+    """A host that is deleted takes its shares of host-bound storages along, with everything that was on them."""
+
+    resource = "LocalStorageHostRefVO"
+    parents = ("HostVO",)
+
+    def __init__(self, node: Node, storages: Storages) -> None:
+        self._node, self._storages = node, storages
+
+    async def children(self, parent_type: str, uuids: list[str]) -> list[str]:
+        ref = LocalStorageHostRefModel.host_uuid
+        async with self._node.db.read() as session:
+            return list((await session.scalars(select(ref).where(ref.in_(uuids)).distinct())).all())
+
+    async def delete(self, uuids: list[str], force: bool, issuer: str) -> None:
+        for host_uuid in uuids:
+            await self._forget(host_uuid)
+
+    async def _forget(self, host_uuid: str) -> None:
+        reservation, ref = StorageReservationModel, LocalStorageHostRefModel
+        async with self._node.db.transaction() as tx:
+            for key in (await tx.scalars(select(reservation.key).where(reservation.host_uuid == host_uuid))).all():
+                await release(tx, key)
+            await tx.execute(delete(ImageCacheModel).where(ImageCacheModel.host_uuid == host_uuid))
+            shares = (await tx.scalars(select(ref.primary_storage_uuid).where(ref.host_uuid == host_uuid))).all()
+            for ps_uuid in shares:
+                row = await tx.get_one(PrimaryStorageModel, ps_uuid)
+                await drop_host(tx, ps_uuid, host_uuid, self._storages.driver(row).host_bound)

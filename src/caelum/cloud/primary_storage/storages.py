@@ -1,0 +1,163 @@
+"""A node's handle on its primary storages: rows, drivers, the rules of each, and their status."""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from caelum.cloud.host.errors import HOST_DISCONNECTED
+from caelum.cloud.primary_storage.api import PrimaryStorageInventory
+from caelum.cloud.primary_storage.capacity import Place, Terms, record
+from caelum.cloud.primary_storage.errors import DISCONNECTED as STORAGE_DISCONNECTED
+from caelum.cloud.primary_storage.events import (
+    PrimaryStorageDisconnected,
+    PrimaryStorageHostStatusChanged,
+    PrimaryStorageStatusChanged,
+)
+from caelum.cloud.primary_storage.extension import PhysicalCapacity, PrimaryStorageDriver
+from caelum.cloud.primary_storage.model import (
+    CONNECTED,
+    DISCONNECTED,
+    LocalStorageHostRefModel,
+    PrimaryStorageClusterRefModel,
+    PrimaryStorageModel,
+)
+from caelum.cloud.primary_storage.settings import OVER_PROVISIONING, RESERVED_CAPACITY
+from caelum.kernel.database import after_commit
+from caelum.kernel.errors import CloudError, ErrorCode, not_found
+from caelum.kernel.node import Node
+from caelum.kernel.views import view
+
+HostRef = LocalStorageHostRefModel
+
+
+class Storages:
+    """Primary storages and their drivers."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+
+    async def find(self, uuid: str) -> PrimaryStorageInventory:
+        """One storage as it is now."""
+        async with self.node.db.read() as session:
+            inventory: PrimaryStorageInventory = view(await get(session, uuid))
+        return inventory
+
+    def driver(self, ps: PrimaryStorageInventory | PrimaryStorageModel) -> PrimaryStorageDriver:
+        """The driver of the storage's type."""
+        return self.node.drivers.get(PrimaryStorageDriver, ps.type)
+
+    async def terms(self, ps_uuid: str) -> Terms:
+        """The storage's ratio, and what must stay free."""
+        ratio = await self.node.settings.get_for(OVER_PROVISIONING, ps_uuid)
+        return Terms(ratio, self.node.settings.get(RESERVED_CAPACITY))
+
+    def place(self, ps: PrimaryStorageInventory, host_uuid: str | None) -> Place:
+        """Where on the storage a host's space is taken."""
+        return Place(ps.uuid, host_uuid, self.driver(ps).host_bound)
+
+    async def worker(self, ps: PrimaryStorageInventory, host_uuid: str | None) -> str:
+        """The host that does the work: the named one; on a shared storage without a name any connected one."""
+        if host_uuid is not None:
+            return host_uuid
+        query = select(HostRef.host_uuid).where(HostRef.primary_storage_uuid == ps.uuid, HostRef.status == CONNECTED)
+        async with self.node.db.read() as session:
+            found: str | None = await session.scalar(query.order_by(HostRef.host_uuid).limit(1))
+        if found is None or self.driver(ps).host_bound:
+            raise CloudError(
+                STORAGE_DISCONNECTED, f"no connected host for primary storage[uuid:{ps.uuid}]", uuid=ps.uuid
+            )
+        return found
+
+    async def of_cluster(self, cluster_uuid: str) -> list[PrimaryStorageInventory]:
+        """The storages that serve a cluster."""
+        ref = PrimaryStorageClusterRefModel
+        query = select(PrimaryStorageModel).where(
+            PrimaryStorageModel.uuid.in_(select(ref.primary_storage_uuid).where(ref.cluster_uuid == cluster_uuid))
+        )
+        async with self.node.db.read() as session:
+            return [view(row) for row in await session.scalars(query)]
+
+    async def hosts_of(self, ps_uuid: str, status: str | None = None) -> list[str]:
+        """The hosts that have the storage, or those with this status."""
+        query = select(HostRef.host_uuid).where(HostRef.primary_storage_uuid == ps_uuid)
+        if status is not None:
+            query = query.where(HostRef.status == status)
+        async with self.node.db.read() as session:
+            return list(await session.scalars(query.order_by(HostRef.host_uuid)))
+
+    async def connect(self, ps: PrimaryStorageInventory, host_uuid: str) -> None:
+        """Prepare the storage on a host and enter its capacity."""
+        first = host_uuid not in await self.hosts_of(ps.uuid)
+        physical = await self.driver(ps).connect(ps, host_uuid, first)
+        await self.record(ps, host_uuid, physical)
+
+    async def refresh(self, ps: PrimaryStorageInventory, host_uuid: str) -> None:
+        """Read the capacity on a host again."""
+        await self.record(ps, host_uuid, await self.driver(ps).capacity(ps, host_uuid))
+
+    async def record(self, ps: PrimaryStorageInventory, host_uuid: str, physical: PhysicalCapacity) -> None:
+        """Enter what a host says; the host then counts as connected to the storage, and so does the storage."""
+        terms = await self.terms(ps.uuid)
+        async with self.node.db.transaction() as tx:
+            row = await get(tx, ps.uuid)
+            ref = await tx.get(HostRef, (ps.uuid, host_uuid))
+            old = None if ref is None else ref.status
+            await record(tx, ps.uuid, host_uuid, physical, terms, self.driver(ps).host_bound)
+            if old != CONNECTED:
+                self._tell_host(tx, ps.uuid, host_uuid, old, CONNECTED)
+            await self.set_status(tx, row, CONNECTED)
+
+    async def host_lost(self, host_uuid: str, reason: ErrorCode) -> None:
+        """A host is gone: note it, and the storages that nobody reaches any more."""
+        async with self.node.db.transaction() as tx:
+            refs = await tx.scalars(select(HostRef).where(HostRef.host_uuid == host_uuid, HostRef.status == CONNECTED))
+            for ref in refs.all():
+                ref.status = DISCONNECTED
+                self._tell_host(tx, ref.primary_storage_uuid, host_uuid, CONNECTED, DISCONNECTED, reason)
+                await tx.flush()
+                await self._lost_if_alone(tx, ref.primary_storage_uuid, reason)
+
+    async def _lost_if_alone(self, tx: AsyncSession, ps_uuid: str, reason: ErrorCode) -> None:
+        query = select(HostRef.host_uuid).where(HostRef.primary_storage_uuid == ps_uuid, HostRef.status == CONNECTED)
+        if await tx.scalar(query.limit(1)) is None:
+            await self.set_status(tx, await get(tx, ps_uuid), DISCONNECTED, reason)
+
+    async def set_status(
+        self, tx: AsyncSession, row: PrimaryStorageModel, status: str, reason: ErrorCode | None = None
+    ) -> None:
+        """Enter a status; its news goes out with the commit."""
+        old, row.status = row.status, status
+        if old == status:
+            return
+        await tx.flush()
+        await tx.refresh(row)
+        inventory, publish = view(row), self.node.bus.publish
+        changed = PrimaryStorageStatusChanged(
+            primary_storage_uuid=row.uuid, old_status=old, new_status=status, inventory=inventory
+        )
+        after_commit(tx, lambda: publish(changed))
+        if status == DISCONNECTED:
+            lost = PrimaryStorageDisconnected(primary_storage_uuid=row.uuid, reason=reason)
+            after_commit(tx, lambda: publish(lost))
+
+    def _tell_host(
+        self, tx: AsyncSession, ps_uuid: str, host_uuid: str, old: str | None, new: str, reason: ErrorCode | None = None
+    ) -> None:
+        news = PrimaryStorageHostStatusChanged(
+            primary_storage_uuid=ps_uuid, host_uuid=host_uuid, old_status=old, new_status=new, reason=reason
+        )
+        after_commit(tx, lambda: self.node.bus.publish(news))
+
+
+async def get(session: AsyncSession, uuid: str) -> PrimaryStorageModel:
+    """The row of a storage."""
+    row = await session.get(PrimaryStorageModel, uuid)
+    if row is None:
+        raise not_found("PrimaryStorageVO", uuid)
+    return row
+
+
+def unreachable(error: CloudError) -> bool:
+    """Whether an operation failed because its host is away, so that it will hold later."""
+    return error.kind.transient or error.code == HOST_DISCONNECTED.code
