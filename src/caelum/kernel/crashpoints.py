@@ -6,7 +6,7 @@ dies again, so that no code of the dead node goes on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from caelum.kernel.errors import CloudError
 
@@ -16,41 +16,40 @@ class ProcessDied(BaseException):
 
 
 class Plan:
-    """What is to happen: at `point` the process dies or, with `error`, that error is raised once.
+    """What is to happen where.
 
-    `twice` runs every step and every undo two times. `visited` collects the points that were hit.
+    At each point of `errors` the error is raised, as often as `times` says; then, at the point `death`, the process
+    dies. `twice` runs every step and every undo two times. `visited` collects the points that were hit.
     """
 
     def __init__(
         self,
-        point: str | None = None,
         *,
-        error: CloudError | None = None,
+        errors: Mapping[str, CloudError] | None = None,
+        times: int = 1,
+        death: str | None = None,
         twice: bool = False,
         on_death: Callable[[], None] | None = None,
     ) -> None:
-        self.point = point
-        self.error = error
+        self.errors = {point: [error] * times for point, error in (errors or {}).items()}
+        self.death = death
         self.twice = twice
         self.visited: list[str] = []
-        self.fired = False
+        self.dead = False
         self._on_death = on_death
-        self._dead = False
 
     def visit(self, point: str) -> None:
         """Let happen what is planned for this point."""
-        if self._dead:
+        if self.dead:
             raise ProcessDied(point)
         self.visited.append(point)
-        if point != self.point or self.fired:
-            return
-        self.fired = True
-        if self.error is not None:
-            raise self.error
-        self._dead = True
-        if self._on_death is not None:
-            self._on_death()
-        raise ProcessDied(point)
+        if point == self.death:
+            self.dead = True
+            if self._on_death is not None:
+                self._on_death()
+            raise ProcessDied(point)
+        if self.errors.get(point):
+            raise self.errors[point].pop()
 
 
 class Crashpoints:

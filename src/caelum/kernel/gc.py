@@ -181,6 +181,14 @@ class GarbageCollector:
         self._wake.set()
         return moved > 0
 
+    async def trigger_all(self) -> None:
+        """Run every open job of this node now."""
+        row = GarbageCollectorModel
+        mine = (row.management_node_uuid == self._node.uuid, row.status == IDLE)
+        async with self._node.db.transaction() as tx:
+            await update_where(tx, row, {"next_run": utcnow()}, *mine)
+        self._wake.set()
+
     async def delete(self, uuid: str) -> None:
         """Forget a job, done or not."""
         task = self._running.get(uuid)

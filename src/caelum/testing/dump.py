@@ -1,0 +1,128 @@
+"""Everything that a cloud is, as plain values that can be compared: all tables, and all that is on the hosts.
+
+Invariant: two dumps of one cloud are equal exactly when nothing that matters changed in between. `canonical` makes
+dumps of two clouds comparable: UUIDs, MAC and IP addresses become names that say only how they are connected.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import DateTime, Table, select
+
+from caelum.kernel.database import Base, Database
+from caelum.kernel.workflow import flows
+
+NOT_STATE = frozenset(
+    {"workflow_journal", "api_job", "garbage_collector", "alembic_version", "used_ip.ip_in_long", "session"}
+)
+"""Tables and columns that tell of the past, or say again what another column says."""
+
+_IDENTITY = re.compile(
+    r"\b[0-9a-f]{32}\b|\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b"
+    r"|\b(?:[0-9a-f]{2}:){5}[0-9a-f]{2}\b|\b(?:\d{1,3}\.){3}\d{1,3}\b"
+)
+_ROUNDS = 6
+_STABLE_ENDINGS = frozenset({"Running", "Existing", "Pending"})
+
+Dump = dict[str, Any]
+
+
+async def dump_database(db: Database, ignore: Iterable[str] = ()) -> Dump:
+    """All rows of all tables, without times, in an order of their own content."""
+    left_out = NOT_STATE | set(ignore)
+    result: Dump = {}
+    async with db.read() as session:
+        for table in Base.metadata.sorted_tables:
+            if table.name not in left_out:
+                rows = [_plain(table, row, left_out) for row in (await session.execute(select(table))).mappings()]
+                result[table.name] = sorted(rows, key=_text)
+    return result
+
+
+def canonical(dump: Dump) -> list[str]:
+    """The dump as sorted lines in which each UUID and address is named by its place among the others."""
+    lines = [f"{key}: {_text(item)}" for key, value in dump.items() for item in _items(value)]
+    names = dict.fromkeys({found for line in lines for found in _IDENTITY.findall(line)}, "#")
+    for _ in range(_ROUNDS):
+        seen: dict[str, list[str]] = {one: [] for one in names}
+        for line in lines:
+            for one in set(_IDENTITY.findall(line)):
+                seen[one].append(_renamed(line.replace(one, "@"), names))
+        names = {one: "#" + _digest("\n".join([names[one], *sorted(places)])) for one, places in seen.items()}
+    return sorted(_renamed(line, names) for line in lines)
+
+
+def differences(expected: Any, found: Any, path: str = "") -> list[str]:
+    """What is not equal, one line each."""
+    if isinstance(expected, Mapping) and isinstance(found, Mapping):
+        keys = sorted({*expected, *found}, key=str)
+        return [line for key in keys for line in differences(expected.get(key), found.get(key), f"{path}/{key}")]
+    if isinstance(expected, list) and isinstance(found, list):
+        missing, extra = _minus(expected, found), _minus(found, expected)
+        return [f"{path}: missing {_text(one)}" for one in missing] + [f"{path}: extra {_text(one)}" for one in extra]
+    return [] if expected == found else [f"{path}: {_text(expected)} became {_text(found)}"]
+
+
+def transitional(dump: Dump) -> list[str]:
+    """Rows whose state or status says that something is under way ("Starting")."""
+    found = []
+    for table, rows in dump.items():
+        for row in rows if isinstance(rows, list) else []:
+            for column in ("state", "status") if isinstance(row, dict) else ():
+                value = row.get(column)
+                if isinstance(value, str) and value.endswith("ing") and value not in _STABLE_ENDINGS:
+                    found.append(f"{table} {row.get('uuid', row)} is {value}")
+    return found
+
+
+async def unfinished(db: Database) -> list[str]:
+    """The workflows that have not ended, by name."""
+    table = Base.metadata.tables["workflow_journal"]
+    query = select(table.c.name, table.c.state).where(table.c.state.in_(("Running", "Undoing")))
+    async with db.read() as session:
+        return [f"{name} is {state}" for name, state in await session.execute(query) if name in flows()]
+
+
+def _plain(table: Table, row: Mapping[Any, Any], left_out: frozenset[str]) -> dict[str, Any]:
+    wanted = [one for one in table.columns if not isinstance(one.type, DateTime)]
+    return {one.name: row[one] for one in wanted if f"{table.name}.{one.name}" not in left_out}
+
+
+def _items(value: Any) -> list[Any]:
+    if isinstance(value, Mapping):
+        return [{key: item} for key, one in value.items() for item in (one if isinstance(one, list) else [one])]
+    return value if isinstance(value, list) else [value]
+
+
+def _minus(left: list[Any], right: list[Any]) -> list[Any]:
+    rest = [_text(one) for one in right]
+    result = []
+    for one in left:
+        text = _text(one)
+        if text in rest:
+            rest.remove(text)
+        else:
+            result.append(one)
+    return result
+
+
+def _renamed(line: str, names: Mapping[str, str]) -> str:
+    return _IDENTITY.sub(lambda found: names.get(found[0], found[0]), line)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=_fallback)
+
+
+def _fallback(value: Any) -> str:
+    return "time" if isinstance(value, datetime) else str(value)

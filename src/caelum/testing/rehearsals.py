@@ -1,0 +1,120 @@
+"""The scenarios in which the crash harness runs the durable workflows, one for each workflow's `rehearsal`.
+
+Invariant: a rehearsal prepares everything that its trigger needs, and two runs of it give equal clouds, up to UUIDs
+and addresses.
+
+    @rehearsal("vm_stop")
+    @asynccontextmanager
+    async def vm_stop() -> AsyncIterator[Rehearsal]:
+        async with Stage(directory, hosts=simulator.dump) as stage:
+            vm = await prepare_vm(stage)
+            yield Rehearsal(stage, lambda: stage.cloud.api(StopVmInstance(uuid=vm.uuid)))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+from caelum.kernel.node import Node, PartSpec
+from caelum.testing.cloud import EmbeddedCloud
+
+
+class Cloud(Protocol):
+    """What the harness needs of the cloud in which a workflow is rehearsed."""
+
+    @property
+    def node(self) -> Node:
+        """The node that runs now."""
+
+    async def reboot(self) -> None:
+        """The process of the node has died: start a new node on the same database, with the same hosts."""
+
+    async def dump_hosts(self) -> Any:
+        """Everything that is on the hosts, as JSON values."""
+
+
+class Stage:
+    """A `Cloud` on a directory, whose node can die and come back: `async with Stage(tmp_path, ...) as stage:`.
+
+    `hosts` tells what is on the simulated hosts, which outlive the node; `ready` waits, after each start of the node,
+    until the cloud works again (hosts connected).
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        services: Sequence[PartSpec] | None = None,
+        drivers: Sequence[PartSpec] | None = None,
+        *,
+        hosts: Callable[[], Awaitable[Any]] | None = None,
+        ready: Callable[[EmbeddedCloud], Awaitable[None]] | None = None,
+        **config: Any,
+    ) -> None:
+        def make() -> EmbeddedCloud:
+            return EmbeddedCloud(directory, services, drivers, **config)
+
+        self._make = make
+        self._hosts, self._ready = hosts, ready
+        self.cloud = self._make()
+
+    @property
+    def node(self) -> Node:
+        """The node that runs now."""
+        return self.cloud.node
+
+    async def __aenter__(self) -> Stage:
+        await self._start()
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        await self.cloud.__aexit__(*error)
+
+    async def reboot(self) -> None:
+        """Start a new node on the same directory."""
+        self.cloud = self._make()
+        await self._start()
+
+    async def dump_hosts(self) -> Any:
+        """Everything that is on the hosts."""
+        return None if self._hosts is None else await self._hosts()
+
+    async def _start(self) -> None:
+        await self.cloud.__aenter__()
+        if self._ready is not None:
+            await self._ready(self.cloud)
+
+
+class Rehearsal:
+    """A prepared cloud and the operation to rehearse in it.
+
+    `ignore` names tables, or columns as "table.column", that are not state (logs, caches).
+    """
+
+    def __init__(
+        self, cloud: Cloud, trigger: Callable[[], Awaitable[Any]], *, ignore: frozenset[str] = frozenset()
+    ) -> None:
+        self.cloud, self.trigger, self.ignore = cloud, trigger, ignore
+
+
+Factory = Callable[[], AbstractAsyncContextManager[Rehearsal]]
+_rehearsals: dict[str, Factory] = {}
+
+
+def rehearsal(name: str) -> Callable[[Factory], Factory]:
+    """Declare a scenario: an async context manager that yields a `Rehearsal`."""
+
+    def declare(factory: Factory) -> Factory:
+        if name in _rehearsals:
+            raise TypeError(f"rehearsal {name} is declared twice")
+        _rehearsals[name] = factory
+        return factory
+
+    return declare
+
+
+def rehearsals() -> Mapping[str, Factory]:
+    """Every declared scenario by name."""
+    return _rehearsals
