@@ -63,6 +63,10 @@ class Rig:
         ):
             return response.status
 
+    async def until_busy(self) -> None:
+        while not self.hosts[0].journal.running():  # noqa: ASYNC110 - the agent's journal has no event
+            await asyncio.sleep(0.01)
+
     def tls_of(self, index: int) -> ssl.SSLContext:
         return pki.client_context(self.hosts[index]._files)
 
@@ -146,8 +150,7 @@ async def test_a_hanging_command_ends_at_its_deadline_and_is_cancelled_on_the_ho
 async def test_a_callers_cancellation_reaches_the_host(rig: Rig) -> None:
     rig.hosts.fault("hang")
     work = asyncio.create_task(rig.bridge())
-    while not rig.hosts[0].journal.running():
-        await asyncio.sleep(0.01)
+    await rig.until_busy()
     work.cancel()
     with pytest.raises(asyncio.CancelledError):
         await work
@@ -158,8 +161,7 @@ async def test_a_callers_cancellation_reaches_the_host(rig: Rig) -> None:
 async def test_an_agent_that_dies_during_a_command_runs_it_after_its_restart(rig: Rig) -> None:
     rig.hosts.latency(Latency(path="/network/*", low=0.2))
     work = asyncio.create_task(rig.bridge(timeout=10))
-    while not rig.hosts[0].journal.running():
-        await asyncio.sleep(0.01)
+    await rig.until_busy()
     await rig.hosts[0].die()
     assert rig.hosts[0].world.bridges == {}
     await asyncio.sleep(0.4)
@@ -171,8 +173,7 @@ async def test_an_agent_that_dies_during_a_command_runs_it_after_its_restart(rig
 async def test_a_dead_host_is_given_up(rig: Rig) -> None:
     rig.hosts.fault("hang")
     work = asyncio.create_task(rig.bridge(timeout=30))
-    while not rig.hosts[0].journal.running():
-        await asyncio.sleep(0.01)
+    await rig.until_busy()
     await rig.hosts[0].die()
     with pytest.raises(CloudError) as caught:
         await work
@@ -205,8 +206,7 @@ async def test_the_address_of_a_host_does_not_make_it_another_host(rig: Rig) -> 
 async def test_another_host_cannot_answer_a_task(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     rig.hosts.fault("hang")
     work = asyncio.create_task(rig.bridge())
-    while not rig.hosts[0].journal.running():
-        await asyncio.sleep(0.01)
+    await rig.until_busy()
     task_uuid = next(iter(rig.client.pending))
     forged = p.TaskAnswer(result={})
     assert await rig.post("/agent/callback", forged, {"taskuuid": task_uuid}, rig.tls_of(1)) == 403

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -55,6 +56,10 @@ class HypervisorDriver(ABC):
     @abstractmethod
     async def ping(self, host: HostInventory, timeout: float) -> HostPing:
         """Ask once whether the host is there."""
+
+    async def watch(self, host: HostInventory) -> None:
+        """Return when there is reason to believe that the host is gone; a driver that cannot tell waits for ever."""
+        await asyncio.Event().wait()
 
     @abstractmethod
     async def start_vm(self, host_uuid: str, spec: VmSpec) -> VmStarted:

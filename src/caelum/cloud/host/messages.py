@@ -28,6 +28,7 @@ class AddHost(Message[HostInventory], kw_only=True):
     details: dict[str, Any] = {}
     system_tags: list[str] | None = None
     user_tags: list[str] | None = None
+    tag_uuids: list[str] | None = None
 
 
 @message(route_by="host_uuid")

@@ -13,7 +13,6 @@ import contextlib
 import logging
 import ssl
 import time
-from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
 import aiohttp
@@ -23,9 +22,10 @@ from caelum.agent import protocol
 from caelum.agent.protocol import Command, TaskAnswer, TaskStatus
 from caelum.cloud.host.errors import HOST_DISCONNECTED
 from caelum.drivers.kvm.errors import AGENT_INTERRUPTED, from_agent
-from caelum.kernel import context
+from caelum.kernel import context, pki
 from caelum.kernel.errors import INTERNAL, TIMEOUT, CloudError
 from caelum.kernel.ids import new_uuid
+from caelum.kernel.pki import Identity
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +140,17 @@ class AgentClient:
             await reader.read(1)
         finally:
             writer.transport.abort()
+
+    async def first_contact(self, tls: ssl.SSLContext, ip: str, port: int) -> Identity | None:
+        """Whom the certificate at an address names; `tls` must not check the name."""
+        try:
+            async with asyncio.timeout(self._pace.connect):
+                _, writer = await asyncio.open_connection(ip, port, ssl=tls)
+        except _NETWORK_ERRORS as error:
+            raise _unreachable(Address("", ip, port), "first contact", error) from error
+        identity = pki.peer_identity(writer)
+        writer.transport.abort()
+        return identity
 
     def _patience(self, timeout: float | None) -> float:
         left = context.current().remaining()
@@ -269,22 +280,6 @@ class AgentClient:
             allow_redirects=False,
         ) as response:
             return response.status, await response.read()
-
-
-@contextlib.asynccontextmanager
-async def first_contact(
-    tls: ssl.SSLContext, ip: str, port: int, patience: float
-) -> AsyncIterator[asyncio.StreamWriter]:
-    """A connection to an agent whose host's UUID is not known yet; `tls` must not check the name."""
-    try:
-        async with asyncio.timeout(patience):
-            _, writer = await asyncio.open_connection(ip, port, ssl=tls)
-    except _NETWORK_ERRORS as error:
-        raise _unreachable(Address("", ip, port), "first contact", error) from error
-    try:
-        yield writer
-    finally:
-        writer.transport.abort()
 
 
 def _loop_time(deadline: float) -> float:

@@ -1,0 +1,136 @@
+"""Connecting a host, and noticing that it is lost.
+
+Invariant: a host is Connected only after a whole connect succeeded: the driver reached it, every extension (networks,
+storage, DHCP) brought it to what the database says, and its capacity is in the books. Being pingable is not enough:
+that is how machines land on hosts without bridges. Connects of one host never overlap; whoever asks joins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from caelum.cloud.allocator.messages import ReportHostCapacity
+from caelum.cloud.host import records, tags
+from caelum.cloud.host.api import HostInventory
+from caelum.cloud.host.errors import CONNECTION_ERROR
+from caelum.cloud.host.events import HostLostSight
+from caelum.cloud.host.extension import (
+    HostAfterConnect,
+    HostConnect,
+    HostConnection,
+    HostDisconnected,
+    HypervisorDriver,
+)
+from caelum.cloud.host.states import CONNECTED, CONNECTING, DISCONNECTED
+from caelum.cloud.vm.messages import HostLost, HostVmsSeen
+from caelum.kernel import context
+from caelum.kernel.errors import CloudError, as_cloud_error, not_found
+from caelum.kernel.message import Message
+from caelum.kernel.node import Node
+
+log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT = 1800.0
+"""Seconds for a whole connect; its commands have limits of their own."""
+
+
+class Connector:
+    """Connects hosts, one connect per host at a time."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._busy: set[str] = set()
+
+    def connecting(self, host_uuid: str) -> bool:
+        """Whether a connect of this host goes on here."""
+        return host_uuid in self._busy
+
+    async def connect(self, host_uuid: str) -> HostInventory:
+        """Connect a host; on failure it is Disconnected. Raises HOST.1003 with the cause."""
+        # The connect belongs to everyone who waits for it, so it must not end with the first one's deadline.
+        with context.use(context.with_deadline(context.current(), time.monotonic() + CONNECT_TIMEOUT)):
+            return await self._node.queues.run(
+                f"host-connect-{host_uuid}", 1, self._connect, host_uuid, name="connect", single_flight="connect"
+            )
+
+    async def lost(self, host_uuid: str, error: BaseException) -> None:
+        """The host cannot be reached: it becomes Disconnected, and whoever cares is told why."""
+        reason = as_cloud_error(error)
+        host = await records.move(self._node, host_uuid, DISCONNECTED, of=(CONNECTED, CONNECTING))
+        if host is None:
+            return
+        log.warning("host %s at %s is lost: %s", host.name, host.management_ip, reason)
+        self._node.bus.publish(HostLostSight(host_uuid=host_uuid, reason=reason.to_wire()))
+        self.tell(HostLost(host_uuid=host_uuid))
+        await self._node.extensions.notify(HostDisconnected, "disconnected", host, reason)
+
+    def tell(self, msg: Message[None]) -> None:
+        """Send a message to a service that may not be loaded."""
+        if self._node.bus.serves(type(msg)):
+            self._node.bus.send(msg)
+
+    async def _connect(self, host_uuid: str) -> HostInventory:
+        self._busy.add(host_uuid)
+        try:
+            return await self._all_steps(host_uuid)
+        except asyncio.CancelledError as error:
+            await self.lost(host_uuid, error)
+            raise
+        except Exception as error:
+            await self.lost(host_uuid, error)
+            raise self._failure(host_uuid, error) from error
+        finally:
+            self._busy.discard(host_uuid)
+
+    async def _all_steps(self, host_uuid: str) -> HostInventory:
+        host = await records.move(self._node, host_uuid, CONNECTING)
+        if host is None:
+            raise not_found("HostVO", host_uuid)
+        driver = self._node.drivers.get(HypervisorDriver, host.hypervisor_type)
+        connection = await driver.connect(host)
+        host = await self._learn(host, connection)
+        await self._node.extensions.each(HostConnect, "connect", host)
+        await self._node.bus.call(
+            ReportHostCapacity(
+                host_uuid=host_uuid,
+                total_cpu=connection.cpu_num,
+                total_memory=connection.total_memory,
+                cpu_sockets=connection.cpu_sockets,
+            )
+        )
+        ready = await records.move(self._node, host_uuid, CONNECTED, of=(CONNECTING,), agent_uuid=connection.agent_uuid)
+        if ready is None:
+            raise CloudError(CONNECTION_ERROR, f"host {host_uuid} was deleted or given up while it was connected")
+        if connection.strangers:
+            log.info(
+                "host %s runs %d machines of others: %s", host.name, len(connection.strangers), connection.strangers
+            )
+        self.tell(HostVmsSeen(host_uuid=host_uuid, states=connection.vm_states))
+        await self._node.extensions.notify(HostAfterConnect, "after_connect", ready)
+        return ready
+
+    async def _learn(self, host: HostInventory, connection: HostConnection) -> HostInventory:
+        """Write down what the host is."""
+        values = {"architecture": connection.architecture, **connection.details}
+        async with self._node.db.transaction() as tx:
+            row = await records.load(tx, host.uuid)
+            for name, value in values.items():
+                setattr(row, name, value)
+            await tags.CPU_PROCESSOR_NUM.set(tx, host.uuid, cpuProcessorNum=connection.cpu_sockets)
+            await tags.CPU_GHZ.set(tx, host.uuid, cpuGHz=f"{connection.cpu_mhz / 1000:.2f}")
+            await tags.CONNECTED_TIME.set(tx, host.uuid, hostConnectedTime=int(time.time()))
+            for tag, token, text in (
+                (tags.OS_DISTRIBUTION, "distribution", connection.os_distribution),
+                (tags.OS_VERSION, "version", connection.os_version),
+                (tags.OS_RELEASE, "release", connection.os_version),
+            ):
+                if text:
+                    await tag.set(tx, host.uuid, **{token: text})
+        return await records.get(self._node, host.uuid)
+
+    def _failure(self, host_uuid: str, error: Exception) -> CloudError:
+        cause = as_cloud_error(error)
+        details = f"unable to connect host[uuid:{host_uuid}]: {cause.details}"
+        return CloudError(CONNECTION_ERROR, details, cause=cause, hostUuid=host_uuid)

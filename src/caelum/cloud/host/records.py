@@ -1,0 +1,77 @@
+"""Reading and moving hosts' rows. Every change of status goes through `move`, which tells it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from caelum.cloud.host.api import HostInventory
+from caelum.cloud.host.errors import HOST_DISCONNECTED
+from caelum.cloud.host.events import HostStatusChanged
+from caelum.cloud.host.model import HostModel
+from caelum.cloud.host.states import CONNECTED
+from caelum.kernel.database import update_where
+from caelum.kernel.errors import CloudError, not_found
+from caelum.kernel.node import Node
+from caelum.kernel.views import view, views
+
+
+async def load(session: AsyncSession, host_uuid: str) -> HostModel:
+    """A host's row. Raises SYS.1003."""
+    host = await session.get(HostModel, host_uuid, populate_existing=True)
+    if host is None:
+        raise not_found("HostVO", host_uuid)
+    return host
+
+
+async def get(node: Node, host_uuid: str) -> HostInventory:
+    """A host. Raises SYS.1003."""
+    async with node.db.read() as session:
+        return view(await load(session, host_uuid))  # type: ignore[no-any-return]
+
+
+async def find(node: Node, *conditions: ColumnElement[bool]) -> list[HostInventory]:
+    """The hosts that meet all conditions, oldest first."""
+    async with node.db.read() as session:
+        rows = await session.scalars(select(HostModel).where(*conditions).order_by(HostModel.create_date))
+        return views(rows)
+
+
+async def connected(node: Node, host_uuid: str) -> HostInventory:
+    """A host that can be worked with. Raises HOST.1010."""
+    host = await get(node, host_uuid)
+    if host.status != CONNECTED:
+        details = f"host[uuid:{host_uuid}, name:{host.name}] is {host.status}, not {CONNECTED}"
+        raise CloudError(HOST_DISCONNECTED, details, hostUuid=host_uuid, status=host.status)
+    return host
+
+
+async def move(
+    node: Node, host_uuid: str, status: str, *, of: Sequence[str] | None = None, **values: Any
+) -> HostInventory | None:
+    """Set a host's status, when it is one `of` these now, and other columns with it; None when it was not.
+
+    The news goes out once the change is committed, and only when the status is another than before.
+    """
+    async with node.db.transaction() as tx:
+        old = await tx.scalar(select(HostModel.status).where(HostModel.uuid == host_uuid))
+        allowed = [HostModel.status.in_(of)] if of is not None else []
+        if not await update_where(tx, HostModel, {"status": status, **values}, HostModel.uuid == host_uuid, *allowed):
+            return None
+    host = await get(node, host_uuid)
+    if old is not None and old != status:
+        event = HostStatusChanged(host_uuid=host_uuid, old_status=old, new_status=status, inventory=host)
+        node.bus.publish(event)
+    return host
+
+
+async def change(node: Node, host_uuid: str, **values: Any) -> HostInventory:
+    """Set columns of a host's row, also a driver's own. Raises SYS.1003."""
+    async with node.db.transaction() as tx:
+        host = await load(tx, host_uuid)
+        for name, value in values.items():
+            setattr(host, name, value)
+    return await get(node, host_uuid)

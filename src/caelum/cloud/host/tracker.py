@@ -1,0 +1,240 @@
+"""Following hosts: pings, and connecting again what was lost.
+
+Invariant: every host that the ring gives to this node, and no other, is followed by one task here. A host is lost after
+`ping.maxFailure` failed pings in a row; a lost one is tried again soon and then less and less often, for ever. A ping
+that is answered by another agent than the last connect's means that the agent restarted: the host is connected anew.
+
+The driver may watch a host (`HypervisorDriver.watch`): when the watch ends, or somebody says that a host does not
+answer, it is pinged at once rather than at its next turn. So the death of an agent is noticed within a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+from sqlalchemy import select
+
+from caelum.cloud.host.connect import Connector
+from caelum.cloud.host.extension import HostPing, HypervisorDriver
+from caelum.cloud.host.model import HostModel
+from caelum.cloud.host.settings import (
+    AUTO_RECONNECT,
+    LOAD_ALL,
+    LOAD_PARALLELISM,
+    MAX_RECONNECTS,
+    PING_FAILURES,
+    PING_INTERVAL,
+    PING_PARALLELISM,
+    PING_PAUSE,
+    PING_TIMEOUT,
+    RECONNECT_ON_BOOT,
+    VM_SYNC_ON_PING,
+)
+from caelum.cloud.host.states import CONNECTED, CONNECTING, MAINTENANCE, PRE_MAINTENANCE
+from caelum.cloud.vm.messages import HostVmsSeen
+from caelum.kernel.errors import CloudError, as_cloud_error
+from caelum.kernel.node import Node
+from caelum.kernel.queue import outside
+from caelum.kernel.ring import RingChange
+from caelum.kernel.views import view
+
+log = logging.getLogger(__name__)
+
+_BACK_OFF = (1.0, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0, 34.0)
+"""Seconds between attempts to connect a lost host; then the ping interval."""
+_STEADY_WATCH = 60.0
+"""A watch that held so long was a good one, and is renewed without a pause."""
+
+
+class _Followed:
+    """One host that is followed."""
+
+    def __init__(self, host_uuid: str) -> None:
+        self.host_uuid = host_uuid
+        self.wake = asyncio.Event()
+        self.failures = 0
+        self.task: asyncio.Task[None] | None = None
+        self.watch: asyncio.Task[None] | None = None
+
+    def stop(self) -> None:
+        for task in (self.task, self.watch):
+            if task is not None and task is not asyncio.current_task():
+                task.cancel()
+
+
+class HostTracker:
+    """Follows this node's hosts."""
+
+    def __init__(self, node: Node, connector: Connector) -> None:
+        self._node = node
+        self._connector = connector
+        self._followed: dict[str, _Followed] = {}
+        self._loading = asyncio.Semaphore(1)
+        self._pinging = asyncio.Semaphore(1)
+
+    async def start(self) -> None:
+        """Follow every host of this node; those that it has from the start are connected first, in parallel."""
+        self._loading = asyncio.Semaphore(self._node.settings.get(LOAD_PARALLELISM))
+        self._pinging = asyncio.Semaphore(self._node.settings.get(PING_PARALLELISM))
+        self._node.ring.on_change(self._on_ring)
+        settings = self._node.settings
+        await self._rescan(connect=settings.get(LOAD_ALL) and settings.get(RECONNECT_ON_BOOT))
+
+    async def stop(self) -> None:
+        """Follow no host any more."""
+        tasks = [one for followed in self._followed.values() for one in (followed.task, followed.watch) if one]
+        for followed in list(self._followed.values()):
+            followed.stop()
+        self._followed.clear()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def follow(self, host_uuid: str, *, connect: bool = False) -> None:
+        """Follow a host that the ring gives to this node."""
+        if host_uuid not in self._followed and self._node.ring.owns(host_uuid):
+            followed = self._followed[host_uuid] = _Followed(host_uuid)
+            followed.task = self._spawn(self._follow(followed, connect))
+
+    def forget(self, host_uuid: str) -> None:
+        """Follow a host no longer."""
+        followed = self._followed.pop(host_uuid, None)
+        if followed is not None:
+            followed.stop()
+
+    def nudge(self, host_uuid: str) -> None:
+        """There is reason to look at a host now."""
+        followed = self._followed.get(host_uuid)
+        if followed is not None:
+            followed.wake.set()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        return asyncio.get_running_loop().create_task(work, context=outside(deadline=False))
+
+    def _on_ring(self, _change: RingChange) -> None:
+        self._spawn(self._rescan(connect=True))
+
+    async def _rescan(self, connect: bool) -> None:
+        async with self._node.db.read() as session:
+            uuids = set(await session.scalars(select(HostModel.uuid)))
+        ours = {uuid for uuid in uuids if self._node.ring.owns(uuid)}
+        for uuid in self._followed.keys() - ours:
+            self.forget(uuid)
+        for uuid in ours:
+            self.follow(uuid, connect=connect)
+
+    # --- one host ---------------------------------------------------------------------------------------------------
+
+    async def _follow(self, followed: _Followed, connect: bool) -> None:
+        pause: float | None = self._interval()
+        try:
+            if connect:
+                async with self._loading:
+                    pause = await self._reconnect(followed)
+            while pause is not None:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause):
+                        await followed.wake.wait()
+                followed.wake.clear()
+                pause = await self._look(followed)
+        finally:
+            if followed.watch is not None:
+                followed.watch.cancel()
+            if self._followed.get(followed.host_uuid) is followed:
+                del self._followed[followed.host_uuid]
+
+    def _interval(self) -> float:
+        return self._node.settings.get(PING_INTERVAL) * random.uniform(0.9, 1.1)  # noqa: S311 - spreads load
+
+    async def _look(self, followed: _Followed) -> float | None:
+        """Bring what we know of a host up to date; seconds until the next look, None when it is gone."""
+        try:
+            return await self._look_closely(followed)
+        except Exception:
+            log.exception("host %s could not be looked at; it is tried again", followed.host_uuid)
+            return self._interval()
+
+    async def _look_closely(self, followed: _Followed) -> float | None:
+        async with self._node.db.read() as session:
+            host = await session.get(HostModel, followed.host_uuid)
+        if host is None:
+            return None
+        if host.state in (PRE_MAINTENANCE, MAINTENANCE):
+            return self._interval()
+        if host.status == CONNECTING and self._connector.connecting(host.uuid):
+            return 1.0
+        if host.status != CONNECTED:
+            wanted = self._node.settings.get(AUTO_RECONNECT)
+            return await self._reconnect(followed) if wanted else self._interval()
+        followed.failures = 0
+        try:
+            answer = await self._ping(host)
+        except CloudError as error:
+            self._watch(followed, None)
+            await self._connector.lost(host.uuid, error)
+            return _BACK_OFF[0]
+        if not answer.adopted or answer.agent_uuid != host.agent_uuid:
+            log.info("the agent of host %s at %s has restarted", host.name, host.management_ip)
+            return await self._reconnect(followed)
+        self._watch(followed, host)
+        if self._node.settings.get(VM_SYNC_ON_PING):
+            self._connector.tell(HostVmsSeen(host_uuid=host.uuid, states=answer.vm_states))
+        return self._interval()
+
+    async def _ping(self, host: HostModel) -> HostPing:
+        """Ping until it is answered, as often as the rule says. Raises the last failure."""
+        settings, inventory = self._node.settings, view(host)
+        driver = self._node.drivers.get(HypervisorDriver, host.hypervisor_type)
+        left = settings.get(PING_FAILURES)
+        while True:
+            left -= 1
+            try:
+                async with self._pinging:
+                    return await driver.ping(inventory, settings.get(PING_TIMEOUT))
+            except Exception as error:
+                if left <= 0:
+                    raise as_cloud_error(error) from error
+            await asyncio.sleep(settings.get(PING_PAUSE))
+
+    async def _reconnect(self, followed: _Followed) -> float:
+        """Connect a host; seconds until the next look."""
+        limit = self._node.settings.get(MAX_RECONNECTS)
+        if limit and followed.failures >= limit:
+            return self._interval()
+        try:
+            await self._connector.connect(followed.host_uuid)
+        except CloudError as error:
+            pause = _BACK_OFF[followed.failures] if followed.failures < len(_BACK_OFF) else self._interval()
+            followed.failures += 1
+            log.info("host %s is tried again in %.0f s: %s", followed.host_uuid, pause, error.details)
+            return min(pause, self._interval())
+        followed.failures = 0
+        # A first ping soon begins the watch, and notices an agent that restarted during the connect.
+        return 0.1
+
+    # --- watching ---------------------------------------------------------------------------------------------------
+
+    def _watch(self, followed: _Followed, host: HostModel | None) -> None:
+        if host is None:
+            if followed.watch is not None:
+                followed.watch.cancel()
+                followed.watch = None
+        elif followed.watch is None or followed.watch.done():
+            followed.watch = self._spawn(self._keep_watching(followed, host))
+
+    async def _keep_watching(self, followed: _Followed, host: HostModel) -> None:
+        driver = self._node.drivers.get(HypervisorDriver, host.hypervisor_type)
+        inventory, pause = view(host), 1.0
+        while True:
+            begun = time.monotonic()
+            try:
+                await driver.watch(inventory)
+            except Exception as error:
+                log.debug("cannot watch host %s: %s", followed.host_uuid, error)
+            followed.wake.set()
+            pause = 1.0 if time.monotonic() - begun > _STEADY_WATCH else min(pause * 2, _STEADY_WATCH)
+            await asyncio.sleep(pause)

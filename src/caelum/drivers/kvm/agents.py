@@ -1,0 +1,158 @@
+"""This node's side of the agents: certificates, the client, the listener, and what agents report.
+
+Invariant: a command goes to the host that its UUID names, at the address that the database has now; a host that the
+database does not know can neither report nor fetch anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from typing import TypeVar
+
+import msgspec
+from sqlalchemy import select
+
+from caelum.agent import protocol as p
+from caelum.cloud.host.errors import HOST_DISCONNECTED
+from caelum.cloud.host.messages import HostAgentSeen, HostSuspected, VmStatesSeenOnHost
+from caelum.drivers.kvm import listener as paths
+from caelum.drivers.kvm.client import Address, AgentClient, Pace
+from caelum.drivers.kvm.extension import AgentRoutes
+from caelum.drivers.kvm.listener import AgentListener, KnownHosts
+from caelum.drivers.kvm.model import KvmHostModel
+from caelum.drivers.kvm.settings import AGENT_PORT
+from caelum.kernel import pki
+from caelum.kernel.errors import CloudError, invalid, not_found
+from caelum.kernel.node import Node
+from caelum.kernel.pki import CertificateAuthority, Files, Identity
+
+log = logging.getLogger(__name__)
+
+A = TypeVar("A")
+
+_RENEWAL_CHECK = 6 * 3600.0
+_DISCONNECTED = "Disconnected"
+
+
+class Agents:
+    """All agents, as this node sees them."""
+
+    def __init__(self, node: Node, pace: Pace | None = None) -> None:
+        self._node = node
+        self._pace = pace
+        self._directory = node.config.data_dir / "pki"
+        self._seen: dict[str, str] = {}
+        self.callback_base = ""
+        self.client: AgentClient
+        self._listener: AgentListener
+        self._files: Files
+
+    async def start(self) -> None:
+        """Make the certificates, and listen for agents."""
+        self._files = await asyncio.to_thread(self._certificates)
+        self._server_tls = pki.server_context(self._files)
+        self._client_tls = pki.client_context(self._files)
+        config = self._node.config
+        self.client = AgentClient(self._client_tls, "", self._pace)
+        routes = [route for one in self._node.extensions.of(AgentRoutes) for route in one.routes()]
+        self._listener = AgentListener(self.client, KnownHosts(self._is_known), self._report, self._renew, routes)
+        port = await self._listener.start(config.agent_listen_host, config.agent_listen_port, self._server_tls)
+        host = config.resolved_host()
+        self.callback_base = f"https://{f'[{host}]' if ':' in host else host}:{port}"
+        self.client.callback_url = self.callback_base + paths.CALLBACK_PATH
+        self._node.timers.every(_RENEWAL_CHECK, self._renew_own, name="kvm.certificate")
+        log.info("agents answer to %s", self.callback_base)
+
+    async def stop(self) -> None:
+        """Stop listening and speaking."""
+        if hasattr(self, "_listener"):
+            await self._listener.stop()
+            await self.client.close()
+
+    @property
+    def report_url(self) -> str:
+        """Where agents report to."""
+        return self.callback_base + paths.REPORT_PATH
+
+    def _certificates(self) -> Files:
+        names = {self._node.config.resolved_host(), socket.gethostname(), "localhost", "127.0.0.1"}
+        return pki.ensure_server(self._directory, self._node.uuid, names)
+
+    async def _renew_own(self) -> None:
+        await asyncio.to_thread(self._certificates)
+        for tls in (self._server_tls, self._client_tls):
+            tls.load_cert_chain(self._files.certificate, self._files.key)
+
+    # --- commands ---------------------------------------------------------------------------------------------------
+
+    def address(self, host_uuid: str, management_ip: str) -> Address:
+        """Where a host's agent is."""
+        return Address(host_uuid, management_ip, self._node.settings.get(AGENT_PORT))
+
+    async def run(self, host_uuid: str, command: p.Command[A], timeout: float | None = None) -> A:
+        """Run a command on a host that is not known to be lost; one that turns out to be is looked at now."""
+        address = await self.address_of(host_uuid)
+        try:
+            return await self.client.run(address, command, timeout)
+        except CloudError as error:
+            if error.kind is HOST_DISCONNECTED:
+                self._node.bus.send(HostSuspected(host_uuid=host_uuid, reason=error.details))
+            raise
+
+    async def address_of(self, host_uuid: str) -> Address:
+        """Where the agent of a host is that can be tried. Raises HOST.1010 for one that is known to be lost."""
+        async with self._node.db.read() as session:
+            query = select(KvmHostModel.management_ip, KvmHostModel.status).where(KvmHostModel.uuid == host_uuid)
+            row = (await session.execute(query)).one_or_none()
+        if row is None:
+            raise not_found("HostVO", host_uuid)
+        if row.status == _DISCONNECTED:
+            raise CloudError(HOST_DISCONNECTED, f"host[uuid:{host_uuid}] is Disconnected", hostUuid=host_uuid)
+        return self.address(host_uuid, row.management_ip)
+
+    async def who_is_at(self, management_ip: str) -> str:
+        """The UUID of the host whose agent answers at an address. Raises HOST.1010, or SYS.1007 for a stranger."""
+        tls = pki.client_context(self._files, check_name=False)
+        port = self._node.settings.get(AGENT_PORT)
+        identity = await self.client.first_contact(tls, management_ip, port)
+        if identity is None or identity.kind != "host":
+            why = f"what listens at {management_ip}:{port} does not have a host's certificate"
+            raise invalid("managementIp", why, port=port)
+        return identity.uuid
+
+    # --- what agents send -------------------------------------------------------------------------------------------
+
+    async def _is_known(self, host_uuid: str) -> bool:
+        async with self._node.db.read() as session:
+            return await session.scalar(select(KvmHostModel.uuid).where(KvmHostModel.uuid == host_uuid)) is not None
+
+    async def _renew(self, host_uuid: str, request: bytes) -> bytes:
+        def sign() -> bytes:
+            return CertificateAuthority.open(self._directory).renew(Identity("host", host_uuid), request)
+
+        return await asyncio.to_thread(sign)
+
+    async def _report(self, report: p.Report) -> None:
+        if report.kind != "agent-stopping" and self._seen.get(report.host_uuid) != report.agent_uuid:
+            self._seen[report.host_uuid] = report.agent_uuid
+            self._node.bus.send(HostAgentSeen(host_uuid=report.host_uuid, agent_uuid=report.agent_uuid))
+        match report.kind:
+            case "vm-state":
+                await self._vm_state(report)
+            case "progress":
+                await self._progress(msgspec.convert(report.body, p.TaskProgress))
+            case "agent-stopping":
+                self._node.bus.send(HostAgentSeen(host_uuid=report.host_uuid))
+            case _:
+                log.warning("host %s reports %s: %s", report.host_uuid, report.kind, report.body)
+
+    async def _vm_state(self, report: p.Report) -> None:
+        seen = msgspec.convert(report.body, p.VmStateReport)
+        await self._node.bus.call(VmStatesSeenOnHost(host_uuid=report.host_uuid, states={seen.vm_uuid: seen.state}))
+
+    async def _progress(self, progress: p.TaskProgress) -> None:
+        waiting = self.client.pending.get(progress.task_uuid)
+        if waiting is not None and waiting.job_uuid is not None:
+            await self._node.jobs.progress(waiting.job_uuid, progress.percent, progress.text or None)
