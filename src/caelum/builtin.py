@@ -9,6 +9,9 @@ from __future__ import annotations
 import importlib
 
 SERVICES: list[str] = [
+    "caelum.cloud.management.service:ManagementService",
+    "caelum.cloud.identity.service:IdentityService",
+    "caelum.cloud.query.service:QueryService",
     "caelum.cloud.vm.checks:VmChecks",
     "caelum.cloud.vm.service:VmService",
     "caelum.cloud.vm.tracer:VmTracer",

@@ -1,0 +1,94 @@
+"""`caelum server`: one management node with its gateway, until a signal ends it.
+
+Invariant: the first SIGTERM or SIGINT ends the process in order (no new requests, running ones end, then the node); a
+second one ends it at once, which is as safe as a crash: what was under way is taken up at the next start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+import msgspec
+
+from caelum import __version__
+from caelum.gateway.server import Gateway
+from caelum.kernel.config import Config, load
+from caelum.kernel.node import Node
+
+log = logging.getLogger(__name__)
+
+_GATEWAY_STOP_SECONDS = 5.0
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command's options."""
+    parser = argparse.ArgumentParser(prog="caelum server", description="Run a management node.")
+    parser.add_argument("--config", type=Path, help="TOML file; see the configuration reference")
+    parser.add_argument("--data-dir", type=Path, help="where this node keeps its data")
+    parser.add_argument("--api-host", help="address of the API")
+    parser.add_argument("--api-port", type=int, help="port of the API; 0 takes a free one")
+    parser.add_argument("--version", action="version", version=__version__)
+    return parser.parse_args(argv)
+
+
+def configuration(options: argparse.Namespace) -> Config:
+    """The configuration: file and environment, then the command line. Raises ValueError."""
+    config = load(options.config)
+    given = {name: getattr(options, name) for name in ("data_dir", "api_host", "api_port")}
+    return msgspec.structs.replace(config, **{name: value for name, value in given.items() if value is not None})
+
+
+async def serve(config: Config) -> None:
+    """Run until a signal."""
+    node = Node(config)
+    gateway = Gateway(node)
+    stopped = asyncio.Event()
+    _on_signals(stopped)
+    await gateway.start()
+    try:
+        await node.start()
+        # What was loaded stays; collecting it again and again would only cost time.
+        gc.collect()
+        gc.freeze()
+        print(f"caelum is ready: http://{config.resolved_host()}:{gateway.port}/ (node {node.uuid})", flush=True)
+        await stopped.wait()
+    finally:
+        await gateway.stop(_GATEWAY_STOP_SECONDS)
+        await node.stop()
+
+
+def _on_signals(stopped: asyncio.Event) -> None:
+    def on_signal() -> None:
+        if stopped.is_set():
+            os._exit(1)
+        stopped.set()
+
+    for one in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(one, on_signal)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command. Answers the exit code."""
+    try:
+        config = configuration(arguments(argv))
+    except (ValueError, OSError) as error:
+        print(f"caelum server: {error}", file=sys.stderr)
+        return 2
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(serve(config))
+    else:
+        uvloop.run(serve(config))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

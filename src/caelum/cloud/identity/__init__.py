@@ -1,0 +1,1 @@
+"""Identity: accounts, sessions, who owns what, and what is shared with whom."""

@@ -1,0 +1,1 @@
+"""The query service: every query of every resource type, by one compiler."""

@@ -1,0 +1,157 @@
+"""From a query message to SQL: one statement selects a page, one counts.
+
+Invariant: each condition becomes one boolean expression over the target's row; joins and tags become EXISTS, so a
+row is found once however many of its joined rows match. What a query may cost is bounded before it runs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from sqlalchemy import ColumnElement, Select, and_, exists, func, inspect, select
+from sqlalchemy.orm import aliased, selectinload, with_polymorphic
+from sqlalchemy.orm.interfaces import ORMOption
+
+from caelum.cloud.query.schema import SPECIAL, Target, child, snake, target, type_field
+from caelum.cloud.query.tags import tag_condition
+from caelum.cloud.query.values import compare
+from caelum.cloud.query.visibility import visible
+from caelum.kernel.context import Actor
+from caelum.kernel.errors import invalid
+from caelum.kernel.message import ApiQuery, QueryCondition, reply_type
+
+MAX_CONDITIONS = 100
+MAX_JOIN_DEPTH = 4
+MAX_JOINS = 32
+"""Joins of all conditions of one query together."""
+MAX_RELATION_DEPTH = 3
+SYNONYMS = {"?=": "in", "!?=": "not in", "~=": "like", "!~=": "not like", "not null": "is not null"}
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """A compiled query."""
+
+    target: Target
+    where: ColumnElement[bool]
+    order: tuple[Any, ...]
+    fields: tuple[str, ...] | None
+
+    def page(self, start: int, limit: int) -> Select[Any]:
+        """The statement that selects one page, with everything that the inventories show."""
+        model, mapper = self.target.model, inspect(self.target.model)
+        whole = with_polymorphic(model, "*") if mapper.polymorphic_on is not None else model
+        statement = select(whole).where(self.where).order_by(*self.order)
+        wanted = None if self.fields is None else frozenset(self.fields)
+        return statement.offset(start or None).limit(limit).options(*_loads(self.target, wanted))
+
+    def total(self) -> Select[Any]:
+        """The statement that counts all that match."""
+        return select(func.count()).select_from(self.target.model).where(self.where)
+
+
+def compile_query(msg: ApiQuery[Any], actor: Actor) -> Plan:
+    """The plan of a query as this actor may run it. Raises SYS.1007 naming the field at fault."""
+    conditions = [_normalised(one) for one in dict.fromkeys(msg.conditions)]
+    if len(conditions) > MAX_CONDITIONS:
+        raise invalid("conditions", f"{len(conditions)} conditions are given, at most {MAX_CONDITIONS} may be")
+    found = _switched(target(reply_type(type(msg))), conditions)
+    compiler = _Compiler()
+    parts = [compiler.condition(found, one, one.name.split(".")) for one in conditions]
+    if not actor.is_admin:
+        parts.append(visible(found.model, actor.account_uuid))
+    return Plan(found, and_(True, *parts), _order(found, msg), _fields(found, msg))
+
+
+def _normalised(one: QueryCondition) -> QueryCondition:
+    op = " ".join(one.op.split())
+    return QueryCondition(one.name.strip(), SYNONYMS.get(op, op), one.value)
+
+
+def _switched(found: Target, conditions: list[QueryCondition]) -> Target:
+    """A condition that fixes the type field makes the child inventory the target, with its own fields."""
+    field = type_field(found)
+    for one in conditions:
+        if field is not None and one.name == field and one.op == "=" and one.value is not None:
+            return child(found, one.value) or found
+    return found
+
+
+class _Compiler:
+    """Conditions of one query, with what they have cost so far."""
+
+    def __init__(self) -> None:
+        self.joins = 0
+
+    def condition(self, at: Target, one: QueryCondition, path: list[str]) -> ColumnElement[bool]:
+        name, rest = path[0], path[1:]
+        if name in SPECIAL and not rest:
+            self._pay(one)
+            return tag_condition(at, name, one)
+        if name in at.aliases and rest:
+            path = [*at.aliases[name].split("."), *rest]
+            name, rest = path[0], path[1:]
+        if not rest:
+            return compare(at.column(name), one)
+        if len(path) - 1 > MAX_JOIN_DEPTH:
+            raise invalid(one.name, f"the path has {len(path) - 1} joins, at most {MAX_JOIN_DEPTH} may be")
+        return self._join(at, one, name, rest)
+
+    def _join(self, at: Target, one: QueryCondition, name: str, rest: list[str]) -> ColumnElement[bool]:
+        self._pay(one)
+        expand, leads_to = at.follow(name)
+        # An alias of its own per join: a path may come back to a table that it started from.
+        there = msgspec.structs.replace(leads_to, model=aliased(leads_to.model))
+        here = at.attribute(snake(expand.foreign_key))
+        linked = there.attribute(snake(expand.key)) == here
+        return exists().where(linked, self.condition(there, one, rest)).correlate(at.model)
+
+    def _pay(self, one: QueryCondition) -> None:
+        self.joins += 1
+        if self.joins > MAX_JOINS:
+            raise invalid(one.name, f"the query has more than {MAX_JOINS} joins")
+
+
+def _order(found: Target, msg: ApiQuery[Any]) -> tuple[Any, ...]:
+    """The asked order, then the primary key, so that pages neither overlap nor leave gaps."""
+    key = list(inspect(found.model).primary_key)
+    if msg.sort_by is None:
+        return tuple(key)
+    column = found.column(msg.sort_by)
+    if msg.sort_direction not in ("asc", "desc"):
+        raise invalid("sortDirection", f"must be asc or desc, but {msg.sort_direction[:64]} found")
+    return (column.desc() if msg.sort_direction == "desc" else column.asc(), *key)
+
+
+def _fields(found: Target, msg: ApiQuery[Any]) -> tuple[str, ...] | None:
+    if not msg.fields:
+        return None
+    known = {one.encode_name for one in msgspec.structs.fields(found.inventory)}
+    for name in msg.fields:
+        if name not in known:
+            found.column(name)  # raises with the list of what there is
+    return tuple(dict.fromkeys(msg.fields))
+
+
+def _loads(found: Target, wanted: frozenset[str] | None) -> list[ORMOption]:
+    """One more statement per relationship, whatever the page's size."""
+    names = {name for wire, name in found.relations.items() if wanted is None or wire in wanted}
+    options: list[ORMOption] = []
+    for mapper in inspect(found.model).self_and_descendants:
+        inventory = getattr(mapper.class_, "__inventory__", found.inventory)
+        own = set(inventory.__struct_fields__) if wanted is None else names
+        options += _loads_of(mapper, own, MAX_RELATION_DEPTH)
+    return options
+
+
+def _loads_of(mapper: Any, names: set[str], depth: int) -> list[ORMOption]:
+    result: list[ORMOption] = []
+    for relation in mapper.relationships:
+        if relation.key not in names or (relation.parent is not mapper and mapper.inherits is not None):
+            continue
+        load = selectinload(getattr(mapper.class_, relation.key))
+        inner = getattr(relation.mapper.class_, "__inventory__", None)
+        if depth > 1 and inner is not None:
+            load = load.options(*_loads_of(relation.mapper, set(inner.__struct_fields__), depth - 1))
+        result.append(load)
+    return result

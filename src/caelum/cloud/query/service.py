@@ -1,0 +1,90 @@
+"""The query service: one handler for every query of every resource type.
+
+Invariant: a page costs a constant number of statements (the rows, one per relationship shown, and the count when it
+is asked for), and a result is never cut short silently.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from caelum.cloud.query.compile import Plan, compile_query
+from caelum.kernel import context
+from caelum.kernel.errors import invalid
+from caelum.kernel.message import ApiQuery, QueryReply, apis
+from caelum.kernel.service import Service, handles
+from caelum.kernel.views import to_builtins, views
+
+if TYPE_CHECKING:
+    from caelum.kernel.bus import BusBase
+    from caelum.kernel.node import Node
+
+MAX_PAGE = 10_000
+"""Most inventories that one answer holds. A query that matches more must page."""
+
+
+class QueryService(Service):
+    """Answers queries."""
+
+    name = "query"
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+
+    async def start(self) -> None:
+        """Take every declared query that no service of its own answers."""
+        bus: BusBase = self.node.bus
+        bus.register(_handler(self, [meta.cls for meta in apis() if meta.kind == "query" and not bus.serves(meta.cls)]))
+
+    async def query(self, msg: ApiQuery[Any]) -> QueryReply:
+        """The page that the message asks for, the number of all matches, or both."""
+        _check_window(msg)
+        plan = compile_query(msg, context.current().actor)
+        async with self.node.db.read() as session:
+            if msg.count:
+                return QueryReply(total=await _total(session, plan))
+            rows = await _page(session, plan, msg)
+            total = await _total(session, plan) if msg.reply_with_count else None
+        found = views(rows)
+        return QueryReply(inventories=found if plan.fields is None else _projected(found, plan.fields), total=total)
+
+
+def _handler(service: QueryService, queries: list[Any]) -> object:
+    """An object that the bus can register: its one method handles all these message classes."""
+
+    async def query(_self: object, msg: ApiQuery[Any]) -> QueryReply:
+        return await service.query(msg)
+
+    for cls in queries:
+        handles(cls)(query)
+    return type("Queries", (), {"query": query})()
+
+
+def _check_window(msg: ApiQuery[Any]) -> None:
+    for name, value in (("limit", msg.limit), ("start", msg.start)):
+        if value < 0:
+            raise invalid(name, f"must not be negative, but {value} found")
+    if msg.filter_name is not None:
+        raise invalid("filterName", f"no filter[{msg.filter_name[:255]}] is known; there are none")
+
+
+async def _total(session: AsyncSession, plan: Plan) -> int:
+    return int(await session.scalar(plan.total()) or 0)
+
+
+async def _page(session: AsyncSession, plan: Plan, msg: ApiQuery[Any]) -> list[Any]:
+    # One row more than may be answered tells whether something would be left out.
+    limit = min(msg.limit, MAX_PAGE + 1)
+    if limit == 0:
+        return []
+    rows = list(await session.scalars(plan.page(msg.start, limit)))
+    if len(rows) > MAX_PAGE:
+        raise invalid("limit", f"more than {MAX_PAGE} rows match; ask for pages with start and limit", maximum=MAX_PAGE)
+    return rows
+
+
+def _projected(found: list[Any], fields: tuple[str, ...]) -> list[dict[str, Any]]:
+    whole = [to_builtins(one) for one in found]
+    return [{name: one[name] for name in fields if name in one} for one in whole]

@@ -1,0 +1,136 @@
+"""From replies to bodies: the keys that clients expect, and the `schema` that typed clients need.
+
+Invariant: a successful body is always a JSON object; a failed one has exactly one top-level key, `error`.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any, Union
+
+import msgspec
+
+from caelum.kernel import resources
+from caelum.kernel.errors import CloudError, ErrorCode, to_wire
+from caelum.kernel.message import ApiMeta, ApiQuery, Inventory, camel, inventories, reply_type
+from caelum.kernel.views import to_builtins
+
+Body = dict[str, Any]
+
+
+def success_body(meta: ApiMeta, reply: Any) -> Body:
+    """What a client gets for this reply, as plain JSON values."""
+    if reply is None:
+        return {}
+    value = to_builtins(reply)
+    if meta.reply_key is not None:
+        return {meta.reply_key: value}
+    return value if isinstance(value, dict) else {}
+
+
+def error_body(error: BaseException | ErrorCode) -> Body:
+    """`{"error": {...}}`; `details` is never empty, because some clients show nothing else."""
+    wire = to_wire(error)
+    if not wire.details:
+        wire = msgspec.structs.replace(wire, details=wire.description or wire.code)
+    return {"error": to_builtins(wire)}
+
+
+def with_schema(meta: ApiMeta, body: Body) -> Body:
+    """The body with the Java class of each object in it by its path, which typed clients decode by."""
+    return {**body, "schema": dict(_body_classes(meta, body))}
+
+
+def _body_classes(meta: ApiMeta, body: Body) -> Iterator[tuple[str, str]]:
+    for key, hint in body_types(meta).items():
+        if key in body:
+            yield from _classes(key, hint, body[key])
+
+
+def body_types(meta: ApiMeta) -> dict[str, Any]:
+    """The keys of the operation's successful body, with their types."""
+    reply = reply_type(meta.cls)
+    if issubclass(meta.cls, ApiQuery):
+        return {"inventories": list[reply], "total": int}  # type: ignore[valid-type]
+    if reply is None:
+        return {}
+    if meta.reply_key is not None:
+        return {meta.reply_key: reply}
+    hints = typing.get_type_hints(reply)
+    return {field.encode_name: hints[field.name] for field in msgspec.structs.fields(reply)}
+
+
+def _classes(path: str, hint: Any, value: Any) -> Iterator[tuple[str, str]]:
+    plain = _plain(hint)
+    origin, arguments = typing.get_origin(plain), typing.get_args(plain)
+    if isinstance(value, list) and origin is list:
+        for index, one in enumerate(value):
+            yield from _classes(f"{path}[{index}]", arguments[0], one)
+    elif isinstance(value, dict) and origin is dict:
+        for name, one in value.items():
+            yield from _classes(f"{path}.{name}", arguments[1], one)
+    elif isinstance(value, dict) and isinstance(plain, type) and issubclass(plain, msgspec.Struct):
+        yield from _struct_classes(path, plain, value)
+
+
+def _struct_classes(path: str, cls: type[msgspec.Struct], value: Body) -> Iterator[tuple[str, str]]:
+    cls = _concrete(cls, value)
+    if java := java_class(cls):
+        yield path, java
+    for wire, hint in _nested_fields(cls):
+        inner = value.get(wire)
+        if isinstance(inner, dict | list):
+            yield from _classes(f"{path}.{wire}", hint, inner)
+
+
+@functools.cache
+def _nested_fields(cls: type[msgspec.Struct]) -> tuple[tuple[str, Any], ...]:
+    return tuple((one.encode_name, one.type) for one in msgspec.structs.fields(cls))
+
+
+def _concrete(cls: type[msgspec.Struct], value: Body) -> type[msgspec.Struct]:
+    """The child inventory that the value's type field names, or the class itself."""
+    meta = getattr(cls, "__inventory__", None)
+    field = None if meta is None else type_field(meta.vo)
+    if field is None:
+        return cls
+    return child_of(cls, value.get(camel(field))) or cls
+
+
+def type_field(vo: str) -> str | None:
+    """The snake_case field that tells a resource's child type, or None when it has no children."""
+    model = resources.types().get(vo)
+    column = None if model is None else model.__mapper__.polymorphic_on
+    return None if column is None else str(column.key)
+
+
+def child_of(cls: type[msgspec.Struct], type_value: Any) -> type[Inventory] | None:
+    """The child inventory of `cls` for this value of its type field."""
+    if type_value is None:
+        return None
+    for one in inventories():
+        meta = one.__inventory__  # type: ignore[attr-defined]
+        if meta.parent == cls.__name__ and meta.type_value == type_value:
+            return one
+    return None
+
+
+def java_class(cls: type[msgspec.Struct]) -> str | None:
+    """The class name by which typed clients know this struct."""
+    meta = getattr(cls, "__inventory__", None)
+    return meta.java_class if meta is not None else getattr(cls, "__java_class__", None)
+
+
+def _plain(hint: Any) -> Any:
+    if typing.get_origin(hint) in (Union, types.UnionType):
+        rest = [one for one in typing.get_args(hint) if one is not type(None)]
+        return rest[0] if len(rest) == 1 else hint
+    return hint
+
+
+def as_cloud_error(body: Body) -> CloudError:
+    """The error of a failed body."""
+    return CloudError.from_wire(msgspec.convert(body["error"], ErrorCode))

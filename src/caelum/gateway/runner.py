@@ -1,0 +1,108 @@
+"""Running operations: at once for synchronous ones, as jobs for the others.
+
+Invariant: a job that this node accepted is answered by this node as long as it lives. When the node stops meanwhile the
+job stays open, so that a resumed workflow or the next start answers it truly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from caelum.cloud.identity.errors import AUTHENTICATION_ERROR
+from caelum.gateway.answer import success_body
+from caelum.gateway.http import client_of, to_text
+from caelum.gateway.limits import LoginLimit
+from caelum.gateway.portal import NOBODY, Portal, Request
+from caelum.gateway.refusal import Refusal
+from caelum.kernel.context import Actor
+from caelum.kernel.errors import INVALID_ARGUMENT, CloudError, as_cloud_error
+
+if TYPE_CHECKING:
+    from caelum.kernel.node import Node
+
+log = logging.getLogger(__name__)
+
+_FINISH_RETRIES = (0.2, 1.0, 5.0, 20.0)
+
+
+class Runner:
+    """Runs what clients ask for."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._portal = Portal(node)
+        self._logins = LoginLimit()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def call(self, request: Request, http: web.BaseRequest) -> Any:
+        """The reply of a synchronous operation. Raises CloudError, never anything else."""
+        client = client_of(http)
+        if not request.meta.login:
+            self._logins.check(client)
+        try:
+            reply = await self._portal.handle(request)
+        except CloudError as error:
+            if error.kind is AUTHENTICATION_ERROR:
+                self._logins.failed(client)
+            raise
+        except Exception as error:
+            log.exception("the operation %s failed in the portal", request.meta.name)
+            raise as_cloud_error(error) from None
+        return reply
+
+    async def submit(self, request: Request, web_hook: str | None = None) -> str:
+        """Record the job of an asynchronous operation and begin to work on it."""
+        uuid = request.job_uuid or ""
+        try:
+            await self._node.jobs.create(uuid, request.meta.name, await self._claimed(request), web_hook=web_hook)
+        except CloudError as error:
+            if error.kind is INVALID_ARGUMENT:
+                raise Refusal(400, error.details) from None
+            raise
+        task = asyncio.create_task(self._run(uuid, request), name=f"job:{uuid}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return uuid
+
+    async def stop(self, seconds: float) -> None:
+        """Let the running jobs end for a while, then leave them open."""
+        if self._tasks:
+            await asyncio.wait(list(self._tasks), timeout=seconds)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _claimed(self, request: Request) -> Actor:
+        """Whose job it is; a bad session is reported by the job, so here it is only nobody's."""
+        try:
+            return await self._portal.actor(request)
+        except CloudError:
+            return NOBODY
+
+    async def _run(self, uuid: str, request: Request) -> None:
+        try:
+            answer: str | CloudError = to_text(success_body(request.meta, await self._portal.handle(request)))
+        except CloudError as error:
+            answer = error
+        except Exception as error:
+            log.exception("the operation %s failed in the portal", request.meta.name)
+            answer = as_cloud_error(error)
+        if isinstance(answer, CloudError) and not self._node.ready:
+            # What fails because the node stops is not the outcome: after the restart it is known.
+            return
+        await self._finish(uuid, answer)
+
+    async def _finish(self, uuid: str, answer: str | CloudError) -> None:
+        for pause in (*_FINISH_RETRIES, None):
+            try:
+                await self._node.jobs.finish(uuid, answer)
+                return
+            except Exception:
+                if pause is None:
+                    raise
+                log.exception("the answer of job %s could not be written; trying again in %.1f s", uuid, pause)
+                await asyncio.sleep(pause)

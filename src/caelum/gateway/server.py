@@ -1,0 +1,152 @@
+"""The way in: one HTTP server with the API, its documentation, health, metrics and the live feed.
+
+Invariant: it listens before the node is ready, so that clients get an answer that says so; it knows no operation by
+name. Whatever goes wrong inside, a client gets one of the documented error forms and never a stack trace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from caelum.cloud.management.errors import NOT_READY
+from caelum.gateway.answer import error_body
+from caelum.gateway.feed import Feed
+from caelum.gateway.http import Server, client_of, json_answer, refusal_answer
+from caelum.gateway.legacy import Legacy
+from caelum.gateway.limits import Concurrency, RateLimit
+from caelum.gateway.operations import Operations
+from caelum.gateway.pages import Pages
+from caelum.gateway.refusal import Refusal
+from caelum.gateway.rest import Rest
+from caelum.gateway.routes import RouteTable
+from caelum.gateway.runner import Runner
+from caelum.gateway.settings import BURST, MAX_CONCURRENT, RATE
+from caelum.gateway.webhook import WebHooks
+from caelum.kernel.errors import CloudError, to_wire
+from caelum.kernel.message import apis
+
+if TYPE_CHECKING:
+    from caelum.kernel.node import Node
+
+log = logging.getLogger(__name__)
+
+_API_PREFIXES = (("zstack", "v1"), ("v1",))
+_LEGACY_PREFIXES = (("zstack", "api"), ("api",))
+
+
+class Gateway:
+    """The HTTP server of one node."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self.runner = Runner(node)
+        self.feed = Feed(node)
+        self._web_hooks = WebHooks(node)
+        self._operations = Operations(node)
+        self._pages = Pages()
+        self._legacy = Legacy(node, self.runner)
+        self._rate = RateLimit(lambda: node.settings.get(RATE), lambda: node.settings.get(BURST))
+        self._concurrency = Concurrency(lambda: node.settings.get(MAX_CONCURRENT))
+        self._rest: Rest | None = None
+        self._server: Server | None = None
+        self._listener: asyncio.Server | None = None
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        if self._listener is None:
+            raise RuntimeError("the gateway does not listen")
+        port: int = self._listener.sockets[0].getsockname()[1]
+        return port
+
+    @property
+    def running(self) -> int:
+        """How many requests are being worked on."""
+        return self._concurrency.running
+
+    async def start(self) -> None:
+        """Listen. May be called before the node starts; until that is ready, clients are told to wait."""
+        config = self._node.config
+        self._web_hooks.start()
+        self._operations.observe(self)
+        self._server = Server(self._answer)
+        self._listener = await asyncio.get_running_loop().create_server(
+            self._server, config.api_host, config.api_port, ssl=self._tls(), backlog=512
+        )
+        log.info("the API is at %s:%d", config.api_host, self.port)
+
+    async def stop(self, seconds: float = 5.0) -> None:
+        """Take no more requests, end the running ones, and close every connection. Call it before the node stops."""
+        if self._listener is not None:
+            self._listener.close()
+        await self.feed.stop()
+        if self._server is not None:
+            await self._server.shutdown(seconds)
+        await self.runner.stop(seconds)
+        await self._web_hooks.stop()
+
+    def _tls(self) -> ssl.SSLContext | None:
+        config = self._node.config
+        if config.api_tls_certificate is None:
+            return None
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(config.api_tls_certificate, config.api_tls_key)
+        return context
+
+    # --- one request --------------------------------------------------------------------------------------------------
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            return await self._dispatch(request)
+        except Refusal as refusal:
+            return refusal_answer(refusal)
+        except CloudError as error:
+            return json_answer(error_body(error), 503)
+        except (asyncio.CancelledError, ConnectionError):
+            raise
+        except Exception as error:
+            log.exception("the request %s %s failed", request.method, request.path)
+            return refusal_answer(Refusal(500, f"internal error: {to_wire(error).details}"))
+
+    async def _dispatch(self, request: web.BaseRequest) -> web.StreamResponse:
+        segments = [one for one in request.rel_url.raw_path.split("/") if one]
+        for prefix in _API_PREFIXES:
+            if tuple(segments[: len(prefix)]) == prefix:
+                return await self._api(request, prefix, segments)
+        for prefix in _LEGACY_PREFIXES:
+            if tuple(segments[: len(prefix)]) == prefix:
+                with self._admitted(request):
+                    return await self._legacy.handle(request, segments[len(prefix) :])
+        if segments == ["ws"]:
+            self._check_ready()
+            return await self.feed.serve(request)
+        if answer := await self._operations.serve(request, segments):
+            return answer
+        return await self._pages.serve(request, segments)
+
+    async def _api(self, request: web.BaseRequest, prefix: tuple[str, ...], segments: list[str]) -> web.StreamResponse:
+        with self._admitted(request):
+            path = "/" + "/".join(segments[len(prefix) :])
+            return await self._routed().handle(request, "/" + "/".join(prefix), path)
+
+    def _admitted(self, request: web.BaseRequest) -> AbstractContextManager[None]:
+        self._rate.take(client_of(request))
+        self._check_ready()
+        return self._concurrency.one()
+
+    def _check_ready(self) -> None:
+        if not self._node.ready:
+            waits = f": it waits for {self._node.waiting_for}" if self._node.waiting_for else ""
+            raise CloudError(NOT_READY, f"this management node is not ready{waits}")
+
+    def _routed(self) -> Rest:
+        # Made at the first request: the operations are known once the node has loaded its services.
+        if self._rest is None:
+            self._rest = Rest(self._node, self.runner, RouteTable(apis()))
+        return self._rest
