@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import socket
 from pathlib import Path
 from typing import Any, Literal
 
 import libvirt  # type: ignore[import-untyped]
-from pyroute2 import IPRoute  # type: ignore[import-untyped]
 
 from caelum.agent.protocol import HostCapacity, HostFacts
 
 KIB = 1024
-LOOPBACK = "lo"
 
 
-def collect(connection: Any, hypervisor: Literal["kvm", "tcg"]) -> HostFacts:
+def collect(connection: Any, hypervisor: Literal["kvm", "tcg"], addresses: list[str]) -> HostFacts:
     """The facts of a connect."""
     release = os_release(Path("/etc/os-release"))
     _model, _memory, cpus, mhz, _nodes, sockets, *_ = connection.getInfo()
@@ -34,7 +33,7 @@ def collect(connection: Any, hypervisor: Literal["kvm", "tcg"]) -> HostFacts:
         libvirt_version=version(connection.getLibVersion()),
         qemu_version=version(connection.getVersion()),
         hypervisor=hypervisor,
-        ip_addresses=ip_addresses(),
+        ip_addresses=addresses,
     )
 
 
@@ -83,16 +82,10 @@ def version(number: int) -> str:
     return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
 
 
-def ip_addresses() -> list[str]:
-    """The addresses of this host, without loopback and link-local ones."""
-    with IPRoute() as route:
-        names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in route.get_links()}
-        found = [
-            address.get_attr("IFA_ADDRESS")
-            for address in route.get_addr()
-            if names.get(address["index"]) != LOOPBACK and address["scope"] == 0
-        ]
-    return sorted(set(found))
+def ip_addresses(shown: str) -> list[str]:
+    """The addresses in the output of `ip -json address`, without loopback and link-local ones."""
+    found = [address for link in json.loads(shown) for address in link.get("addr_info", [])]
+    return sorted({address["local"] for address in found if address["scope"] == "global"})
 
 
 def taps() -> list[str]:

@@ -52,7 +52,8 @@ async def echo(_agent: Agent, _cmd: Echo) -> Empty:
 async def connect_host(agent: Agent, cmd: ConnectHost) -> ConnectHostAnswer:
     """Adopt this host."""
     kind = await agent.part(Acceleration).kind()
-    found = await agent.part(Libvirt).call(facts.collect, kind)
+    shown = await agent.run(["ip", "-json", "address"], timeout=10)
+    found = await agent.part(Libvirt).call(facts.collect, kind, facts.ip_addresses(shown.text))
     states, unknown = await agent.part(Watch).all_states()
     kept = {"hostUuid": cmd.host_uuid, "reportUrl": cmd.report_url, "settings": cmd.settings}
     await agent.run_blocking(_write, agent.state_dir / HOST_FILE, kept)

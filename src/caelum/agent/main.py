@@ -30,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         filename=options.log_file,
     )
+    # These tell every packet and every poll.
+    for chatty in ("pyroute2", "asyncio"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     config = AgentConfig(
         state_dir=options.state_dir.resolve(),
         listen=options.listen,

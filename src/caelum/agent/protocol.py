@@ -390,6 +390,8 @@ class DownloadToCache(Command[FileInfo]):
     install_path: str
     sha256: str | None = None
     size: int | None = None
+    format: Literal["qcow2", "raw", "iso"] | None = None
+    """What the image was declared as. None takes qcow2 and ISO by their signatures; raw must be declared."""
 
 
 class CreateVolume(Command[FileInfo]):

@@ -84,6 +84,8 @@ def remember_nic(domain: Any, nic: Nic, *, present: bool) -> None:
         marked.remove(element)
     if present:
         marked.append(nic_mark(nic))
+    for element in marked.iter():
+        element.tag = element.tag.rpartition("}")[2]  # libvirt puts the namespace on, and refuses what has it already
     text = ET.tostring(marked, encoding="unicode")
     flags = libvirt.VIR_DOMAIN_AFFECT_CONFIG | (libvirt.VIR_DOMAIN_AFFECT_LIVE if domain.isActive() else 0)
     domain.setMetadata(_ELEMENT, text, PREFIX, NAMESPACE, flags)
