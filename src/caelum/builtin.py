@@ -12,6 +12,13 @@ SERVICES: list[str] = [
     "caelum.cloud.management.service:ManagementService",
     "caelum.cloud.identity.service:IdentityService",
     "caelum.cloud.query.service:QueryService",
+    "caelum.cloud.tag.service:TagService",
+    "caelum.cloud.config.service:ConfigService",
+    "caelum.cloud.zone.service:ZoneService",
+    "caelum.cloud.cluster.service:ClusterService",
+    "caelum.cloud.l2.service:L2Service",
+    "caelum.cloud.l3.service:L3Service",
+    "caelum.cloud.network_service.service:NetworkServiceService",
     "caelum.cloud.vm.checks:VmChecks",
     "caelum.cloud.vm.service:VmService",
     "caelum.cloud.vm.tracer:VmTracer",
@@ -20,7 +27,10 @@ SERVICES: list[str] = [
 ]
 """Services, each `"caelum.cloud.<name>.service:<Class>"`; the class takes the node."""
 
-DRIVERS: list[str] = []
+DRIVERS: list[str] = [
+    "caelum.drivers.no_vlan.driver:NoVlanDriver",
+    "caelum.drivers.flat_network.driver:FlatNetworkDriver",
+]
 """Drivers and plugins, each `"caelum.drivers.<name>.driver:<Class>"`; the class takes the node and adds itself."""
 
 

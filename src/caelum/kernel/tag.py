@@ -151,6 +151,11 @@ class SystemTag:
         """Give the resource this tag beside others of its kind; nothing happens when it has exactly this one."""
         await self._store(tx, uuid, self.resource, self.text(**tokens))
 
+    async def replace(self, tx: AsyncSession, row: SystemTagModel, text: str) -> None:
+        """Change one stored tag of this kind into another one of this kind."""
+        old, row.tag = row.tag, text
+        await self._tell(tx, row.resource_uuid, old, text)
+
     async def delete(self, tx: AsyncSession, uuid: str, **tokens: Any) -> None:
         """Remove the resource's tags of this kind, or only those with the given tokens."""
         for row in await self._rows(tx, uuid):

@@ -2,27 +2,48 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from caelum.cloud.l2.api import L2NetworkInventory
 from caelum.kernel.extension import ExtensionPoint
 
+LONGEST_NAME = 15
+"""Linux's limit for the name of an interface."""
+
+
+def short_name(prefix: str, interface: str) -> str:
+    """`prefix` + `interface`, the latter replaced by the start of its MD5 where that is too long for Linux."""
+    if len(prefix) + len(interface) <= LONGEST_NAME:
+        return prefix + interface
+    digest = hashlib.md5(interface.encode(), usedforsecurity=False).hexdigest()
+    return prefix + digest[: LONGEST_NAME - len(prefix)]
+
 
 class L2Driver(ABC):
     """One type of L2 network, registered by that type ("L2NoVlanNetwork"). Methods on hosts are idempotent."""
 
     vswitch_types: ClassVar[tuple[str, ...]] = ("LinuxBridge",)
-    mtu: ClassVar[int] = 1500
 
     @abstractmethod
-    def bridge_name(self, l2: L2NetworkInventory) -> str:
-        """The bridge that the network would like to have on hosts, at most 15 characters. It may be taken: the service
-        then chooses another and keeps it in the tag `kvm::bridge`."""
+    def check_new(self, physical_interface: str) -> None:
+        """Refuse, with SYS.1007, an interface that no host could have."""
+
+    @abstractmethod
+    def bridge_name(self, physical_interface: str) -> str:
+        """The bridge that a network on this interface would like to have on hosts, at most 15 characters.
+
+        It may be taken: the service then chooses another name, and keeps what was chosen in the tag `kvm::bridge`.
+        """
 
     @abstractmethod
     def private(self, l2: L2NetworkInventory) -> bool:
         """Whether the network has no uplink on hosts."""
+
+    @abstractmethod
+    def mtu(self, l2: L2NetworkInventory) -> int:
+        """The MTU that guests are told by default."""
 
     @abstractmethod
     async def check(self, l2: L2NetworkInventory, host_uuid: str) -> None:

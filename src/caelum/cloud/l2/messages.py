@@ -24,7 +24,7 @@ class L2Facts(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class L2HostsReply(msgspec.Struct, frozen=True, rename="camel"):
-    """The connected hosts that an L2 network is realised on."""
+    """Hosts, by UUID."""
 
     host_uuids: list[str]
 
@@ -39,10 +39,14 @@ class RealiseL2(Message[L2OnHost], kw_only=True):
 
 @message(route_by="l2_network_uuid")
 class RemoveL2(Message[None], kw_only=True):
-    """Take an L2 network off a host; when the host is away, the garbage collector does."""
+    """Take an L2 network off a host; when the host is away, the garbage collector does.
+
+    `force`: it does so too when the host refuses. The bridge stays when other networks of the cluster use it.
+    """
 
     l2_network_uuid: str
     host_uuid: str
+    force: bool = False
 
 
 @message(route_by="l2_network_uuid")
@@ -54,6 +58,15 @@ class GetL2(Message[L2Facts], kw_only=True):
 
 @message(route_by="l2_network_uuid")
 class GetL2Hosts(Message[L2HostsReply], kw_only=True):
-    """The hosts of all clusters that an L2 network is attached to."""
+    """The hosts of all clusters that an L2 network is attached to, or of one of them."""
 
     l2_network_uuid: str
+    connected_only: bool = False
+
+
+@message(route_by="l2_network_uuid")
+class CheckL2(Message[None], kw_only=True):
+    """Whether an L2 network can be realised on a host; raises when not."""
+
+    l2_network_uuid: str
+    host_uuid: str

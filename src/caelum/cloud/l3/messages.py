@@ -53,8 +53,9 @@ class GetL3(Message[L3sReply], kw_only=True):
 
 @message()
 class ListL3s(Message[L3sReply], kw_only=True):
-    """The L3 networks on the given L2 networks, or those that a provider serves."""
+    """The L3 networks that meet all the given conditions; what does not exist is not in the answer."""
 
+    l3_network_uuids: list[str] | None = None
     l2_network_uuids: list[str] | None = None
     provider_uuid: str | None = None
 

@@ -1,0 +1,232 @@
+"""Choosing and taking an address.
+
+Invariant: an address is taken by inserting its row; the unique keys decide between racers, and who loses chooses
+again. Choosing costs the same few statements whether a range is empty or nearly full.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from ipaddress import ip_address
+from typing import NamedTuple
+
+from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import aliased
+
+from caelum.cloud.l3.addresses import Address, Segment, any_ip, at, offset, size, usable
+from caelum.cloud.l3.errors import ALLOCATE_IP_ERROR
+from caelum.cloud.l3.messages import AllocateIp
+from caelum.cloud.l3.model import IpRangeModel, L3NetworkModel, ReservedIpRangeModel, UsedIpModel
+from caelum.cloud.l3.settings import FIRST_AVAILABLE
+from caelum.kernel.database import is_unique_violation
+from caelum.kernel.errors import CloudError, invalid, not_found
+from caelum.kernel.ids import new_uuid
+
+ATTEMPTS = 20
+"""How often a loser of a race chooses again, before it says that the network is too busy."""
+
+
+class _Network(NamedTuple):
+    """What choosing needs of an L3 network; loading the whole of it would take most of the time."""
+
+    uuid: str
+    name: str
+    state: str
+    enable_ipam: bool
+
+
+def holder_of(msg: AllocateIp) -> str:
+    """Who takes the address."""
+    holder = msg.holder or msg.vm_nic_uuid
+    if holder is None:
+        raise invalid("vmNicUuid", "an address needs a NIC or another holder")
+    return holder
+
+
+async def allocate(tx: AsyncSession, msg: AllocateIp, strategy: str) -> UsedIpModel:
+    """The address that the holder has, or a newly taken one."""
+    for _ in range(ATTEMPTS):
+        held = await _held(tx, msg)
+        if held is not None:
+            return held
+        row = await _choose(tx, msg, strategy)
+        try:
+            async with tx.begin_nested():
+                tx.add(row)
+            return row
+        except IntegrityError as error:
+            if not is_unique_violation(error):
+                raise
+    raise CloudError(
+        ALLOCATE_IP_ERROR,
+        f"lost the race for an address of L3 network[{msg.l3_network_uuid}] {ATTEMPTS} times",
+        attempts=ATTEMPTS,
+    )
+
+
+async def _held(tx: AsyncSession, msg: AllocateIp) -> UsedIpModel | None:
+    row = UsedIpModel
+    held = await tx.scalar(
+        select(row).where(
+            row.l3_network_uuid == msg.l3_network_uuid,
+            row.holder == holder_of(msg),
+            row.ip_version == msg.ip_version,
+        )
+    )
+    if held is not None and msg.required_ip is not None and ip_address(held.ip) != any_ip("ip", msg.required_ip):
+        raise CloudError(
+            ALLOCATE_IP_ERROR,
+            f"{holder_of(msg)} holds {held.ip} of L3 network[{msg.l3_network_uuid}] already, so not {msg.required_ip}",
+            held=held.ip,
+            required=msg.required_ip,
+        )
+    return held
+
+
+async def _choose(tx: AsyncSession, msg: AllocateIp, strategy: str) -> UsedIpModel:
+    model = L3NetworkModel
+    columns = select(model.uuid, model.name, model.state, model.enable_ipam)
+    found = (await tx.execute(columns.where(model.uuid == msg.l3_network_uuid))).one_or_none()
+    if found is None:
+        raise not_found("L3Network", msg.l3_network_uuid)
+    l3 = _Network(*found)
+    if l3.state != "Enabled":
+        raise CloudError(
+            ALLOCATE_IP_ERROR, f"L3 network[{l3.uuid}, {l3.name}] is {l3.state}; it gives no addresses", state=l3.state
+        )
+    ranges = await ranges_of(tx, msg)
+    if msg.required_ip is not None:
+        return await _required(tx, l3, ranges, msg, any_ip("ip", msg.required_ip))
+    return await _free(tx, l3, ranges, msg, strategy)
+
+
+async def ranges_of(tx: AsyncSession, msg: AllocateIp) -> Sequence[IpRangeModel]:
+    """The ranges that the request may be served from, oldest first."""
+    row = IpRangeModel
+    query = select(row).where(
+        row.l3_network_uuid == msg.l3_network_uuid,
+        row.ip_version == msg.ip_version,
+        row.ip_range_type == msg.ip_range_type,
+    )
+    if msg.ip_range_uuid is not None:
+        query = query.where(row.uuid == msg.ip_range_uuid)
+    return (await tx.scalars(query.order_by(row.create_date, row.uuid))).all()
+
+
+async def _required(
+    tx: AsyncSession, l3: _Network, ranges: Sequence[IpRangeModel], msg: AllocateIp, wanted: Address
+) -> UsedIpModel:
+    taken = await tx.scalar(
+        select(UsedIpModel).where(UsedIpModel.l3_network_uuid == l3.uuid, UsedIpModel.ip == str(wanted))
+    )
+    if taken is not None:
+        raise CloudError(
+            ALLOCATE_IP_ERROR,
+            f"{wanted} of L3 network[{l3.uuid}, {l3.name}] is in use by {taken.used_for or 'NIC'} {taken.holder}",
+            ip=str(wanted),
+            holder=taken.holder,
+        )
+    for one in ranges:
+        distance = offset(one, wanted)
+        if distance is not None:
+            return _row(msg, wanted, one, distance)
+    if l3.enable_ipam:
+        spans = ", ".join(f"{one.start_ip}-{one.end_ip}" for one in ranges) or "none"
+        raise CloudError(
+            ALLOCATE_IP_ERROR,
+            f"{wanted} is in no {msg.ip_range_type} range of L3 network[{l3.uuid}, {l3.name}]; its ranges: {spans}",
+            ip=str(wanted),
+        )
+    return _row(msg, wanted, None, None)
+
+
+async def _free(
+    tx: AsyncSession, l3: _Network, ranges: Sequence[IpRangeModel], msg: AllocateIp, strategy: str
+) -> UsedIpModel:
+    reserved = await reserved_of(tx, l3.uuid)
+    order = list(ranges) if strategy == FIRST_AVAILABLE else random.sample(ranges, len(ranges))
+    for one in order:
+        segments = usable(one, reserved)
+        distance = await find_free(tx, one.uuid, segments, at_random=strategy != FIRST_AVAILABLE)
+        if distance is not None:
+            return _row(msg, at(one, distance), one, distance)
+    raise await _exhausted(tx, l3, ranges, reserved)
+
+
+async def reserved_of(tx: AsyncSession, l3_uuid: str) -> Sequence[ReservedIpRangeModel]:
+    """The reserved ranges of an L3 network."""
+    return (await tx.scalars(select(ReservedIpRangeModel).where(ReservedIpRangeModel.l3_network_uuid == l3_uuid))).all()
+
+
+async def find_free(tx: AsyncSession, range_uuid: str, segments: Sequence[Segment], *, at_random: bool) -> int | None:
+    """A free offset: the first one, or the first after a random place, going round."""
+    for first, last in _probes(segments, at_random):
+        distance = await _first_free(tx, range_uuid, first, last)
+        if distance is not None:
+            return distance
+    return None
+
+
+def _probes(segments: Sequence[Segment], at_random: bool) -> list[Segment]:
+    """The segments in the order of the search, cut at the place where it begins."""
+    if not at_random or not segments:
+        return list(segments)
+    sizes = [one.size for one in segments]
+    begin = random.choices(range(len(segments)), weights=sizes)[0]  # noqa: S311 - spread, not secrecy
+    cut = segments[begin]
+    place = random.randint(cut.first, cut.last)  # noqa: S311 - the same
+    before = [Segment(cut.first, place - 1)] if place > cut.first else []
+    return [Segment(place, cut.last), *segments[begin + 1 :], *segments[:begin], *before]
+
+
+async def _first_free(tx: AsyncSession, range_uuid: str, first: int, last: int) -> int | None:
+    """The first free offset in `first` ... `last`: `first` itself, or the first used one whose successor is not."""
+    used, after = UsedIpModel, aliased(UsedIpModel)
+    taken = select(used.uuid).where(used.ip_range_uuid == range_uuid, used.ip_offset == first)
+    if await tx.scalar(taken) is None:
+        return first
+    successor = select(after.uuid).where(after.ip_range_uuid == range_uuid, after.ip_offset == used.ip_offset + 1)
+    gap = (
+        select(used.ip_offset + 1)
+        .where(used.ip_range_uuid == range_uuid, used.ip_offset >= first, used.ip_offset < last, ~successor.exists())
+        .order_by(used.ip_offset)
+        .limit(1)
+    )
+    return await tx.scalar(gap)
+
+
+async def _exhausted(
+    tx: AsyncSession, l3: _Network, ranges: Sequence[IpRangeModel], reserved: Sequence[ReservedIpRangeModel]
+) -> CloudError:
+    total = sum(size(one) for one in ranges)
+    left = sum(segment.size for one in ranges for segment in usable(one, reserved))
+    used = await tx.scalar(select(func.count()).where(UsedIpModel.ip_range_uuid.in_([one.uuid for one in ranges])))
+    return CloudError(
+        ALLOCATE_IP_ERROR,
+        f"no free address in L3 network[{l3.uuid}, {l3.name}]: its {len(ranges)} ranges have {total} addresses,"
+        f" {used} are in use and {total - left} reserved",
+        total=total,
+        used=used or 0,
+        reserved=total - left,
+        ranges=len(ranges),
+    )
+
+
+def _row(msg: AllocateIp, address: Address, one: IpRangeModel | None, distance: int | None) -> UsedIpModel:
+    return UsedIpModel(
+        uuid=new_uuid(),
+        l3_network_uuid=msg.l3_network_uuid,
+        ip_range_uuid=None if one is None else one.uuid,
+        ip_offset=distance,
+        holder=holder_of(msg),
+        ip_version=address.version,
+        ip=str(address),
+        netmask=None if one is None else one.netmask,
+        gateway=None if one is None else one.gateway,
+        used_for=msg.used_for or ("VmNic" if msg.vm_nic_uuid else None),
+        ip_in_long=int(address) if address.version == 4 else None,
+        vm_nic_uuid=msg.vm_nic_uuid,
+    )

@@ -1,0 +1,223 @@
+"""The Flat provider: each host serves its own guests, with the same DHCP server address on all of them.
+
+Invariant: what a host serves follows from the database: guests are added before their machine starts and dropped after
+it stops, and a connect replaces everything. The DHCP server's address is an address of the L3 network like any other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from caelum.agent.protocol import DumpHost
+from caelum.cloud.host.api import HostInventory
+from caelum.cloud.host.extension import HostConnect
+from caelum.cloud.host.spec import NicSpec, VmSpec
+from caelum.cloud.l2.messages import GetL2
+from caelum.cloud.l3.api import IpRangeInventory, L3NetworkInventory, UsedIpInventory
+from caelum.cloud.l3.extension import IpRangeAdded, L3BeforeDelete, L3Changed
+from caelum.cloud.l3.messages import AllocateIp, ReturnIp
+from caelum.cloud.network_service.extension import NetworkServiceDriver
+from caelum.cloud.vm.extension import VmResourceProvider
+from caelum.cloud.vm.messages import GetVmSpecs, ListVms
+from caelum.drivers.flat_network.api import DhcpIpReply, GetL3NetworkDhcpIpAddress
+from caelum.drivers.flat_network.commands import DHCP, SERVICES, SNAT, USERDATA, Guest, apply, guests_by_network, remove
+from caelum.drivers.flat_network.messages import EnsureDhcpServer, RefreshL3
+from caelum.drivers.flat_network.networks import TYPE, Networks
+from caelum.drivers.flat_network.removal import release_guests, remove_services, send
+from caelum.drivers.flat_network.tags import DHCP_SERVER
+from caelum.drivers.kvm.remote import on_host
+from caelum.kernel.errors import CloudError, invalid
+from caelum.kernel.ids import is_uuid
+from caelum.kernel.node import Node
+from caelum.kernel.service import Service, handles
+
+log = logging.getLogger(__name__)
+
+
+class FlatNetworkDriver(Service):
+    """The provider's services: the DHCP server's address, and refreshing hosts."""
+
+    name = "flat_network"
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self.networks = Networks(node)
+        node.drivers.add(NetworkServiceDriver, TYPE, FlatProvider(self))
+        for one in (FlatVmResources(self), FlatAtHostConnect(self), FlatL3Events(self)):
+            node.extensions.add(one)
+
+    @handles(EnsureDhcpServer, queue="flat-{l3_network_uuid}")
+    async def ensure_server(self, msg: EnsureDhcpServer) -> UsedIpInventory:
+        """The server's address; the tag tells clients which it is, or which the user wants."""
+        uuid = msg.l3_network_uuid
+        async with self.node.db.read() as session:
+            tag = await DHCP_SERVER.get(session, uuid)
+        # With the UUID of an address it is our own note, and the address may have gone with its range since.
+        wanted = None if tag is None or is_uuid(tag["ipUuid"]) else tag["ip"]
+        request = AllocateIp(l3_network_uuid=uuid, holder=holder(uuid), required_ip=wanted, used_for="DhcpServer")
+        taken = await self.node.bus.call(request)
+        if tag is None or tag["ipUuid"] != taken.uuid:
+            async with self.node.db.transaction() as tx:
+                await DHCP_SERVER.set(tx, uuid, ip=taken.ip, ipUuid=taken.uuid)
+        return taken
+
+    @handles(RefreshL3, queue="flat-refresh-{l3_network_uuid}")
+    async def refresh(self, msg: RefreshL3) -> None:
+        """Rebuild the network on the hosts with guests on it; a host that fails gets it at its next connect."""
+        uuid = msg.l3_network_uuid
+        vms = (await self.node.bus.call(ListVms(l3_network_uuids=[uuid]))).vms
+        for host_uuid in sorted({one.host_uuid for one in vms if one.host_uuid}):
+            try:
+                await self.rebuild(host_uuid, only=uuid)
+            except CloudError as error:
+                log.warning("host %s does not know yet that L3 network %s has changed: %s", host_uuid, uuid, error)
+
+    @handles(GetL3NetworkDhcpIpAddress)
+    async def dhcp_ip(self, msg: GetL3NetworkDhcpIpAddress) -> DhcpIpReply:
+        """The server's address, when it has one."""
+        async with self.node.db.read() as session:
+            tag = await DHCP_SERVER.get(session, msg.l3_network_uuid)
+        return DhcpIpReply(ip=None if tag is None else tag["ip"])
+
+    async def serve_guests(self, host_uuid: str, guests: dict[str, list[Guest]], *, rebuild: bool = False) -> set[str]:
+        """Serve guests, by L3 network, on a host; the networks among them that Flat serves."""
+        networks = await self.networks.served(guests)
+
+        async def one(l3: L3NetworkInventory) -> None:
+            facts = await self.networks.facts(l3)
+            await send(self.node, host_uuid, apply(facts, guests[l3.uuid], rebuild=rebuild))
+
+        await asyncio.gather(*(one(l3) for l3 in networks))
+        return {l3.uuid for l3 in networks}
+
+    async def rebuild(self, host_uuid: str, only: str | None = None) -> set[str]:
+        """Replace what a host serves, for all networks of its machines or for one."""
+        specs = (await self.node.bus.call(GetVmSpecs(host_uuid=host_uuid))).specs
+        guests = {l3: found for l3, found in guests_by_network(specs).items() if only in (None, l3)}
+        return await self.serve_guests(host_uuid, guests, rebuild=True)
+
+
+def holder(l3_uuid: str) -> str:
+    """Who holds the DHCP server's address."""
+    return f"flat-dhcp-{l3_uuid}"
+
+
+class FlatProvider(NetworkServiceDriver):
+    """What the network service asks of the provider."""
+
+    display_name = "Flat Network Service Provider"
+    description = "Flat Network Service Provider"
+    services = SERVICES
+
+    def __init__(self, flat: FlatNetworkDriver) -> None:
+        self._flat, self._bus = flat, flat.node.bus
+
+    async def check(self, l3: L3NetworkInventory, services: list[str]) -> None:
+        """Translation needs a private bridge: on a shared one, the gateway is not ours to be."""
+        if SNAT in services and not (await self._bus.call(GetL2(l2_network_uuid=l3.l2_network_uuid))).private:
+            raise invalid(
+                "networkServices",
+                f"Flat gives SNAT on private L2 networks only; L2 network[uuid:{l3.l2_network_uuid}]"
+                f" of L3 network[uuid:{l3.uuid}, {l3.name}] has an uplink, whose router is the gateway",
+            )
+        known = {one.network_service_type for one in l3.network_services}
+        if USERDATA in services and DHCP not in known | set(services):
+            raise invalid("networkServices", "Userdata of Flat is served by its DHCP server: attach DHCP with it")
+
+    async def attached(self, l3: L3NetworkInventory, services: list[str]) -> None:
+        """Take the DHCP server's address while there is one, and serve machines that run already."""
+        if DHCP in services and _has_range(l3):
+            await self._bus.call(EnsureDhcpServer(l3_network_uuid=l3.uuid))
+        self._bus.send(RefreshL3(l3_network_uuid=l3.uuid))
+
+    async def detached(self, l3: L3NetworkInventory, services: list[str]) -> None:
+        """Remove what hosts have, and the DHCP server's address."""
+        await remove_services(self._flat.node, l3, frozenset(services))
+        if DHCP in services:
+            await self._forget_server(l3.uuid)
+        else:
+            self._bus.send(RefreshL3(l3_network_uuid=l3.uuid))
+
+    async def _forget_server(self, l3_uuid: str) -> None:
+        await self._bus.call(ReturnIp(vm_nic_uuid=holder(l3_uuid), l3_network_uuid=l3_uuid))
+        async with self._flat.node.db.transaction() as tx:
+            await DHCP_SERVER.delete(tx, l3_uuid)
+
+
+class FlatVmResources(VmResourceProvider):
+    """What a machine's start and stop ask of the provider."""
+
+    def __init__(self, flat: FlatNetworkDriver) -> None:
+        self._flat = flat
+
+    async def prepare(self, spec: VmSpec, host_uuid: str) -> None:
+        await self._flat.serve_guests(host_uuid, guests_by_network([spec]))
+
+    async def release(self, spec: VmSpec, host_uuid: str) -> None:
+        await self._release(guests_by_network([spec]), host_uuid)
+
+    async def prepare_nic(self, spec: VmSpec, nic: NicSpec, host_uuid: str) -> None:
+        await self._flat.serve_guests(host_uuid, _alone(spec, nic))
+
+    async def release_nic(self, spec: VmSpec, nic: NicSpec, host_uuid: str) -> None:
+        await self._release(_alone(spec, nic), host_uuid)
+
+    async def _release(self, guests: dict[str, list[Guest]], host_uuid: str) -> None:
+        for l3 in await self._flat.networks.served(guests):
+            await release_guests(self._flat.node, host_uuid, l3.uuid, guests[l3.uuid])
+
+
+def _alone(spec: VmSpec, nic: NicSpec) -> dict[str, list[Guest]]:
+    guest = Guest(spec, nic)
+    return {} if guest.ip is None else {nic.l3_network_uuid: [guest]}
+
+
+class FlatAtHostConnect(HostConnect):
+    """A host that connects serves exactly the guests of its machines."""
+
+    order = 300
+
+    def __init__(self, flat: FlatNetworkDriver) -> None:
+        self._flat = flat
+
+    async def connect(self, host: HostInventory) -> None:
+        """Rebuild the networks of its machines, and remove what is left of others."""
+        wanted = await self._flat.rebuild(host.uuid)
+        there = await on_host(self._flat.node.bus, host.uuid, DumpHost(), timeout=60)
+        for l3_uuid in sorted({*there.dhcp, *there.nat} - wanted):
+            # Only the network's UUID says what is to go: the network itself may be gone, and its bridge with it.
+            await send(self._flat.node, host.uuid, remove(l3_uuid, "", (DHCP, SNAT)))
+
+
+class FlatL3Events(L3BeforeDelete, L3Changed, IpRangeAdded):
+    """What the life of an L3 network asks of the provider."""
+
+    def __init__(self, flat: FlatNetworkDriver) -> None:
+        self._flat = flat
+
+    async def before_delete_l3(self, l3: L3NetworkInventory) -> None:
+        """Nothing of it stays on hosts."""
+        services = await self._flat.networks.services(l3)
+        if services:
+            await remove_services(self._flat.node, l3, services)
+
+    async def l3_changed(self, l3: L3NetworkInventory) -> None:
+        """Hosts with guests on it are told; nobody waits for that."""
+        if not await self._flat.networks.services(l3):
+            return
+        if not _has_range(l3):
+            async with self._flat.node.db.transaction() as tx:
+                await DHCP_SERVER.delete(tx, l3.uuid)
+        self._flat.node.bus.send(RefreshL3(l3_network_uuid=l3.uuid))
+
+    async def ip_range_added(self, l3: L3NetworkInventory, added: IpRangeInventory) -> None:  # noqa: ARG002
+        """The DHCP server gets its address before guests take them all."""
+        if DHCP in await self._flat.networks.services(l3) and _has_range(l3):
+            await self._flat.node.bus.call(EnsureDhcpServer(l3_network_uuid=l3.uuid))
+
+
+def _has_range(l3: L3NetworkInventory) -> bool:
+    ranges: Sequence[IpRangeInventory] = l3.ip_ranges
+    return l3.enable_ipam and any(one.ip_range_type == "Normal" and one.ip_version == 4 for one in ranges)
