@@ -12,6 +12,7 @@ import pytest
 
 from caelum.agent.network import dhcp as dhcp_module
 from caelum.agent.network import metadata as metadata_module
+from caelum.agent.network import processes
 from caelum.agent.network.dnsmasq import Dnsmasq
 from caelum.agent.network.state import Networks
 from caelum.agent.protocol import (
@@ -201,6 +202,7 @@ async def test_restarted_agent_adopts_and_revives(host: lab.Host, tmp_path: Path
     for pid in before:
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
+        await processes.stop(host.agent, [pid])
     service = Networks(again.agent.state_dir).dhcp(l3)
     assert service is not None
     await dhcp_module._revive(again.agent, service.command)
