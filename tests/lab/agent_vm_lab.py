@@ -1,4 +1,4 @@
-"""A private libvirt, an agent as its own process, and the management node that it talks to: for the lab tests of guests."""
+"""A private libvirt, an agent as its own process, and the management node that it talks to: for tests of guests."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from typing import Any
 import aiohttp
 import libvirt
 import msgspec
+import pytest
 from aiohttp import web
 
 from caelum.agent.protocol import Command, ConnectHost, Disk, Nic, StartVm, TaskAnswer, answer_type
@@ -140,7 +141,7 @@ class Lab:
             "--log-level", "debug",
         ]  # fmt: skip
         with (self.directory / "agent.log").open("ab") as log:
-            self._agent = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            self._agent = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)  # noqa: ASYNC220
 
         async def answers() -> bool:
             assert self._agent is not None
@@ -187,6 +188,18 @@ class Lab:
         """The answer of a task, when it came."""
         await eventually(lambda: task in self.answers, timeout)
         return self.answers[task]
+
+    async def task(self, task: str) -> dict[str, Any]:
+        """What the agent says of a task."""
+        async with self.http.get(f"{self.base}/task/{task}", server_hostname=self.host_uuid) as reply:
+            status: dict[str, Any] = await reply.json()
+            return status
+
+    async def cancel(self, task: str) -> dict[str, Any]:
+        """Cancel a task."""
+        async with self.http.delete(f"{self.base}/task/{task}", server_hostname=self.host_uuid) as reply:
+            status: dict[str, Any] = await reply.json()
+            return status
 
     async def run(self, command: Command[Any], timeout: float = 60, **headers: str) -> Any:
         """Run a command to its end; its decoded result, or AssertionError with the agent's error."""
@@ -295,3 +308,26 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+@pytest.fixture(scope="module")
+def libvirtd() -> Iterator[PrivateLibvirt]:
+    daemon = PrivateLibvirt()
+    daemon.start()
+    yield daemon
+    daemon.close()
+
+
+@pytest.fixture
+async def lab(tmp_path: Path, libvirtd: PrivateLibvirt) -> AsyncIterator[Lab]:
+    lab = Lab(tmp_path, libvirtd.uri)
+    await lab.open()
+    await lab.start_agent()
+    yield lab
+    await lab.close()
+
+
+@pytest.fixture
+def lan() -> Iterator[str]:
+    with bridge("brlabvm") as name:
+        yield name

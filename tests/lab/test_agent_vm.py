@@ -3,40 +3,27 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from agent_vm_lab import Lab, PrivateLibvirt, bridge, definition, disk, eventually, nic, read_until, root_disk
+from agent_vm_lab import Lab, definition, disk, eventually, nic, read_until, root_disk
 
 from caelum.agent.protocol import (
-    AttachDisk, AttachNic, DestroyVm, DetachDisk, DetachNic, GetConsole, GetVmStates, PauseVm, Ping, ResumeVm, StopVm,
+    AttachDisk,
+    AttachNic,
+    DestroyVm,
+    DetachDisk,
+    DetachNic,
+    GetConsole,
+    GetVmStates,
+    PauseVm,
+    Ping,
+    ResumeVm,
+    StopVm,
 )  # fmt: skip
 
+pytest_plugins = ("agent_vm_lab",)
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(240)]
-
-
-@pytest.fixture(scope="module")
-def libvirtd() -> Iterator[PrivateLibvirt]:
-    daemon = PrivateLibvirt()
-    daemon.start()
-    yield daemon
-    daemon.close()
-
-
-@pytest.fixture
-async def lab(tmp_path: Path, libvirtd: PrivateLibvirt) -> AsyncIterator[Lab]:
-    lab = Lab(tmp_path, libvirtd.uri)
-    await lab.open()
-    await lab.start_agent()
-    yield lab
-    await lab.close()
-
-
-@pytest.fixture
-def lan() -> Iterator[str]:
-    with bridge("brlabvm") as name:
-        yield name
 
 
 async def test_a_guest_lives_and_everything_is_reported(lab: Lab, lan: str, tmp_path: Path) -> None:

@@ -178,15 +178,12 @@ class Watch:
         states, _ = await self._libvirt.call(domains.all_states, set())
         first, self._first = self._first, False
         if first:
-            self._states.update(states)
-            for vm_uuid, state in states.items():
-                if state not in _ACTIVE:
-                    self._agent.spawn(self._clean_up(vm_uuid), f"after the end of {vm_uuid}")
-            return
+            # What runs is as the server knows it; what does not may have ended while there was no agent.
+            self._states.update(dict.fromkeys(states, "Running"))
         for vm_uuid, state in states.items():
-            self._saw(vm_uuid, state, "found after libvirt was away")
+            self._saw(vm_uuid, state, "found, unseen when it happened")
         for vm_uuid in self._states.keys() - states.keys():
-            self._saw(vm_uuid, "Stopped", "gone after libvirt was away")
+            self._saw(vm_uuid, "Stopped", "gone, unseen when it happened")
 
 
 def _is_ours(connection: Any, name: str) -> bool:
