@@ -83,12 +83,26 @@ class Client:
         `progress` is called at each poll with the seconds that the job has run.
         """
         operation = load()[name]
-        path, body, query = request_parts(operation, parameters)
-        headers = {"X-Job-UUID": uuid.uuid4().hex} if operation.method != "GET" else {}
-        status, answer = self._send(operation.method, path, body, query, headers)
+        status, answer = self._request(operation, parameters)
         if status == 202 and "location" in answer:
             answer = self._wait(answer["location"], timeout, progress)
         return answer.get(operation.reply_key) if operation.reply_key else answer
+
+    def submit(self, name: str, **parameters: Any) -> str:
+        """Begin an operation and return where its job can be polled."""
+        _, answer = self._request(load()[name], parameters)
+        return str(answer.get("location", ""))
+
+    def count(self, name: str, *conditions: str) -> int:
+        """How many resources a query finds."""
+        _, answer = self._request(load()[name], {"q": list(conditions), "count": True})
+        return int(answer["total"])
+
+    def _request(self, operation: Operation, parameters: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        path, body, query = request_parts(operation, parameters)
+        # The job's UUID is ours, so that a request that was repeated because its answer got lost is recognised.
+        headers = {"X-Job-UUID": uuid.uuid4().hex} if operation.method != "GET" else {}
+        return self._send(operation.method, path, body, query, headers)
 
     def _wait(self, location: str, timeout: float, progress: Callable[[float], None] | None) -> dict[str, Any]:
         path = location[location.index("/v1/") + 3 :]
