@@ -7,6 +7,7 @@ the result.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import hashlib
 import os
@@ -26,6 +27,8 @@ from caelum.kernel.image_header import ImageRejected
 CHUNK = 1 << 20
 ATTEMPTS = 5
 """How often a transfer that broke off is taken up again."""
+RETRY_SECONDS = 1.0
+"""The pause before the first new attempt; each further one is longer by as much."""
 STALL_SECONDS = 60.0
 """How long a transfer may stand still."""
 
@@ -94,7 +97,7 @@ class Transfer:
         self._told = -1
 
     async def run(self) -> None:
-        """Transfer everything and compare checksums; once more from the start when a resumed transfer does not match."""
+        """Transfer everything and compare checksums; once more from the start when a resumed one does not match."""
         resumed = await self._take_up()
         await self._transfer()
         if self._matches():
@@ -136,6 +139,7 @@ class Transfer:
             except (aiohttp.ClientError, TimeoutError) as error:
                 if attempt == ATTEMPTS:
                     raise self._failure(str(error) or type(error).__name__, transient=True) from error
+            await asyncio.sleep(attempt * RETRY_SECONDS)
         return None
 
     async def _attempt(self) -> None:
