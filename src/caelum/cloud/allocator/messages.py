@@ -106,3 +106,11 @@ class DropHost(Message[None], kw_only=True):
     """Forget a host's capacity and the reservations on it."""
 
     host_uuid: str
+
+
+@message(timeout=300)
+class RefreshLimits(Message[None], kw_only=True):
+    """A tag or setting changed what hosts may give away: compute the limits of the hosts concerned again."""
+
+    resource_uuid: str | None = None
+    """A host, cluster or zone; None concerns all."""

@@ -1,0 +1,83 @@
+"""The books: taking from a host and giving back, never more than there is.
+
+Invariant: every change is one transaction with a conditional update; nothing is decided on numbers that were read
+before. A reservation that exists is recognised by its VM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import ColumnElement, delete, func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from caelum.cloud.allocator.model import HostCapacityModel, HostReservationModel
+from caelum.kernel.database import update_where
+
+Capacity = HostCapacityModel
+Reservation = HostReservationModel
+
+
+def fits(cpu_num: int, memory: int, *, physically: bool) -> list[ColumnElement[bool]]:
+    """That a host has so much left."""
+    conditions: list[ColumnElement[bool]] = [
+        Capacity.used_cpu + cpu_num <= Capacity.total_cpu,
+        Capacity.used_memory + memory <= Capacity.limit_memory,
+    ]
+    return [*conditions, Capacity.total_memory >= memory] if physically else conditions
+
+
+async def take(
+    tx: AsyncSession, vm_uuid: str, host_uuid: str, cpu_num: int, memory: int, conditions: Sequence[ColumnElement[bool]]
+) -> bool:
+    """Reserve on a host that meets the conditions; False when it does not (any more)."""
+    values = {
+        "used_cpu": Capacity.used_cpu + cpu_num,
+        "used_memory": Capacity.used_memory + memory,
+        "vm_count": Capacity.vm_count + 1,
+    }
+    if not await update_where(tx, Capacity, values, Capacity.uuid == host_uuid, *conditions):
+        return False
+    tx.add(Reservation(vm_uuid=vm_uuid, host_uuid=host_uuid, cpu_num=cpu_num, memory=memory))
+    await tx.flush()
+    return True
+
+
+async def give_back(tx: AsyncSession, vm_uuid: str, host_uuid: str | None = None) -> bool:
+    """Undo a reservation; False when there is none (on that host)."""
+    row = await tx.get(Reservation, vm_uuid, with_for_update=True)
+    if row is None or host_uuid not in (None, row.host_uuid):
+        return False
+    values = {
+        "used_cpu": Capacity.used_cpu - row.cpu_num,
+        "used_memory": Capacity.used_memory - row.memory,
+        "vm_count": Capacity.vm_count - 1,
+    }
+    await tx.delete(row)
+    await update_where(tx, Capacity, values, Capacity.uuid == row.host_uuid)
+    await tx.flush()
+    return True
+
+
+async def record(
+    tx: AsyncSession, host_uuid: str, *, cpu_num: int, cpu_sockets: int, total_cpu: int, total_memory: int, limit: int
+) -> None:
+    """Write down what a host has, and count again what is taken of it."""
+    used = select(
+        func.coalesce(func.sum(Reservation.cpu_num), 0),
+        func.coalesce(func.sum(Reservation.memory), 0),
+        func.count(),
+    ).where(Reservation.host_uuid == host_uuid)
+    row = await tx.get(Capacity, host_uuid, with_for_update=True)
+    if row is None:
+        row = Capacity(uuid=host_uuid)
+        tx.add(row)
+    row.cpu_num, row.cpu_sockets, row.total_cpu = cpu_num, cpu_sockets, total_cpu
+    row.total_memory, row.limit_memory = total_memory, limit
+    row.used_cpu, row.used_memory, row.vm_count = (await tx.execute(used)).one()
+
+
+async def drop(tx: AsyncSession, host_uuid: str) -> None:
+    """Forget a host."""
+    await tx.execute(delete(Reservation).where(Reservation.host_uuid == host_uuid))
+    await tx.execute(delete(Capacity).where(Capacity.uuid == host_uuid))

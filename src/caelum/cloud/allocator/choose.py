@@ -1,0 +1,216 @@
+"""Choosing a host: the database's rules, then plugins' filters and storage, then the reservation that decides.
+
+Invariant: a host is chosen by taking from it. Whatever was found before is only a proposal: when somebody was faster,
+the next candidate is tried, and what was already taken for the refused one is given back.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from sqlalchemy import Row
+
+from caelum.cloud.allocator import books
+from caelum.cloud.allocator.errors import NO_AVAILABLE_HOST
+from caelum.cloud.allocator.extension import HostAllocatorStrategy, HostFilter
+from caelum.cloud.allocator.messages import AllocateHost, Candidate, DiskRequest, HostAllocation
+from caelum.cloud.allocator.model import HostReservationModel
+from caelum.cloud.allocator.rules import Rule, explain, hosts, refusal, rules
+from caelum.cloud.allocator.settings import CHECK_PHYSICAL_MEMORY, PAGE
+from caelum.cloud.allocator.strategies import full_name
+from caelum.cloud.l2.messages import GetL2
+from caelum.cloud.l3.messages import GetL3
+from caelum.cloud.primary_storage.messages import FindStorage, ReleaseStorage, ReserveStorage, StorageCandidates
+from caelum.kernel.errors import CloudError
+from caelum.kernel.node import Node
+
+Storages = dict[str, list[str]]
+"""By disk key, the primary storages that will do on a host, best first."""
+
+
+class Chooser:
+    """One allocation."""
+
+    def __init__(self, node: Node, ask: AllocateHost) -> None:
+        self._node = node
+        self._ask = ask
+        self._refused: dict[str, dict[str, str]] = {}
+
+    async def choose(self) -> HostAllocation:
+        """Reserve on the best host that will do. Raises HOST_ALLOCATION.1000."""
+        physically = self._node.settings.get(CHECK_PHYSICAL_MEMORY)
+        all_rules = rules(self._ask, await self._clusters(), physically=physically)
+        seen: list[Candidate] = []
+        types: dict[str, str] = {}
+        while page := await self._page(all_rules, len(seen)):
+            candidates = [_candidate(row) for row in page]
+            types.update({row.uuid: row.hypervisor_type for row in page})
+            seen += candidates
+            left, storages = await self._filter(candidates)
+            if self._ask.dry_run:
+                if left:
+                    return _allocation(left[0], types, candidates=left)
+                continue
+            for candidate in left:
+                disks = await self._take(candidate, storages.get(candidate.host_uuid, {}), physically)
+                if disks is not None:
+                    return _allocation(candidate, types, disks=disks)
+        raise await self._nothing(all_rules)
+
+    async def _clusters(self) -> list[str] | None:
+        """The clusters that have all L2 networks of the request's L3 networks."""
+        if not self._ask.l3_network_uuids:
+            return None
+        networks = (await self._node.bus.call(GetL3(l3_network_uuids=self._ask.l3_network_uuids))).networks
+        l2_uuids = list(dict.fromkeys(one.l2_network_uuid for one in networks))
+        common: set[str] | None = None
+        for uuid in l2_uuids:
+            facts = await self._node.bus.call(GetL2(l2_network_uuid=uuid))
+            here = set(facts.inventory.attached_cluster_uuids)
+            common = here if common is None else common & here
+        return sorted(common or set())
+
+    async def _page(self, all_rules: list[Rule], offset: int) -> list[Row[tuple[object, ...]]]:
+        known = self._node.drivers.types(HostAllocatorStrategy)
+        strategy = self._node.drivers.get(HostAllocatorStrategy, full_name(self._ask.strategy, known))
+        conditions = [rule.condition for rule in all_rules]
+        query = hosts().where(*conditions).order_by(*strategy.order(self._ask))
+        limit = self._node.settings.get(PAGE)
+        async with self._node.db.read() as session:
+            return list((await session.execute(query.limit(limit).offset(offset))).all())
+
+    # --- filters ----------------------------------------------------------------------------------------------------
+
+    async def _filter(self, candidates: list[Candidate]) -> tuple[list[Candidate], dict[str, Storages]]:
+        for one in self._node.extensions.of(HostFilter):
+            reasons = await one.refuse(self._ask, candidates)
+            candidates = self._without(type(one).__name__, candidates, reasons)
+        reasons, storages = await self._storage(candidates)
+        return self._without("HostPrimaryStorage", candidates, reasons), storages
+
+    def _without(self, name: str, candidates: list[Candidate], reasons: dict[str, str]) -> list[Candidate]:
+        if reasons:
+            self._refused.setdefault(name, {}).update(reasons)
+        return [one for one in candidates if one.host_uuid not in reasons]
+
+    async def _storage(self, candidates: list[Candidate]) -> tuple[dict[str, str], dict[str, Storages]]:
+        """Why hosts cannot have the disks, and where those that can would have them."""
+        uuids = [one.host_uuid for one in candidates]
+        reasons: dict[str, str] = {}
+        storages: dict[str, Storages] = {uuid: {} for uuid in uuids}
+        for storage_uuid in self._ask.volume_storage_uuids if uuids else ():
+            found = await self._node.bus.call(FindStorage(host_uuids=uuids, size=0, primary_storage_uuid=storage_uuid))
+            can = {uuid for one in found.candidates for uuid in one.host_uuids}
+            reasons.update({uuid: _why(found, uuid, storage_uuid) for uuid in uuids if uuid not in can})
+        for disk in self._ask.disks if uuids else ():
+            found = await self._node.bus.call(self._find(disk, uuids))
+            for uuid in uuids:
+                fitting = [one for one in found.candidates if uuid in one.host_uuids]
+                best = sorted(fitting, key=lambda one: -one.available[uuid])
+                storages[uuid][disk.key] = [one.primary_storage_uuid for one in best]
+                if not fitting:
+                    reasons.setdefault(uuid, _why(found, uuid, disk.primary_storage_uuid, disk.size))
+        return reasons, storages
+
+    def _find(self, disk: DiskRequest, uuids: list[str]) -> FindStorage:
+        return FindStorage(
+            host_uuids=uuids,
+            size=disk.size,
+            primary_storage_uuid=disk.primary_storage_uuid,
+            required_tags=disk.required_tags,
+            image_uuid=self._ask.image_uuid if disk.is_root else None,
+        )
+
+    # --- taking -----------------------------------------------------------------------------------------------------
+
+    async def _take(self, candidate: Candidate, storages: Storages, physically: bool) -> dict[str, str] | None:
+        """CPU, memory and disks on a host; None when somebody was faster."""
+        ask, host_uuid = self._ask, candidate.host_uuid
+        conditions = books.fits(ask.cpu_num, ask.memory, physically=physically)
+        async with self._node.db.transaction() as tx:
+            await books.give_back(tx, ask.vm_uuid)
+            if not await books.take(tx, ask.vm_uuid, host_uuid, ask.cpu_num, ask.memory, conditions):
+                self._without("HostCapacity", [], {host_uuid: f"host[{host_uuid}]: others were faster"})
+                return None
+        try:
+            disks = {disk.key: await self._take_disk(disk, host_uuid, storages[disk.key]) for disk in ask.disks}
+        except CloudError as error:
+            await self._let_go()
+            if error.kind is not NO_AVAILABLE_HOST:
+                raise
+            self._without("HostPrimaryStorage", [], {host_uuid: error.details})
+            return None
+        async with self._node.db.transaction() as tx:
+            row = await tx.get_one(HostReservationModel, ask.vm_uuid)
+            row.disks = msgspec.json.encode(disks).decode()
+        return disks
+
+    async def _take_disk(self, disk: DiskRequest, host_uuid: str, storages: list[str]) -> str:
+        last: CloudError | None = None
+        for storage_uuid in storages:
+            try:
+                await self._node.bus.call(
+                    ReserveStorage(key=disk.key, primary_storage_uuid=storage_uuid, host_uuid=host_uuid, size=disk.size)
+                )
+            except CloudError as error:
+                if error.kind.transient:
+                    raise
+                last = error
+            else:
+                return storage_uuid
+        why = last.details if last is not None else "no storage"
+        raise CloudError(NO_AVAILABLE_HOST, f"host[{host_uuid}]: disk[{disk.key}] of {disk.size} bytes: {why}")
+
+    async def _let_go(self) -> None:
+        await self._node.bus.call_all([ReleaseStorage(key=disk.key) for disk in self._ask.disks])
+        async with self._node.db.transaction() as tx:
+            await books.give_back(tx, self._ask.vm_uuid)
+
+    # --- refusal ----------------------------------------------------------------------------------------------------
+
+    async def _nothing(self, all_rules: list[Rule]) -> CloudError:
+        async with self._node.db.read() as session:
+            causes = await explain(session, all_rules)
+        causes += [refusal(name, reasons) for name, reasons in self._refused.items()]
+        ask = self._ask
+        details = (
+            f"no host for vm[uuid:{ask.vm_uuid}] with {ask.cpu_num} CPUs, {ask.memory} bytes of memory and"
+            f" {len(ask.disks)} disks: " + ("; ".join(one.details for one in causes) or "there are no hosts")
+        )
+        return CloudError(NO_AVAILABLE_HOST, details, causes=list(causes), cpuNum=ask.cpu_num, memorySize=ask.memory)
+
+
+def _why(found: StorageCandidates, host_uuid: str, storage_uuid: str | None, size: int = 0) -> str:
+    reasons = [
+        f"storage[{one.primary_storage_uuid}]: {one.reason}"
+        for one in found.refusals
+        if one.host_uuid in (None, host_uuid)
+    ]
+    what = f"{size} bytes" if size else f"its volumes on storage[{storage_uuid}]"
+    return f"host[{host_uuid}] has no place for {what}: " + ("; ".join(reasons) or "no storage is attached")
+
+
+def _candidate(row: Row[tuple[object, ...]]) -> Candidate:
+    return Candidate(
+        host_uuid=row.uuid,
+        cluster_uuid=row.cluster_uuid,
+        zone_uuid=row.zone_uuid,
+        available_cpu=row.free_cpu,
+        available_memory=row.free_memory,
+    )
+
+
+def _allocation(
+    chosen: Candidate,
+    types: dict[str, str],
+    *,
+    disks: dict[str, str] | None = None,
+    candidates: list[Candidate] | None = None,
+) -> HostAllocation:
+    return HostAllocation(
+        host_uuid=chosen.host_uuid,
+        cluster_uuid=chosen.cluster_uuid,
+        zone_uuid=chosen.zone_uuid,
+        hypervisor_type=types[chosen.host_uuid],
+        disks=disks or {},
+        candidates=candidates or [],
+    )

@@ -1,0 +1,23 @@
+"""What plugs into host allocation: strategies, which order the candidates, and filters, which refuse some."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from caelum.cloud.allocator.messages import AllocateHost, Candidate
+from caelum.kernel.extension import ExtensionPoint
+
+
+class HostAllocatorStrategy(Protocol):
+    """An order of candidates, registered by its name: `node.drivers.add(HostAllocatorStrategy, "...", strategy)`."""
+
+    def order(self, ask: AllocateHost) -> list[Any]:
+        """SQL terms to sort by, best first."""
+
+
+class HostFilter(ExtensionPoint):
+    """Refuses candidates beyond what the database knows of them."""
+
+    async def refuse(self, ask: AllocateHost, candidates: list[Candidate]) -> dict[str, str]:
+        """The hosts that will not do, with the reason and its numbers."""
+        return {}
