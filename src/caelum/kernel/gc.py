@@ -242,7 +242,7 @@ class GarbageCollector:
             row.event_path == news.__path__, row.status == IDLE, row.management_node_uuid == self._node.uuid
         )
         async with self._node.db.read() as session:
-            waiting = (await session.execute(query)).tuples().all()
+            waiting = (await session.execute(query)).all()
         due = [uuid for uuid, match in waiting if _fits(news, match)]
         if due:
             async with self._node.db.transaction() as tx:
@@ -265,11 +265,11 @@ class GarbageCollector:
         """Start what is due; the seconds until the next job is."""
         row = GarbageCollectorModel
         mine = (row.management_node_uuid == self._node.uuid, row.status == IDLE)
-        room = PARALLELISM - len(self._running)
+        room, now = PARALLELISM - len(self._running), utcnow()
         async with self._node.db.read() as session:
-            due = select(row.uuid).where(*mine, row.next_run <= utcnow()).order_by(row.next_run).limit(max(room, 0))
+            due = select(row.uuid).where(*mine, row.next_run <= now).order_by(row.next_run).limit(max(room, 0))
             ready = list(await session.scalars(due))
-            following = await session.scalar(select(func.min(row.next_run)).where(*mine, row.next_run > utcnow()))
+            following = await session.scalar(select(func.min(row.next_run)).where(*mine, row.next_run > now))
         for uuid in ready:
             if uuid not in self._running:
                 self._running[uuid] = asyncio.create_task(self._run(uuid), name=f"gc:{uuid}", context=Context())

@@ -327,7 +327,7 @@ async def overrides(session: AsyncSession, setting: Setting[Any], resource_uuids
     query = select(row.resource_uuid, row.value).where(
         row.resource_uuid.in_(list(resource_uuids)), row.category == setting.category, row.name == setting.name
     )
-    return dict((await session.execute(query)).tuples().all())
+    return {row[0]: row[1] for row in await session.execute(query)}
 
 
 async def override(

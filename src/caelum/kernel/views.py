@@ -80,7 +80,7 @@ def parse_time(text: str) -> datetime:
     try:
         return datetime.fromisoformat(text)
     except ValueError:
-        month, rest = text.split(" ", 1)
+        month, _, rest = text.partition(" ")
         if month not in _MONTHS:
             raise
         return datetime.strptime(f"{_MONTHS.index(month) + 1} {rest}", "%m %d, %Y %I:%M:%S %p")

@@ -1,0 +1,151 @@
+"""API jobs: one answer each, progress, waiting, and what happens to them when a node dies."""
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+from sqlalchemy import update
+
+from caelum.kernel.context import Actor
+from caelum.kernel.errors import INVALID_ARGUMENT, CloudError
+from caelum.kernel.ids import new_uuid
+from caelum.kernel.jobs import EXPIRED_PERIOD, Job, JobModel, reply_body
+from caelum.kernel.message import ApiMessage as Api
+from caelum.kernel.message import Inventory, Reply, rest
+from caelum.kernel.node import Node
+
+ACTOR = Actor("acc", "usr", "ses")
+
+
+class NoteInventory(Inventory):
+    uuid: str
+    text: str | None = None
+
+
+class NoteReply(Reply):
+    count: int = 0
+
+
+@rest("POST /test-notes", package="test")
+class CreateTestNote(Api[NoteInventory]):
+    """Write a note."""
+
+
+@rest("GET /test-notes/count", package="test")
+class CountTestNotes(Api[NoteReply]):
+    """Count notes."""
+
+
+async def _job(node: Node, uuid: str) -> Job:
+    job = await node.jobs.get(uuid)
+    assert job is not None
+    return job
+
+
+async def test_the_life_of_a_job(node: Node) -> None:
+    uuid = new_uuid()
+    await node.jobs.create(uuid, "APICreateTestNoteMsg", ACTOR, '{"a":1}', web_hook="http://x/")
+    job = await _job(node, uuid)
+    assert (job.state, job.actor, job.body, job.web_hook, job.done) == (
+        "Processing",
+        ACTOR,
+        '{"a":1}',
+        "http://x/",
+        False,
+    )
+    assert await node.jobs.finish(uuid, '{"inventory":{}}')
+    assert not await node.jobs.finish(uuid, CloudError(INVALID_ARGUMENT, "late"))
+    job = await _job(node, uuid)
+    assert (job.done, job.result, job.error, job.percent) == (True, '{"inventory":{}}', None, 100)
+    assert await node.jobs.get("nothing") is None
+    assert not await node.jobs.finish("nothing", "{}")
+
+
+async def test_an_error_keeps_its_cause_chain(node: Node) -> None:
+    uuid = new_uuid()
+    await node.jobs.create(uuid, "x")
+    await node.jobs.finish(uuid, CloudError(INVALID_ARGUMENT, "outer", cause=CloudError(INVALID_ARGUMENT, "inner")))
+    error = (await _job(node, uuid)).error
+    assert error is not None
+    assert error.cause is not None
+    assert (error.details, error.cause.details) == ("outer", "inner")
+
+
+async def test_a_uuid_is_used_once(node: Node) -> None:
+    uuid = new_uuid()
+    await node.jobs.create(uuid, "x")
+    with pytest.raises(CloudError, match=f"Duplicate job uuid\\[{uuid}\\]"):
+        await node.jobs.create(uuid, "x")
+
+
+async def test_the_first_answer_counts(node: Node) -> None:
+    uuid = new_uuid()
+    await node.jobs.create(uuid, "x")
+    won = await asyncio.gather(*(node.jobs.finish(uuid, f'"{number}"') for number in range(10)))
+    assert sum(won) == 1
+    assert (await _job(node, uuid)).result == f'"{won.index(True)}"'
+
+
+async def test_waiting_and_listening(node: Node) -> None:
+    uuid, told = new_uuid(), []
+    node.jobs.on_finish(lambda job: told.append(("finish", job.uuid)))
+    node.jobs.on_finish(_fails)
+    node.jobs.on_progress(lambda job: told.append((job.percent, job.text)))
+    await node.jobs.create(uuid, "x")
+    waiters = [asyncio.create_task(node.jobs.wait(uuid)) for _ in range(3)]
+    await asyncio.sleep(0.02)
+    waiters[0].cancel()
+    await node.jobs.progress(uuid, 40, "half")
+    await node.jobs.progress(uuid, 30, "back")
+    await node.jobs.finish(uuid, "{}")
+    jobs = await asyncio.wait_for(asyncio.gather(*waiters[1:]), 5)
+    assert [job is not None and job.done for job in jobs] == [True, True]
+    assert told == [(40, "half"), ("finish", uuid)]
+    later = await node.jobs.wait(uuid)
+    assert later is not None
+    assert later.done
+    assert await node.jobs.wait("nothing") is None
+
+
+def _fails(_job: Job) -> None:
+    raise ValueError("a listener that fails")
+
+
+async def test_jobs_of_dead_nodes_are_answered_unless_a_workflow_does(node: Node) -> None:
+    mine, orphan, alive = new_uuid(), new_uuid(), new_uuid()
+    for uuid in (mine, orphan, alive):
+        await node.jobs.create(uuid, "x")
+    async with node.db.transaction() as tx:
+        await tx.execute(update(JobModel).where(JobModel.uuid != mine).values(node_uuid="dead"))
+    assert await node.jobs.fail_orphans(["dead"], [alive]) == [orphan]
+    error = (await _job(node, orphan)).error
+    assert error is not None
+    assert error.code == "SYS.1012"
+    assert [(await _job(node, uuid)).done for uuid in (mine, alive)] == [False, False]
+
+
+async def test_old_jobs_are_forgotten(node: Node) -> None:
+    old, open_one = new_uuid(), new_uuid()
+    await node.jobs.create(old, "x")
+    await node.jobs.create(open_one, "x")
+    await node.jobs.finish(old, "{}")
+    await node.jobs.purge()
+    assert await node.jobs.get(old) is not None
+    await node.settings.set(EXPIRED_PERIOD, "1")
+    await asyncio.sleep(1.1)
+    await node.jobs.purge()
+    assert await node.jobs.get(old) is None
+    assert await node.jobs.get(open_one) is not None
+
+
+@pytest.mark.parametrize(
+    ("api", "reply", "body"),
+    [
+        ("APICreateTestNoteMsg", NoteInventory(uuid="u"), {"inventory": {"uuid": "u"}}),
+        ("APICountTestNotesMsg", NoteReply(), {"count": 0}),
+        ("APICreateTestNoteMsg", None, {}),
+    ],
+)
+def test_bodies(api: str, reply: Any, body: dict[str, Any]) -> None:
+    assert msgspec.json.decode(reply_body(api, reply)) == body

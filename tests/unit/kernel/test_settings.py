@@ -1,0 +1,121 @@
+"""Settings: typed values, validation, overrides, changes that reach everybody."""
+
+import pytest
+from sqlalchemy import select
+
+from caelum.kernel.database import Database
+from caelum.kernel.errors import CloudError
+from caelum.kernel.events import EventHub
+from caelum.kernel.node import Node
+from caelum.kernel.settings import (
+    GlobalConfigModel,
+    ResourceConfigModel,
+    Seconds,
+    Setting,
+    Settings,
+    Size,
+    drop_overrides,
+    find_setting,
+    setting,
+)  # fmt: skip
+
+POLICY = setting(
+    "test", "policy", "Delay", str, "what to do", valid=("Delay", "Direct"), bindable=("TestVmVO",)
+)  # fmt: skip
+LIMIT = setting("test", "limit", 5, int, "how many", minimum=1, maximum=10)
+RESERVED = setting("test", "reserved", "1G", Size, "how much")
+PERIOD = setting("test", "period", "14d", Seconds, "how long")
+SWITCH = setting("test", "switch", True, bool, "on or off")
+
+
+async def test_declared_settings_have_rows_and_typed_values(node: Node) -> None:
+    async with node.db.read() as session:
+        row = await session.scalar(select(GlobalConfigModel).where(GlobalConfigModel.name == "switch"))
+    assert row is not None
+    assert (row.category, row.value, row.default_value, row.description) == ("test", "true", "true", "on or off")
+    values = [node.settings.get(one) for one in (POLICY, LIMIT, RESERVED, PERIOD, SWITCH)]
+    assert values == ["Delay", 5, 1 << 30, 14 * 86400, True]
+
+
+@pytest.mark.parametrize(
+    ("one", "text"),
+    [
+        (POLICY, "Never"), (LIMIT, "0"), (LIMIT, "11"), (LIMIT, "many"), (RESERVED, "1X"), (PERIOD, "1y"),
+        (SWITCH, "yes"),
+    ],
+)  # fmt: skip
+async def test_bad_values_are_refused_and_nothing_changes(node: Node, one: Setting[object], text: str) -> None:
+    before = node.settings.get(one)
+    with pytest.raises(CloudError, match=one.name) as caught:
+        await node.settings.set(one, text)
+    assert caught.value.code == "SYS.1007"
+    assert node.settings.get(one) == before
+
+
+async def test_a_change_is_kept_and_told(node: Node) -> None:
+    seen: list[object] = []
+
+    async def later(value: int) -> None:
+        seen.append(value)
+
+    node.settings.on_change(LIMIT, seen.append)
+    node.settings.on_change(LIMIT, later)
+    await node.settings.set(LIMIT, 7)
+    await node.events.idle()
+    assert seen == [7, 7]
+    again = Settings(node.db, node.bus, "another")
+    await again.start()
+    assert again.get(LIMIT) == 7
+
+
+async def test_a_change_reaches_the_other_node(node: Node) -> None:
+    other = Settings(node.db, node.bus, "another")
+    await other.start()
+    await other.set(RESERVED, "2G")
+    await node.events.idle()
+    assert node.settings.get(RESERVED) == 2 << 30
+
+
+async def test_overrides_by_resource(node: Node) -> None:
+    settings = node.settings
+    await settings.set_for(POLICY, "cluster", "TestVmVO", "Direct")
+    assert await settings.get_for(POLICY, "vm", "cluster") == "Direct"
+    assert await settings.get_for(POLICY, "vm") == "Delay"
+    await settings.set_for(POLICY, "vm", "TestVmVO", "Delay")
+    await settings.set_for(POLICY, "vm", "TestVmVO", "Delay")
+    assert await settings.get_for(POLICY, "vm", "cluster") == "Delay"
+    await settings.set_for(POLICY, "vm", "TestVmVO", None)
+    assert await settings.get_for(POLICY, "vm", "cluster") == "Direct"
+    async with node.db.transaction() as tx:
+        await drop_overrides(tx, "cluster")
+    async with node.db.read() as session:
+        assert list(await session.scalars(select(ResourceConfigModel))) == []
+
+
+async def test_only_bindable_types_may_override(node: Node) -> None:
+    with pytest.raises(CloudError, match="can be bound to TestVmVO, not to TestHostVO"):
+        await node.settings.set_for(POLICY, "host", "TestHostVO", "Direct")
+
+
+async def test_a_new_default_replaces_what_nobody_chose(db: Database, node: Node) -> None:
+    async with db.transaction() as tx:
+        tx.add(GlobalConfigModel(category="test", name="limit", default_value="3", value="3"))
+        tx.add(GlobalConfigModel(category="test", name="policy", default_value="Direct", value="Direct"))
+        tx.add(GlobalConfigModel(category="test", name="reserved", default_value="3G", value="4G"))
+        tx.add(GlobalConfigModel(category="test", name="period", default_value="1d", value="nonsense"))
+    settings = Settings(db, node.bus, "n")
+    await settings.start()
+    assert settings.get(LIMIT) == 5
+    assert settings.get(RESERVED) == 4 << 30
+    assert settings.get(PERIOD) == 14 * 86400
+    assert isinstance(node.events, EventHub)
+
+
+def test_declarations_are_checked() -> None:
+    assert find_setting("test", "limit") is LIMIT
+    with pytest.raises(CloudError, match="no setting"):
+        find_setting("test", "limitless")
+    with pytest.raises(ValueError, match="declared twice"):
+        setting("test", "limit", 6, int, "how many")
+    with pytest.raises(CloudError, match="the minimum is 1"):
+        setting("test", "wrong", 0, int, "a default that is not allowed", minimum=1)
