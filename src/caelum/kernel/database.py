@@ -18,7 +18,7 @@ from sqlalchemy import JSON, BigInteger, ColumnElement, CursorResult, DateTime, 
 from sqlalchemy import update as sql_update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, mapped_column, relationship
 
 from caelum.kernel import resources
 from caelum.kernel.errors import CloudError, ErrorType
@@ -68,6 +68,26 @@ class _LenientMap(dict[Any, Any]):
 
     def __missing__(self, key: Any) -> Mapper[Any]:
         return self.parent
+
+
+_relations: list[tuple[type[Base], str, str, dict[str, Any]]] = []
+
+
+def relate(model: type[Base], name: str, target: str, **options: Any) -> None:
+    """Give a model a view of another service's rows: a read-only relationship to the model of that class name.
+
+    When that service is not loaded, the model has no such attribute, and everything else works.
+    """
+    _relations.append((model, name, target, options))
+
+
+@event.listens_for(Mapper, "before_configured")
+def _add_relations() -> None:
+    known = Base.registry._class_registry
+    for row in [one for one in _relations if one[2] in known]:
+        model, name, target, options = row
+        _relations.remove(row)
+        setattr(model, name, relationship(target, viewonly=True, **options))
 
 
 @event.listens_for(Base, "mapper_configured", propagate=True)

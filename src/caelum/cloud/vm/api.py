@@ -124,7 +124,7 @@ class VmCdRomInventory(Inventory):
         Expand(field="vmCdRoms", inventory="VmCdRomInventory", foreign_key="uuid", key="vmInstanceUuid"),
     ),
 )
-class VmInstanceInventory(Inventory):
+class VmInstanceInventory(Inventory, kw_only=True):
     """A virtual machine. Memory is in bytes; `cpu_speed` in MHz, 0 when it does not matter."""
 
     uuid: str
@@ -140,7 +140,7 @@ class VmInstanceInventory(Inventory):
     create_date: datetime
     last_op_date: datetime
     vm_nics: list[VmNicInventory]
-    all_volumes: list[VolumeInventory]
+    all_volumes: list[VolumeInventory] = []
     vm_cd_roms: list[VmCdRomInventory]
     description: str | None = None
     cluster_uuid: str | None = None

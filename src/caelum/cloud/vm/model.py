@@ -12,7 +12,7 @@ from sqlalchemy import ForeignKey, Index, String, Text, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from caelum.cloud.vm.api import VmCdRomInventory, VmInstanceInventory, VmNicInventory
-from caelum.kernel.database import Base, Resource
+from caelum.kernel.database import Base, Resource, relate
 from caelum.kernel.state import StateMachine
 
 
@@ -150,13 +150,6 @@ class VmNicModel(Resource):
     type: Mapped[str] = mapped_column(String(32), default="VNIC")
     state: Mapped[str] = mapped_column(String(32), default="enable")
 
-    used_ips: Mapped[list[Any]] = relationship(
-        "UsedIpModel",
-        primaryjoin="foreign(UsedIpModel.vm_nic_uuid) == VmNicModel.uuid",
-        viewonly=True,
-        lazy="selectin",
-    )
-
 
 class VmCdRomModel(Resource):
     """A CD-ROM drive of a VM."""
@@ -216,10 +209,20 @@ class VmInstanceModel(Resource):
     vm_cd_roms: Mapped[list[VmCdRomModel]] = relationship(
         lazy="selectin", order_by=VmCdRomModel.device_id, cascade="all, delete-orphan", passive_deletes=True
     )
-    all_volumes: Mapped[list[Any]] = relationship(
-        "VolumeModel",
-        primaryjoin="foreign(VolumeModel.vm_instance_uuid) == VmInstanceModel.uuid",
-        order_by="VolumeModel.device_id",
-        viewonly=True,
-        lazy="selectin",
-    )
+
+
+relate(
+    VmNicModel,
+    "used_ips",
+    "UsedIpModel",
+    primaryjoin="foreign(UsedIpModel.vm_nic_uuid) == VmNicModel.uuid",
+    lazy="selectin",
+)
+relate(
+    VmInstanceModel,
+    "all_volumes",
+    "VolumeModel",
+    primaryjoin="foreign(VolumeModel.vm_instance_uuid) == VmInstanceModel.uuid",
+    order_by="VolumeModel.device_id",
+    lazy="selectin",
+)
