@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import msgspec
 
 from caelum.cloud.backup_storage.api import BackupStorageInventory
 
-Progress = Callable[[int, str], None]
+Progress = Callable[[int, str], Awaitable[None]]
 """Percent done and a word on what."""
 
 
@@ -55,6 +55,9 @@ class BackupStorageDriver(Protocol):
 
     async def connect(self, bs: BackupStorageInventory, first: bool) -> BackupCapacity:
         """Prepare the storage; `first` says that it is new to this cloud."""
+
+    async def remove(self, bs: BackupStorageInventory) -> None:
+        """The storage leaves this cloud; its images stay where they are."""
 
     async def capacity(self, bs: BackupStorageInventory) -> BackupCapacity:
         """What is there now."""

@@ -9,7 +9,7 @@ from caelum.cloud.backup_storage.extension import StoredImage
 from caelum.kernel.message import Message, Reply, message
 
 
-class BackupStorages(Reply, kw_only=True):
+class BackupStoragesReply(Reply, kw_only=True):
     """Backup storages."""
 
     storages: list[BackupStorageInventory]
@@ -38,10 +38,18 @@ class AddBackupStorage(Message[BackupStorageInventory]):
     description: str | None = None
     system_tags: list[str] | None = None
     user_tags: list[str] | None = None
+    tag_uuids: list[str] | None = None
+
+
+@message(route_by="uuid")
+class GetBackupStorage(Message[BackupStorageInventory]):
+    """One backup storage."""
+
+    uuid: str
 
 
 @message()
-class FindBackupStorages(Message[BackupStorages]):
+class FindBackupStorages(Message[BackupStoragesReply]):
     """Enabled, connected backup storages, with most room first: of a zone, with room for `size`, among `uuids`."""
 
     zone_uuid: str | None = None

@@ -14,10 +14,11 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from caelum.cloud.host.events import HostStatusChanged
 from caelum.cloud.primary_storage.api import PrimaryStorageInventory
 from caelum.cloud.primary_storage.capacity import TRASH_PREFIX, Place, move, release
 from caelum.cloud.primary_storage.extension import PrimaryStorageDriver
-from caelum.cloud.primary_storage.model import StorageReservationModel
+from caelum.cloud.primary_storage.model import CONNECTED, StorageReservationModel
 from caelum.cloud.primary_storage.settings import DELETE_BITS_INTERVAL
 from caelum.cloud.primary_storage.storages import Storages, unreachable
 from caelum.kernel.errors import RESOURCE_NOT_FOUND, CloudError
@@ -67,6 +68,8 @@ class Trash:
                 RUNNER,
                 job,
                 interval=self._node.settings.get(DELETE_BITS_INTERVAL),
+                on_event=HostStatusChanged,
+                match={"host_uuid": host_uuid, "new_status": CONNECTED},
             )
 
 

@@ -21,4 +21,3 @@ class AddDirectoryBackupStorage(CreateMessage[BackupStorageInventory]):
     name: Annotated[str, Param(max_length=255)]
     description: Annotated[str | None, Param(max_length=2048)] = None
     type: Annotated[str | None, Param(valid_values=("DirectoryBackupStorage",))] = None
-    import_images: Annotated[bool, Param()] = False

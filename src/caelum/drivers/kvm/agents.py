@@ -62,6 +62,8 @@ class Agents:
         host = config.resolved_host()
         self.callback_base = f"https://{f'[{host}]' if ':' in host else host}:{port}"
         self.client.callback_url = self.callback_base + paths.CALLBACK_PATH
+        for one in self._node.extensions.of(AgentRoutes):
+            one.listening(self.callback_base)
         self._node.timers.every(_RENEWAL_CHECK, self._renew_own, name="kvm.certificate")
         log.info("agents answer to %s", self.callback_base)
 

@@ -16,3 +16,6 @@ class AgentRoutes(ExtensionPoint):
     def routes(self) -> list[web.RouteDef]:
         """What to serve."""
         return []
+
+    def listening(self, base_url: str) -> None:
+        """Told where hosts reach these routes, before any of them is asked for."""
