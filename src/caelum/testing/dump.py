@@ -19,7 +19,7 @@ from caelum.kernel.database import Base, Database
 from caelum.kernel.workflow import flows
 
 NOT_STATE = frozenset(
-    {"workflow_journal", "api_job", "garbage_collector", "alembic_version", "used_ip.ip_in_long", "session"}
+    {"workflow_journal", "api_job", "garbage_collector", "alembic_version", "used_ip.ip_in_long", "used_ip.ip_offset", "session"}
 )
 """Tables and columns that tell of the past, or say again what another column says."""
 

@@ -52,7 +52,7 @@ class ConfigService(Service):
         async with self.node.db.read() as session:
             row = GlobalConfigModel
             changed = await session.execute(select(row.category, row.name).where(row.value != row.default_value))
-            names = set(changed.tuples())
+            names = {(category, name) for category, name in changed}
         for setting in list(declared_settings()):
             if (setting.category, setting.name) in names:
                 await self.node.settings.set(setting, setting.default_text)

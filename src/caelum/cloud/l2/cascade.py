@@ -50,7 +50,7 @@ class L2AttachmentCascade(CascadeExtension):
         ref = L2NetworkClusterRefModel
         query = select(ref.l2_network_uuid, ref.cluster_uuid).where(ref.cluster_uuid.in_(uuids))
         async with self._node.db.read() as session:
-            return [f"{l2} {cluster}" for l2, cluster in (await session.execute(query)).tuples()]
+            return [f"{l2} {cluster}" for l2, cluster in await session.execute(query)]
 
     async def delete(self, uuids: list[str], force: bool, issuer: str) -> None:  # noqa: ARG002 - the same from anywhere
         for name in uuids:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from ipaddress import ip_address
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
-from sqlalchemy import func, select
+from sqlalchemy import Table, and_, func, insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
@@ -20,13 +20,15 @@ from caelum.cloud.l3.addresses import Address, Segment, any_ip, at, offset, size
 from caelum.cloud.l3.errors import ALLOCATE_IP_ERROR
 from caelum.cloud.l3.messages import AllocateIp
 from caelum.cloud.l3.model import IpRangeModel, L3NetworkModel, ReservedIpRangeModel, UsedIpModel
-from caelum.cloud.l3.settings import FIRST_AVAILABLE
-from caelum.kernel.database import is_unique_violation
+from caelum.cloud.l3.settings import FIRST_AVAILABLE, IP_STRATEGY
+from caelum.kernel.database import Database, is_unique_violation, utcnow
 from caelum.kernel.errors import CloudError, invalid, not_found
 from caelum.kernel.ids import new_uuid
+from caelum.kernel.settings import overrides
 
 ATTEMPTS = 20
 """How often a loser of a race chooses again, before it says that the network is too busy."""
+_TABLE = cast(Table, UsedIpModel.__table__)
 
 
 class _Network(NamedTuple):
@@ -46,17 +48,12 @@ def holder_of(msg: AllocateIp) -> str:
     return holder
 
 
-async def allocate(tx: AsyncSession, msg: AllocateIp, strategy: str) -> UsedIpModel:
-    """The address that the holder has, or a newly taken one."""
+async def allocate(db: Database, cloud_strategy: str, msg: AllocateIp) -> UsedIpModel:
+    """The address that the holder has, or a newly taken one, in a transaction of its own."""
     for _ in range(ATTEMPTS):
-        held = await _held(tx, msg)
-        if held is not None:
-            return held
-        row = await _choose(tx, msg, strategy)
         try:
-            async with tx.begin_nested():
-                tx.add(row)
-            return row
+            async with db.transaction() as tx:
+                return await _held(tx, msg) or await _take(tx, msg, cloud_strategy)
         except IntegrityError as error:
             if not is_unique_violation(error):
                 raise
@@ -65,6 +62,22 @@ async def allocate(tx: AsyncSession, msg: AllocateIp, strategy: str) -> UsedIpMo
         f"lost the race for an address of L3 network[{msg.l3_network_uuid}] {ATTEMPTS} times",
         attempts=ATTEMPTS,
     )
+
+
+async def _take(tx: AsyncSession, msg: AllocateIp, cloud_strategy: str) -> UsedIpModel:
+    l3, ranges = await _network(tx, msg)
+    if l3.state != "Enabled":
+        raise CloudError(
+            ALLOCATE_IP_ERROR, f"L3 network[{l3.uuid}, {l3.name}] is {l3.state}; it gives no addresses", state=l3.state
+        )
+    if msg.required_ip is not None:
+        row = await _required(tx, l3, ranges, msg, any_ip("ip", msg.required_ip))
+    else:
+        own = await overrides(tx, IP_STRATEGY, [l3.uuid])
+        row = await _free(tx, l3, ranges, msg, msg.strategy or own.get(l3.uuid, cloud_strategy))
+    # Past the ORM's bookkeeping, which would take longer than all the rest: this is the hot path of a VM's creation.
+    await tx.execute(insert(_TABLE), {one.name: getattr(row, one.name) for one in _TABLE.columns})
+    return row
 
 
 async def _held(tx: AsyncSession, msg: AllocateIp) -> UsedIpModel | None:
@@ -86,34 +99,22 @@ async def _held(tx: AsyncSession, msg: AllocateIp) -> UsedIpModel | None:
     return held
 
 
-async def _choose(tx: AsyncSession, msg: AllocateIp, strategy: str) -> UsedIpModel:
-    model = L3NetworkModel
-    columns = select(model.uuid, model.name, model.state, model.enable_ipam)
-    found = (await tx.execute(columns.where(model.uuid == msg.l3_network_uuid))).one_or_none()
-    if found is None:
-        raise not_found("L3Network", msg.l3_network_uuid)
-    l3 = _Network(*found)
-    if l3.state != "Enabled":
-        raise CloudError(
-            ALLOCATE_IP_ERROR, f"L3 network[{l3.uuid}, {l3.name}] is {l3.state}; it gives no addresses", state=l3.state
-        )
-    ranges = await ranges_of(tx, msg)
-    if msg.required_ip is not None:
-        return await _required(tx, l3, ranges, msg, any_ip("ip", msg.required_ip))
-    return await _free(tx, l3, ranges, msg, strategy)
-
-
-async def ranges_of(tx: AsyncSession, msg: AllocateIp) -> Sequence[IpRangeModel]:
-    """The ranges that the request may be served from, oldest first."""
-    row = IpRangeModel
-    query = select(row).where(
-        row.l3_network_uuid == msg.l3_network_uuid,
-        row.ip_version == msg.ip_version,
-        row.ip_range_type == msg.ip_range_type,
-    )
+async def _network(tx: AsyncSession, msg: AllocateIp) -> tuple[_Network, list[IpRangeModel]]:
+    """The network, and the ranges that the request may be served from, oldest first."""
+    l3, row = L3NetworkModel, IpRangeModel
+    fitting = [row.ip_version == msg.ip_version, row.ip_range_type == msg.ip_range_type]
     if msg.ip_range_uuid is not None:
-        query = query.where(row.uuid == msg.ip_range_uuid)
-    return (await tx.scalars(query.order_by(row.create_date, row.uuid))).all()
+        fitting.append(row.uuid == msg.ip_range_uuid)
+    query = (
+        select(l3.uuid, l3.name, l3.state, l3.enable_ipam, row)
+        .outerjoin(row, and_(row.l3_network_uuid == l3.uuid, *fitting))
+        .where(l3.uuid == msg.l3_network_uuid)
+        .order_by(row.create_date, row.uuid)
+    )
+    found = (await tx.execute(query)).all()
+    if not found:
+        raise not_found("L3Network", msg.l3_network_uuid)
+    return _Network(*found[0][:4]), [one for *_, one in found if one is not None]
 
 
 async def _required(
@@ -216,6 +217,7 @@ async def _exhausted(
 
 
 def _row(msg: AllocateIp, address: Address, one: IpRangeModel | None, distance: int | None) -> UsedIpModel:
+    now = utcnow()
     return UsedIpModel(
         uuid=new_uuid(),
         l3_network_uuid=msg.l3_network_uuid,
@@ -229,4 +231,6 @@ def _row(msg: AllocateIp, address: Address, one: IpRangeModel | None, distance: 
         used_for=msg.used_for or ("VmNic" if msg.vm_nic_uuid else None),
         ip_in_long=int(address) if address.version == 4 else None,
         vm_nic_uuid=msg.vm_nic_uuid,
+        create_date=now,
+        last_op_date=now,
     )

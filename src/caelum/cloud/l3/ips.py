@@ -40,11 +40,7 @@ class AddressHandlers(Service):
     async def allocate(self, msg: AllocateIp) -> UsedIpInventory:
         """Take an address."""
         holder_of(msg)
-        strategy = msg.strategy
-        if strategy is None:
-            strategy = await self.node.settings.get_for(IP_STRATEGY, msg.l3_network_uuid)
-        async with self.node.db.transaction() as tx:
-            return view(await allocate(tx, msg, strategy))  # type: ignore[no-any-return]
+        return view(await allocate(self.db, self.node.settings.get(IP_STRATEGY), msg))  # type: ignore[no-any-return]
 
     @handles(ReturnIp)
     async def give_back(self, msg: ReturnIp) -> None:
@@ -93,7 +89,8 @@ class AddressHandlers(Service):
         async with self.node.db.read() as session:
             ranges = await _ranges(session, condition)
             used = await _used_by_range(session, [one.uuid for one, _ in ranges])
-            zones = dict((await session.execute(select(L3NetworkModel.uuid, L3NetworkModel.zone_uuid))).tuples())
+            pairs = await session.execute(select(L3NetworkModel.uuid, L3NetworkModel.zone_uuid))
+            zones: dict[str, str] = dict(pairs.all())
         data = {uuid: IpCapacityData(resource_uuid=uuid) for uuid in uuids or ()}
         for one, reserved in ranges:
             key = {"IpRangeVO": one.uuid, "L3NetworkVO": one.l3_network_uuid}.get(vo) or zones[one.l3_network_uuid]
@@ -162,7 +159,7 @@ def _free_view(one: IpRangeModel, distance: int) -> FreeIpInventory:
 async def _used_by_range(session: AsyncSession, uuids: Sequence[str]) -> dict[str, int]:
     row = UsedIpModel
     query = select(row.ip_range_uuid, func.count()).where(row.ip_range_uuid.in_(uuids)).group_by(row.ip_range_uuid)
-    return {uuid: count for uuid, count in (await session.execute(query)).tuples() if uuid is not None}
+    return {uuid: count for uuid, count in await session.execute(query) if uuid is not None}
 
 
 def _grouping(msg: GetIpAddressCapacity) -> tuple[ColumnElement[str], list[str] | None, str]:

@@ -255,8 +255,8 @@ async def _detach_services(tx: AsyncSession, msg: ChangeL3Services) -> None:
 async def _attach_services(tx: AsyncSession, msg: ChangeL3Services) -> None:
     row = NetworkServiceL3NetworkRefModel
     columns = select(row.network_service_type, row.network_service_provider_uuid)
-    known = (await tx.execute(columns.where(row.l3_network_uuid == msg.l3_network_uuid))).tuples()
-    serving = dict(known.all())
+    known = await tx.execute(columns.where(row.l3_network_uuid == msg.l3_network_uuid))
+    serving: dict[str, str] = dict(known.all())
     for one in msg.attach:
         service, provider = one.network_service_type, one.network_service_provider_uuid
         if service not in serving:
