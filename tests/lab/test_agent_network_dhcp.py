@@ -177,7 +177,7 @@ async def test_forwarded_names(host: lab.Host, tmp_path: Path) -> None:
         f"--pid-file={tmp_path}/up.pid", "--bind-interfaces", "--listen-address=192.0.2.53",
     )  # fmt: skip
     try:
-        await host.do(dhcp(new_uuid(), entry(MAC1, 11), forward_dns=True))
+        await host.do(dhcp(new_uuid(), entry(MAC1, 11), dns=["10.7.0.2", "192.0.2.53"], forward_dns=True))
         guest = host.guest("vnic1.0", "br-lab", MAC1, tmp_path)
         assert guest.dhcp()["dns"] == "10.7.0.2"
         assert "203.0.113.9" in guest.run("busybox", "nslookup", "www.world.test", "10.7.0.2", check=False)

@@ -12,7 +12,8 @@ Asynchronous: the agent journals the command, answers 202 with `{}` at once, wor
 A command that is refused before it is journaled is answered at once with a `TaskAnswer` whose error says why: 400
 (INVALID), 404 (no such path), 409 (STALE_ATTEMPT), 503 (BUSY); nothing was done and no callback follows.
 `GET /task/<uuid>` tells `TaskStatus` of a task; `DELETE /task/<uuid>` cancels it. Reports, numbered per agent start,
-are POSTed to the report URL given at connect; a report is repeated until acknowledged.
+are POSTed to the report URL given at connect; a report is repeated until acknowledged with 200 (400 and 404 drop it).
+Beside it, at `certificate`, a host has its certificate renewed: PEM signing request in, PEM certificate out.
 
 Commands are idempotent: the state that they name is reached or kept. Paths are absolute; sizes are bytes.
 """
@@ -390,8 +391,8 @@ class DownloadToCache(Command[FileInfo]):
     install_path: str
     sha256: str | None = None
     size: int | None = None
-    format: Literal["qcow2", "raw", "iso"] | None = None
-    """What the image was declared as. None takes qcow2 and ISO by their signatures; raw must be declared."""
+    format: str | None = None
+    """What the image was declared as: qcow2, raw or iso. None takes qcow2 and ISO by their signatures; raw must be declared."""
 
 
 class CreateVolume(Command[FileInfo]):

@@ -33,6 +33,14 @@ _MAX_L1_SIZE = 32 << 20
 """Bytes of the first-level table that QEMU accepts."""
 _MAX_SNAPSHOTS = 65536
 
+_ACCEPTED: Mapping[str | None, tuple[str, ...]] = {
+    None: ("qcow2", "iso"),
+    "qcow2": ("qcow2",),
+    "raw": ("raw", "iso"),
+    "iso": ("iso", "raw"),
+}
+"""What an image may be by its signature, by what it was declared as. A pure UDF disk has no ISO signature."""
+
 _ISO_OFFSET, _ISO_MAGIC = 32769, b"CD001"
 _OTHER_MAGIC: Mapping[bytes, str] = {
     b"KDMV": "vmdk", b"COWD": "vmdk", b"# Disk DescriptorFile": "vmdk", b"vhdxfile": "vhdx", b"conectix": "vpc",
@@ -92,8 +100,7 @@ def check(header: ImageHeader, *, declared: str | None = None, max_virtual_size:
     `declared` is the format that the owner named: "qcow2", "iso" or "raw"; None takes qcow2 and ISO by signature but
     never raw, since anything at all could be that.
     """
-    accepted = {None: ("qcow2", "iso"), "raw": ("raw", "iso")}.get(declared, (declared,))
-    if header.format not in accepted:
+    if header.format not in _ACCEPTED.get(declared, ()):
         raise ImageRejected(
             f"the image is {header.format}, not {declared or 'qcow2 or ISO'}", found=header.format, declared=declared
         )

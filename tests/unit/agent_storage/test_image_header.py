@@ -73,7 +73,7 @@ def test_other_formats_are_named(tmp_path: Path) -> None:
         qemu_img("create", "-f", name, tmp_path / name, "10M")
         header = inspect(tmp_path / name)
         assert header.format == name
-        for declared in (None, "raw", "qcow2", "iso"):
+        for declared in (None, "raw", "qcow2", "iso", name):
             with pytest.raises(ImageRejected, match=f"the image is {name}"):
                 check(header, declared=declared)
 
@@ -93,8 +93,9 @@ def test_iso_by_signature() -> None:
     header = parse(bytes(32769) + b"CD001" + bytes(100), 700 << 20)
     assert header.format == "iso"
     assert check(header) == check(header, declared="iso") == header
-    with pytest.raises(ImageRejected):
-        check(header, declared="qcow2")
+    for declared in ("qcow2", "vmdk"):
+        with pytest.raises(ImageRejected):
+            check(header, declared=declared)
 
 
 @pytest.mark.parametrize(

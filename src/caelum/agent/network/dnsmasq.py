@@ -92,7 +92,7 @@ def config_text(cmd: ApplyDhcp, folder: Path) -> str:
         domain = names.hostname(cmd.domain)
         lines += [f"domain={domain}", f"local=/{domain}/"]
     if cmd.forward_dns:
-        lines += [f"server={names.address(server)}" for server in cmd.dns]
+        lines += [f"server={server}" for server in _strangers(cmd)]
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -134,10 +134,14 @@ def name_servers(cmd: ApplyDhcp, *, reaches_gateway: bool) -> list[str]:
     The local server knows the network's guests. It stands alone when it can forward; when it has no way out, it
     refuses strangers' names at once and the guest goes on to the next server of its list.
     """
-    given = [str(names.address(server)) for server in cmd.dns]
-    if not given or (cmd.forward_dns and reaches_gateway):
-        return [cmd.server_ip]
-    return [cmd.server_ip, *given] if cmd.forward_dns else given
+    if not cmd.forward_dns:
+        return [str(names.address(server)) for server in cmd.dns]
+    return [cmd.server_ip] if reaches_gateway else [cmd.server_ip, *_strangers(cmd)]
+
+
+def _strangers(cmd: ApplyDhcp) -> list[str]:
+    """The given name servers but this one, which may be among them."""
+    return [str(names.address(server)) for server in cmd.dns if server != cmd.server_ip]
 
 
 def default_routes(cmd: ApplyDhcp, host_routes: list[str], gateway: str) -> list[str]:

@@ -108,7 +108,9 @@ class Sink:
         if len(self._head) < HEAD_SIZE:
             self._head += chunk[: HEAD_SIZE - len(self._head)]
             if len(self._head) == HEAD_SIZE:
-                image_header.check(image_header.parse(self._head, 1 << 62), declared=self._declared)
+                unknown = 1 << 62  # the size, until the end is seen
+                header = image_header.parse(self._head, unknown)
+                image_header.check(header, declared=self._declared, max_virtual_size=unknown)
         for digest in self._digests:
             digest.update(chunk)
         self._file.write(chunk)

@@ -88,7 +88,12 @@ class LocalStorage:
         self, ps: PrimaryStorageInventory, host_uuid: str, image: ImageLocation, install_path: str
     ) -> Bits:
         command = protocol.DownloadToCache(
-            storage_path=ps.url, url=image.url, install_path=install_path, sha256=image.sha256, size=image.actual_size
+            storage_path=ps.url,
+            url=image.url,
+            install_path=install_path,
+            sha256=image.sha256,
+            size=image.actual_size,
+            format=image.format,
         )
         info = await on_host(self._bus, host_uuid, command, timeout=LONG)
         return Bits(info.path, info.virtual_size, info.actual_size, image.format)
