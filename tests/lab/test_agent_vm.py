@@ -30,7 +30,8 @@ async def test_a_guest_lives_and_everything_is_reported(lab: Lab, lan: str, tmp_
     connected = await lab.connect()
     assert connected.facts.hypervisor == "tcg"
     assert connected.facts.total_memory > 1 << 30
-    cmd = definition(root_disk(tmp_path), 71, nics=[nic(0, lan, 71)])
+    seed = {"meta-data": "instance-id: i-71\nlocal-hostname: seeded\n", "user-data": ""}
+    cmd = definition(root_disk(tmp_path), 71, nics=[nic(0, lan, 71)], cidata=seed)
     vm = cmd.vm_uuid
     started = await lab.run(cmd)
     assert started.hypervisor == "tcg"
@@ -39,7 +40,7 @@ async def test_a_guest_lives_and_everything_is_reported(lab: Lab, lan: str, tmp_
     assert (await lab.run(GetConsole(vm_uuid=vm))).vnc_port == started.vnc_port
 
     async with lab.socket(f"/console/serial/{vm}") as serial:
-        await read_until(serial, "login:")
+        await read_until(serial, "seeded login:")
         await lab.run(PauseVm(vm_uuid=vm))
         await lab.run(PauseVm(vm_uuid=vm))
         assert (await lab.run(Ping())).vm_states == {vm: "Paused"}
@@ -68,6 +69,12 @@ async def test_a_guest_lives_and_everything_is_reported(lab: Lab, lan: str, tmp_
         await read_until(serial, extra.mac)
         await lab.run(DetachNic(vm_uuid=vm, nic=extra))
         assert extra.name not in _ports(lan)
+
+        async with lab.socket(f"/console/serial/{vm}") as second:
+            await read_until(second, extra.mac)  # from the log, said before this viewer came
+            await second.send_str("echo both\n")
+            await read_until(second, "\nboth")
+            await read_until(serial, "\nboth")
 
         await lab.run(StopVm(vm_uuid=vm, grace_seconds=60))
     await eventually(lambda: lab.states(vm)[-1] == "Stopped")

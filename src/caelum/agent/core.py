@@ -86,6 +86,7 @@ class Agent:
         self.http = http
         self.hooks = Hooks()
         self.host_uuid: str | None = None
+        self.report_url: str | None = None
         self.settings: dict[str, str] = {}
         self.routes: list[web.RouteDef] = []
         """Web routes of parts that are more than commands (consoles); filled by `setup`."""
@@ -131,6 +132,7 @@ class Agent:
     def report_to(self, url: str, host_uuid: str) -> None:
         """Who this host is for the server, and where its reports go."""
         self.host_uuid = host_uuid
+        self.report_url = url
         self._reports.send_to(url, host_uuid)
 
     def report(self, kind: str, body: msgspec.Struct | dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
+from caelum.agent.certificate import keep_fresh
 from caelum.agent.core import MODULES, Agent, AgentConfig
 from caelum.agent.journal import Fence, Journal
 from caelum.agent.protocol import BUSY, INVALID, STALE_ATTEMPT, Command, TaskAnswer
@@ -65,7 +66,8 @@ class AgentServer:
         for hook in self.agent.hooks.started:
             await hook(self.agent)
         self.agent.spawn(self.reports.deliver(self.http), "reports")
-        self.agent.spawn(self._tls.watch(), "certificate")
+        self.agent.spawn(self._tls.watch(), "certificate file")
+        self.agent.spawn(keep_fresh(self.agent), "certificate")
         await self._listen()
 
     async def _listen(self) -> None:

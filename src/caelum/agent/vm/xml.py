@@ -249,7 +249,7 @@ def _controllers(cmd: StartVm) -> Iterator[ET.Element]:
     yield ET.Element("controller", type="scsi", model="virtio-scsi")
 
 
-def _cdroms(cmd: StartVm, host: HostSide, orders: dict[str, int]) -> Iterator[ET.Element]:
+def _cdroms(cmd: StartVm, host: HostSide, orders: dict[str, int]) -> list[ET.Element]:
     drives = list(cmd.cdroms)
     if host.cidata is not None:
         drives.append(Cdrom(device_id=-1, install_path=str(host.cidata)))
@@ -257,8 +257,10 @@ def _cdroms(cmd: StartVm, host: HostSide, orders: dict[str, int]) -> Iterator[ET
     free = [unit for unit in reversed(range(SATA_UNITS)) if unit not in taken]
     if len(drives) > len(free):
         raise AgentFailure(INVALID, f"{len(drives)} CD-ROM drives and {len(taken)} SATA disks; {SATA_UNITS} fit in all")
-    for drive, unit in zip(drives, free, strict=False):
-        yield cdrom_element(drive, unit, boot=orders.get(cdrom_alias(drive.device_id)))
+    return [
+        cdrom_element(drive, unit, boot=orders.get(cdrom_alias(drive.device_id)))
+        for drive, unit in zip(drives, free, strict=False)
+    ]
 
 
 def _console_devices(cmd: StartVm, host: HostSide) -> Iterable[ET.Element]:

@@ -1,0 +1,168 @@
+"""A command runs once, is answered once, and its answer reaches the server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from caelum.agent import journal, tasks
+from caelum.agent.journal import Fence
+from caelum.agent.protocol import BUSY, CANCELED, INTERRUPTED, INVALID, STALE_ATTEMPT, TIMED_OUT
+from caelum.agent.registry import AgentFailure
+
+from .fakes import Bench, eventually
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    bench = Bench(tmp_path)
+    await bench.open()
+    yield bench
+    bench.gate.set()
+    await bench.tasks.close()
+    bench.store.close()
+
+
+async def _error(bench: Bench, task: str) -> str:
+    status = await bench.tasks.status(task)
+    assert status.answer is not None
+    assert status.answer.error is not None
+    return status.answer.error.code
+
+
+async def test_a_repeated_command_is_run_once_and_answered_again(bench: Bench) -> None:
+    await bench.submit("t1")
+    await bench.submit("t1")
+    assert (await bench.tasks.status("t1")).state == "Running"
+    bench.gate.set()
+    await eventually(lambda: bench.http.posts)
+    await bench.submit("t1")
+    await eventually(lambda: len(bench.http.posts) == 2)
+    assert bench.ran == ["a"]
+    assert bench.http.bodies() == [{"result": {}}, {"result": {}}]
+    assert bench.http.posts[0][1]["taskuuid"] == "t1"
+    assert bench.sink.reports == [("progress", {"taskUuid": "t1", "percent": 50, "text": ""})]
+
+
+async def test_an_answer_is_delivered_until_it_is_taken(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "BACK_OFF", (0.01,))
+    bench.http.unreachable = True
+    bench.gate.set()
+    await bench.submit("t1")
+    await asyncio.sleep(0.05)
+    bench.http.unreachable, bench.http.status = False, 503
+    await eventually(lambda: len(bench.http.posts) > 2)
+    bench.http.status = 404
+    await asyncio.sleep(0.05)
+    taken = len(bench.http.posts)
+    await asyncio.sleep(0.05)
+    assert len(bench.http.posts) == taken
+    assert await bench.journal.undelivered() == []
+
+
+async def test_a_command_that_the_agents_death_cut_short_is_answered_interrupted(bench: Bench) -> None:
+    await bench.submit("t1")
+    await eventually(lambda: bench.ran)
+    await bench.die()
+    await bench.open()
+    await eventually(lambda: bench.http.posts)
+    assert bench.http.bodies()[0]["error"]["code"] == INTERRUPTED
+    assert bench.http.bodies()[0]["error"]["transient"] is True
+    await bench.submit("t1")
+    assert bench.ran == ["a"]
+
+
+async def test_an_undelivered_answer_survives_the_agent(bench: Bench) -> None:
+    bench.http.unreachable = True
+    bench.gate.set()
+    await bench.submit("t1")
+    await eventually(lambda: not bench.agent.tasks_running())
+    await bench.die()
+    bench.http.unreachable = False
+    await bench.open()
+    await eventually(lambda: bench.http.bodies() == [{"result": {}}])
+
+
+async def test_commands_with_one_lock_wait_for_each_other(bench: Bench) -> None:
+    await bench.submit("t1", "x")
+    await bench.submit("t2", "x")
+    await bench.submit("t3", "y")
+    await eventually(lambda: len(bench.ran) == 2)
+    assert bench.ran == ["x", "y"]
+    bench.gate.set()
+    await eventually(lambda: bench.ran == ["x", "y", "x"])
+
+
+async def test_a_cancelled_command_says_so(bench: Bench) -> None:
+    await bench.submit("t1")
+    await eventually(lambda: bench.ran)
+    status = await bench.tasks.cancel("t1")
+    assert status.answer is not None
+    assert status.answer.error is not None
+    assert status.answer.error.code == CANCELED
+    assert (await bench.tasks.cancel("nobody")).state == "Unknown"
+
+
+async def test_a_command_ends_at_its_deadline(bench: Bench) -> None:
+    await bench.submit("t1", deadline=0.05)
+    await eventually(lambda: bench.http.posts)
+    assert await _error(bench, "t1") == TIMED_OUT
+
+
+async def test_a_lower_attempt_is_refused(bench: Bench) -> None:
+    await bench.submit("t1", fence=Fence("flow", 2))
+    with pytest.raises(AgentFailure, match="overtaken by attempt 2") as refused:
+        await bench.submit("t2", "b", fence=Fence("flow", 1))
+    assert refused.value.code == STALE_ATTEMPT
+    assert (await bench.tasks.status("t2")).state == "Unknown"
+    # One that waits for its lock when the higher attempt comes is refused too.
+    await bench.submit("t3", "a", fence=Fence("flow", 2))
+    await bench.submit("t4", "c", fence=Fence("flow", 3))
+    bench.gate.set()
+    await eventually(lambda: len(bench.http.posts) == 3)
+    assert await _error(bench, "t3") == STALE_ATTEMPT
+    assert bench.ran == ["a", "c"]
+
+
+async def test_too_much_work_is_refused_before_it_is_journaled(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "MAX_RUNNING", 1)
+    await bench.submit("t1")
+    with pytest.raises(AgentFailure) as refused:
+        await bench.submit("t2")
+    assert (refused.value.code, refused.value.transient) == (BUSY, True)
+    assert (await bench.tasks.status("t2")).state == "Unknown"
+
+
+async def test_a_stopping_agent_interrupts_what_does_not_end(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "STOP_GRACE", 0.01)
+    await bench.submit("t1")
+    await bench.tasks.close()
+    assert await _error(bench, "t1") == INTERRUPTED
+
+
+async def test_the_journal_stays_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "MAX_TASKS", 3)
+    bench.gate.set()
+    for number in range(6):
+        await bench.submit(f"t{number}", fence=Fence("flow", number))
+    await eventually(lambda: len(bench.http.posts) == 6)
+    await asyncio.sleep(0.05)
+    await bench.journal.prune()
+    states = [(await bench.tasks.status(f"t{number}")).state for number in range(6)]
+    assert states.count("Done") == 3
+    assert states.count("Unknown") == 3
+
+
+@pytest.mark.parametrize("header", ["flow", "flow:", ":1", "flow:x", "flow:-1"])
+def test_a_malformed_attempt_is_refused(header: str) -> None:
+    with pytest.raises(AgentFailure) as refused:
+        Fence.parse(header)
+    assert refused.value.code == INVALID
+
+
+def test_an_attempt_is_a_workflow_and_a_number() -> None:
+    assert Fence.parse("flow:12") == Fence("flow", 12)
+    assert Fence.parse(None) is None
