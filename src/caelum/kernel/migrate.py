@@ -4,30 +4,28 @@ Invariant: after `upgrade` the schema is the models'. Tables of Caelum come from
 `caelum/migrations/versions`; tables of separately installed plugins are created beside them. While there is no
 revision yet, every table is created from the models.
 
-`python -m caelum.kernel.migrate "what changed"` writes a revision with the difference between the newest revision
-and the models of everything that is installed.
+`python -m caelum.kernel.migrate "what changed"` writes a revision with the difference between the newest revision and
+the models of everything that ships with Caelum.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import re
 import tempfile
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from alembic import command
-from alembic.autogenerate import compare_metadata
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Table, text
+from sqlalchemy import Connection, Table, inspect, text
 
+from caelum import builtin
 from caelum.kernel.database import Base, Database
 
+if TYPE_CHECKING:
+    from alembic.config import Config
+
 SCRIPTS = Path(__file__).parent.parent / "migrations"
-MODEL_GROUPS = ("caelum.services", "caelum.drivers", "caelum.plugins")
 _ADVISORY_LOCK = 0x0CAE1
 """The key under which nodes that start together take turns on PostgreSQL."""
 
@@ -46,32 +44,68 @@ async def differences(db: Database) -> list[Any]:
         return await connection.run_sync(_differences)
 
 
-def load_models() -> None:
-    """Import everything that is installed, so that every model is known."""
-    for group in MODEL_GROUPS:
-        for entry in entry_points(group=group):
-            entry.load()
+def newest_revision() -> str | None:
+    """The revision that no other one follows, or None while there is none."""
+    texts = [path.read_text() for path in (SCRIPTS / "versions").glob("*.py") if path.name != "__init__.py"]
+    revisions = {found[1] for one in texts if (found := re.search(r"^revision = '(\w+)'", one, re.MULTILINE))}
+    followed = {found[1] for one in texts if (found := re.search(r"^down_revision = '(\w+)'", one, re.MULTILINE))}
+    return next(iter(revisions - followed), None)
+
+
+def write_revision(connection: Connection, message: str) -> None:
+    """Bring an empty database to the newest revision and write the one that leads from there to the models."""
+    from alembic import command
+
+    config = _config(connection)
+    if newest_revision() is not None:
+        command.upgrade(config, "head")
+    command.revision(config, message, autogenerate=True)
 
 
 def _upgrade(connection: Connection) -> None:
-    config = _config(connection)
-    if ScriptDirectory.from_config(config).get_heads():
-        command.upgrade(config, "head")
-        Base.metadata.create_all(connection, tables=_plugin_tables())
-    else:
+    newest = newest_revision()
+    if newest is None:
         Base.metadata.create_all(connection)
+        return
+    # Looked up without Alembic: loading it takes longer than the rest of a start.
+    if newest != _version(connection):
+        from alembic import command
+
+        command.upgrade(_config(connection), "head")
+    Base.metadata.create_all(connection, tables=_plugin_tables())
+
+
+def _version(connection: Connection) -> str | None:
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    version: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
+    return version
 
 
 def _differences(connection: Connection) -> list[Any]:
-    context = MigrationContext.configure(connection, opts={"compare_type": True, "include_name": _ours})
-    return list(compare_metadata(context, Base.metadata))
+    from alembic.autogenerate import compare_metadata
+    from alembic.runtime.migration import MigrationContext
+
+    context = MigrationContext.configure(connection, opts={"compare_type": True, "include_name": _is_ours})
+    return list(compare_metadata(context, _our_metadata()))
 
 
 def _config(connection: Connection) -> Config:
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(SCRIPTS))
-    config.attributes.update(connection=connection, metadata=Base.metadata, include_name=_ours)
+    config.attributes.update(connection=connection, metadata=_our_metadata(), include_name=_is_ours)
     return config
+
+
+def _our_metadata() -> Any:
+    """The tables of Caelum, without those of plugins."""
+    mine, foreign = type(Base.metadata)(naming_convention=Base.metadata.naming_convention), _plugin_tables()
+    for table in Base.metadata.sorted_tables:
+        if table not in foreign:
+            table.to_metadata(mine)
+    return mine
 
 
 def _plugin_tables() -> list[Table]:
@@ -81,27 +115,21 @@ def _plugin_tables() -> list[Table]:
         table = mapper.local_table
         if isinstance(table, Table) and not mapper.class_.__module__.startswith("caelum."):
             found[table.name] = table
-    return list(found.values())
+    ours = {mapper.local_table for mapper in Base.registry.mappers if mapper.class_.__module__.startswith("caelum.")}
+    return [table for table in found.values() if table not in ours]
 
 
-def _ours(name: str | None, kind: str, _parents: Any) -> bool:
+def _is_ours(name: str | None, kind: str, _parents: Any) -> bool:
     return kind != "table" or name not in {table.name for table in _plugin_tables()}
 
 
 async def _revision(message: str) -> None:
-    load_models()
+    builtin.import_declarations()
     with tempfile.TemporaryDirectory() as scratch:
         db = Database(f"sqlite+aiosqlite:///{scratch}/schema.db")
         async with db.engine.begin() as connection:
-            await connection.run_sync(_write_revision, message)
+            await connection.run_sync(write_revision, message)
         await db.close()
-
-
-def _write_revision(connection: Connection, message: str) -> None:
-    config = _config(connection)
-    if ScriptDirectory.from_config(config).get_heads():
-        command.upgrade(config, "head")
-    command.revision(config, message, autogenerate=True)
 
 
 def main() -> None:
