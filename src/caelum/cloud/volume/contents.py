@@ -1,0 +1,187 @@
+"""The internal half of the volume service: what virtual machines and cascades ask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from sqlalchemy import select
+
+from caelum.cloud.image.messages import GetImage
+from caelum.cloud.offering.messages import GetDiskOffering
+from caelum.cloud.ownership import AccountResourceRefModel, owner_of
+from caelum.cloud.volume.api import VOLUME, VolumeInventory
+from caelum.cloud.volume.errors import VOLUME_IN_USE
+from caelum.cloud.volume.flows import InstantiateContext, InstantiateFlow, RemoveContext, RemoveVolumeFlow
+from caelum.cloud.volume.messages import (
+    CreateVolume,
+    DeleteVolume,
+    ExpungeVolume,
+    GetVolumes,
+    InstantiateVolume,
+    RecoverVolume,
+    SetVolumeAttachment,
+    VolumesReply,
+)
+from caelum.cloud.volume.model import DELETED, NOT_INSTANTIATED, READY, ROOT, VolumeModel
+from caelum.cloud.volume.records import add_volume, find, get, let_go, move, remove_volume
+from caelum.cloud.volume.settings import DELETION_POLICY
+from caelum.kernel.database import unique, utcnow
+from caelum.kernel.errors import OPERATION_ERROR, CloudError
+from caelum.kernel.service import Service, handles
+from caelum.kernel.tag import save_system_tags
+from caelum.kernel.views import view
+
+Work = Callable[..., Coroutine[Any, Any, None]]
+
+
+class VolumeRecordsService(Service):
+    """The handlers of other services' messages, and what they share with the public operations."""
+
+    @handles(CreateVolume, queue="volume-{volume_uuid}")
+    async def create_volume(self, msg: CreateVolume) -> VolumeInventory:
+        known = await self.lookup(msg.volume_uuid)
+        if known is not None:
+            return known
+        row = VolumeModel(
+            uuid=msg.volume_uuid,
+            name=msg.name,
+            description=msg.description,
+            type=msg.type,
+            size=await self._size_of(msg),
+            primary_storage_uuid=msg.primary_storage_uuid,
+            vm_instance_uuid=msg.vm_instance_uuid,
+            device_id=msg.device_id,
+            root_image_uuid=msg.root_image_uuid,
+            disk_offering_uuid=msg.disk_offering_uuid,
+            status=NOT_INSTANTIATED,
+        )
+        async with self.db.transaction() as tx:
+            await add_volume(tx, row, msg.account_uuid)
+            await save_system_tags(tx, msg.system_tags, row.uuid, VOLUME)
+        return await find(self.node, msg.volume_uuid)
+
+    async def _size_of(self, msg: CreateVolume) -> int:
+        """What was asked for, but never less than the image."""
+        size = msg.size
+        if size == 0 and msg.disk_offering_uuid is not None:
+            size = (await self.bus.call(GetDiskOffering(msg.disk_offering_uuid))).disk_size
+        if msg.root_image_uuid is not None:
+            size = max(size, (await self.bus.call(GetImage(msg.root_image_uuid))).size or 0)
+        return size
+
+    @handles(InstantiateVolume, queue="volume-{volume_uuid}")
+    async def instantiate(self, msg: InstantiateVolume) -> VolumeInventory:
+        volume = await find(self.node, msg.volume_uuid)
+        if volume.status == READY:
+            return volume
+        ctx = InstantiateContext(
+            uuid=msg.volume_uuid, host_uuid=msg.host_uuid, primary_storage_uuid=msg.primary_storage_uuid
+        )
+        return await self.node.workflows.run(InstantiateFlow, ctx)
+
+    @handles(DeleteVolume, queue="volume-{volume_uuid}")
+    async def delete_volume(self, msg: DeleteVolume) -> None:
+        await self.delete_by_policy(msg.volume_uuid, msg.policy)
+
+    async def delete_by_policy(self, uuid: str, policy: str | None, answers: bool = False) -> None:
+        """Delete a volume, in its queue. One without bits has nothing to keep."""
+        usual = await self.node.settings.get_for(DELETION_POLICY, uuid)
+        policy = policy or usual
+        volume = await self.lookup(uuid)
+        if volume is None:
+            return
+        if policy == "Direct" or volume.status == NOT_INSTANTIATED:
+            await self.remove_now(uuid, answers)
+            return
+        async with self.db.transaction() as tx:
+            row = await get(tx, uuid)
+            if policy == "Never":
+                await remove_volume(tx, uuid)
+                return
+            await move(self.node, tx, row, "delete")
+            if row.type != ROOT:
+                let_go(row)  # a root volume stays with its machine, which may be recovered
+
+    async def remove_now(self, uuid: str, answers: bool = False) -> None:
+        """Delete bits, record and reservation, in the volume's queue."""
+        await self.node.workflows.run(RemoveVolumeFlow, RemoveContext(uuid), answers=answers)
+
+    async def in_queue(self, uuid: str, work: Work, *args: Any, **named: Any) -> None:
+        """Do something in the volume's queue."""
+        async with self.node.queues.turn(f"volume-{uuid}", name=work.__name__):
+            await work(uuid, *args, **named)
+
+    @handles(RecoverVolume, queue="volume-{volume_uuid}")
+    async def recover_volume(self, msg: RecoverVolume) -> VolumeInventory:
+        volume = await find(self.node, msg.volume_uuid)
+        return volume if volume.status == READY else await self.recover_now(msg.volume_uuid)
+
+    async def recover_now(self, uuid: str) -> VolumeInventory:
+        """Take back a deletion, in the volume's queue."""
+        async with self.db.transaction() as tx:
+            await move(self.node, tx, await get(tx, uuid), "recover")
+        return await find(self.node, uuid)
+
+    @handles(ExpungeVolume, queue="volume-{volume_uuid}")
+    async def expunge_volume(self, msg: ExpungeVolume) -> None:
+        volume = await self.lookup(msg.volume_uuid)
+        if volume is None:
+            return
+        if volume.status != DELETED:
+            raise CloudError(OPERATION_ERROR, f"volume[uuid:{volume.uuid}] is {volume.status}, only a deleted one goes")
+        await self.remove_now(msg.volume_uuid)
+
+    @handles(SetVolumeAttachment, queue="volume-{volume_uuid}")
+    async def set_attachment(self, msg: SetVolumeAttachment) -> VolumeInventory:
+        async with self.db.transaction() as tx:
+            row = await get(tx, msg.volume_uuid)
+            if msg.vm_instance_uuid is None:
+                let_go(row)
+            elif row.vm_instance_uuid != msg.vm_instance_uuid or row.device_id != msg.device_id:
+                self._check_attachable(row, msg)
+                details = f"VM[uuid:{msg.vm_instance_uuid}] has another volume as device {msg.device_id}"
+                async with unique(tx, VOLUME_IN_USE, details):
+                    row.vm_instance_uuid, row.device_id, row.last_attach_date = (
+                        msg.vm_instance_uuid,
+                        msg.device_id,
+                        utcnow(),
+                    )
+                    await tx.flush()
+        return await find(self.node, msg.volume_uuid)
+
+    def _check_attachable(self, row: VolumeModel, msg: SetVolumeAttachment) -> None:
+        if row.vm_instance_uuid not in (None, msg.vm_instance_uuid):
+            raise CloudError(
+                VOLUME_IN_USE, f"volume[uuid:{row.uuid}] is attached to VM[uuid:{row.vm_instance_uuid}]", uuid=row.uuid
+            )
+        if row.status == DELETED:
+            raise CloudError(OPERATION_ERROR, f"volume[uuid:{row.uuid}] is {DELETED}, it cannot be attached")
+
+    @handles(GetVolumes)
+    async def get_volumes(self, msg: GetVolumes) -> VolumesReply:
+        query = select(VolumeModel).order_by(VolumeModel.device_id, VolumeModel.uuid)
+        if msg.uuids is not None:
+            query = query.where(VolumeModel.uuid.in_(msg.uuids))
+        else:
+            query = query.where(VolumeModel.status != DELETED)
+        if msg.vm_instance_uuid is not None:
+            query = query.where(VolumeModel.vm_instance_uuid == msg.vm_instance_uuid)
+        async with self.db.read() as session:
+            return VolumesReply(volumes=[view(row) for row in await session.scalars(query)])
+
+    # --- shared -------------------------------------------------------------------------------------------------------
+
+    async def lookup(self, uuid: str) -> VolumeInventory | None:
+        """A volume, or None when there is none."""
+        async with self.db.read() as session:
+            row = await session.get(VolumeModel, uuid)
+        return None if row is None else view(row)
+
+    async def of_same_owner(self, volume_uuid: str, uuids: list[str]) -> set[str]:
+        """Those of `uuids` that belong to the volume's owner."""
+        ref = AccountResourceRefModel
+        async with self.db.read() as session:
+            owner = await owner_of(session, volume_uuid)
+            query = select(ref.resource_uuid).where(ref.account_uuid == owner, ref.resource_uuid.in_(uuids))
+            return set(await session.scalars(query))
