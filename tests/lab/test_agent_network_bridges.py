@@ -8,7 +8,8 @@ from pathlib import Path
 import agent_network_lab as lab
 import pytest
 
-from caelum.agent.network import spoofing
+from caelum.agent.network import keeper, spoofing
+from caelum.agent.network.state import NatState, Networks
 from caelum.agent.protocol import (
     ApplyNat,
     CheckInterface,
@@ -129,6 +130,11 @@ async def test_two_private_networks_behind_translation(host: lab.Host, tmp_path:
     assert not first.pings("10.2.0.11")
     world.run("ip", "route", "add", "10.0.0.0/8", "via", "203.0.113.1")
     assert not world.pings("10.1.0.11")
+    world.run("ip", "route", "delete", "10.0.0.0/8")
+    lab.run("nft", "flush", "ruleset")
+    assert not first.pings("203.0.113.9")
+    await keeper.look(host.agent)
+    assert first.pings("203.0.113.9"), "the translation is back"
     assert sorted((await host.dump())["nat"]) == sorted(natted)
     with pytest.raises(AgentFailure, match=r"overlaps 10\.1\.0\.1/24 of this host's br-1"):
         await host.do(ApplyNat(l3_uuid=new_uuid(), bridge="br-2", gateway="10.1.0.129", cidr="10.1.0.128/25"))
@@ -184,7 +190,25 @@ async def test_guest_speaks_only_as_itself(host: lab.Host, tmp_path: Path) -> No
     guest.run("ip", "link", "set", "eth0", "address", MAC1)
     assert answers("10.1.0.11")
 
+    lab.run("nft", "flush", "ruleset")
+    assert answers("10.1.0.66")
+    await keeper.look(host.agent)
+    assert not answers("10.1.0.66"), "the guard is back"
+
     await spoofing.unplugged(host.agent, nic)
     assert answers("10.1.0.66")
     await spoofing.unplugged(host.agent, nic)
     assert (await host.dump())["taps"] == []
+
+
+async def test_what_a_boot_took_is_forgotten(host: lab.Host) -> None:
+    """After a boot the files are there, and nothing that they tell of."""
+    before = Networks(host.agent.state_dir)
+    l3 = new_uuid()
+    nic = Nic(nic_uuid=new_uuid(), device_id=0, mac=MAC1, name="vnic1.0", bridge="br-lab", ips=["10.1.0.11"])
+    before.save_bridge(private())
+    before.save_tap(nic)
+    before.save_nat(NatState(command=ApplyNat(l3_uuid=l3, bridge="br-lab", gateway="10.1.0.1", cidr="10.1.0.0/24")))
+    await keeper.started(host.agent)
+    assert (before.bridges(), before.taps(), list(before.all_nat())) == ([], [], [])
+    assert lab.run("nft", "list", "tables") == ""

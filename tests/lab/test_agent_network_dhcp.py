@@ -10,9 +10,8 @@ from pathlib import Path
 import agent_network_lab as lab
 import pytest
 
-from caelum.agent.network import dhcp as dhcp_module
+from caelum.agent.network import keeper, processes
 from caelum.agent.network import metadata as metadata_module
-from caelum.agent.network import processes
 from caelum.agent.network.dnsmasq import Dnsmasq
 from caelum.agent.network.state import Networks
 from caelum.agent.protocol import (
@@ -203,9 +202,9 @@ async def test_restarted_agent_adopts_and_revives(host: lab.Host, tmp_path: Path
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         await processes.stop(host.agent, [pid])
-    service = Networks(again.agent.state_dir).dhcp(l3)
-    assert service is not None
-    await dhcp_module._revive(again.agent, service.command)
+    lab.run("nft", "delete", "table", "bridge", "caelum-dhcp")
+    await keeper.look(again.agent)
+    assert "caelum-dhcp" in lab.run("nft", "list", "tables")
     assert guest.dhcp()["ip"] == "10.7.0.11"
     assert guest.get("http://169.254.169.254/latest/meta-data/hostname") == "web-11"
     await again.agent.close()

@@ -1,13 +1,11 @@
 """DHCP, DNS and metadata of an L3 network: one namespace behind a veth on the network's bridge.
 
-Invariant: what runs follows from the remembered `ApplyDhcp`. Applying it again repairs whatever is missing, and the
-supervisor does so for a server that died. The servers outlive the agent.
+Invariant: what runs follows from the remembered `ApplyDhcp`. Applying it again repairs whatever is missing. The
+servers outlive the agent, and `keeper` starts again what died.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import os
 from ipaddress import IPv4Interface
 
@@ -19,12 +17,7 @@ from caelum.agent.network.dnsmasq import Dnsmasq
 from caelum.agent.network.links import netlink
 from caelum.agent.network.state import DhcpState, Networks
 from caelum.agent.protocol import ApplyDhcp, DeleteDhcp, DhcpEntry, Empty, ReleaseDhcp
-from caelum.agent.registry import AgentFailure, handler
-
-log = logging.getLogger(__name__)
-
-SUPERVISE_SECONDS = 5.0
-"""How often the servers are looked at."""
+from caelum.agent.registry import handler
 
 
 @handler(ApplyDhcp, lock="l3-{l3_uuid}")
@@ -165,38 +158,25 @@ def _set_up_inside(cmd: ApplyDhcp, reaches_gateway: bool) -> None:
         net.set_default_route(str(names.address(cmd.gateway)) if usable else None)
 
 
-def _remove_link(name: str) -> None:
-    with netlink() as net:
-        net.remove(name)
-
-
-async def supervise(agent: Agent) -> None:
-    """Start what died again, as long as the agent runs; a namespace that is gone waits for the server's rebuild."""
-    while True:
-        try:
-            services = await agent.run_blocking(lambda: list(Networks(agent.state_dir).all_dhcp()))
-            for service in services:
-                await _revive(agent, service.command)
-        except (AgentFailure, OSError) as error:
-            log.warning("cannot revive a network's server: %s", error)
-        await asyncio.sleep(SUPERVISE_SECONDS)
-
-
-async def _revive(agent: Agent, cmd: ApplyDhcp) -> None:
-    l3_uuid = cmd.l3_uuid
+async def revive(agent: Agent, l3_uuid: str) -> None:
+    """Start again what died of a network's servers; without its namespace, that waits for the server's rebuild."""
     server = Dnsmasq(l3_uuid)
-    if await agent.run_blocking(_is_well, agent, server, cmd):
-        return
     async with agent.lock(f"l3-{l3_uuid}"):
         service = await agent.run_blocking(Networks(agent.state_dir).dhcp, l3_uuid)
         if service is None or not await agent.run_blocking(namespaces.exists, server.namespace):
             return
         if await agent.run_blocking(server.pid) is None:
-            log.warning("the DHCP server of L3 network %s died; starting it again", l3_uuid)
             await server.settle(agent, restart=True)
         if service.command.metadata:
             await metadata.ensure_server(agent, l3_uuid)
 
 
-def _is_well(agent: Agent, server: Dnsmasq, cmd: ApplyDhcp) -> bool:
-    return server.pid() is not None and (not cmd.metadata or metadata.pid(agent, cmd.l3_uuid) is not None)
+def is_well(agent: Agent, cmd: ApplyDhcp) -> bool:
+    """Whether a network's servers run."""
+    has_metadata = not cmd.metadata or metadata.pid(agent, cmd.l3_uuid) is not None
+    return has_metadata and Dnsmasq(cmd.l3_uuid).pid() is not None
+
+
+def _remove_link(name: str) -> None:
+    with netlink() as net:
+        net.remove(name)

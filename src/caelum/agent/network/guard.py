@@ -39,6 +39,11 @@ def _refresh(networks: Networks) -> None:
         nft.remove(FAMILY, TABLE)
 
 
+def present() -> bool:
+    """Whether the table is there."""
+    return TABLE in nft.tables(FAMILY, "")
+
+
 def chains(bridges: Iterable[CreateBridge], services: list[DhcpState]) -> list[Chain]:
     """The table's content."""
     uplinks = {one.bridge: one.interface for one in bridges if one.interface}

@@ -8,6 +8,7 @@ while somebody needs it, and then does again what it did before.
 from __future__ import annotations
 
 from ipaddress import IPv4Interface, IPv4Network
+from pathlib import Path
 from typing import Any
 
 from caelum.agent.core import Agent
@@ -21,6 +22,7 @@ from caelum.agent.registry import handler
 FAMILY = "ip"
 TABLE_PREFIX = names.nat_table("0" * 32)[:-32]
 _FORWARD = "ipv4/ip_forward"
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 _ANSWER = {"set": ["established", "related"]}
 
 
@@ -51,6 +53,13 @@ async def delete_nat(agent: Agent, cmd: DeleteNat) -> Empty:
         await agent.run_blocking(_forward_no_more_for, networks, cmd.l3_uuid)
     await agent.run_blocking(networks.forget_nat, cmd.l3_uuid)
     return Empty()
+
+
+def translate_again(networks: Networks, l3_uuid: str) -> None:
+    """Make the table that is remembered."""
+    known = networks.nat(l3_uuid)
+    if known is not None:
+        nft.replace(FAMILY, names.nat_table(l3_uuid), chains(known.command))
 
 
 def _gateway(cmd: ApplyNat) -> IPv4Interface:
@@ -106,7 +115,9 @@ def _take_gateway(bridge: str, gateway: IPv4Interface) -> None:
 
 
 def _forward_for(networks: Networks, l3_uuid: str) -> None:
-    state = networks.forwarding() or Forwarding(before=links.read_sysctl(_FORWARD))
+    boot, state = _BOOT.read_text().strip(), networks.forwarding()
+    if state is None or state.boot != boot:  # what was before an earlier boot is no concern of this one
+        state = Forwarding(before=links.read_sysctl(_FORWARD), boot=boot)
     if l3_uuid not in state.users:
         state.users.append(l3_uuid)
         networks.save_forwarding(state)

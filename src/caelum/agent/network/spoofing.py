@@ -11,7 +11,9 @@ from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
 
 from caelum.agent.core import Agent
 from caelum.agent.network import names, nft
+from caelum.agent.network.links import netlink
 from caelum.agent.network.nft import ACCEPT, DROP, Chain, Expression, field, match, meta
+from caelum.agent.network.state import Networks
 from caelum.agent.protocol import Nic
 
 FAMILY = "netdev"
@@ -24,16 +26,37 @@ _ARP, _RARP, _IPV4, _IPV6 = "arp", 0x8035, "ip", "ip6"
 
 async def plugged(agent: Agent, nic: Nic) -> None:
     """Guard a NIC's tap, or take the guard away when the NIC is not to have one."""
-    names.interface(nic.name)
-    if nic.anti_spoofing:
-        await agent.run_blocking(nft.replace, FAMILY, names.tap_table(nic.name), [chain(nic)])
-    else:
+    if not nic.anti_spoofing:
         await unplugged(agent, nic)
+        return
+    async with agent.lock(lock(nic.name)):
+        await agent.run_blocking(_guard, nic)
+        await agent.run_blocking(Networks(agent.state_dir).save_tap, nic)
 
 
 async def unplugged(agent: Agent, nic: Nic) -> None:
     """Take a tap's guard away."""
-    await agent.run_blocking(nft.remove, FAMILY, names.tap_table(nic.name))
+    async with agent.lock(lock(nic.name)):
+        await agent.run_blocking(Networks(agent.state_dir).forget_tap, nic.name)
+        await agent.run_blocking(nft.remove, FAMILY, names.tap_table(nic.name))
+
+
+def guard_again(networks: Networks, tap: str) -> None:
+    """Make the guard that is remembered, if the tap is still there."""
+    nic = networks.tap(tap)
+    with netlink() as net:
+        present = net.find(tap) is not None
+    if nic is not None and present:
+        _guard(nic)
+
+
+def _guard(nic: Nic) -> None:
+    nft.replace(FAMILY, names.tap_table(nic.name), [chain(nic)])
+
+
+def lock(tap: str) -> str:
+    """The name of the lock under which a tap's guard changes."""
+    return f"tap-{tap}"
 
 
 def guarded() -> list[str]:

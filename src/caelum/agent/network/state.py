@@ -16,7 +16,7 @@ from typing import TypeVar
 import msgspec
 
 from caelum.agent.network import names
-from caelum.agent.protocol import ApplyDhcp, ApplyNat, CreateBridge
+from caelum.agent.protocol import ApplyDhcp, ApplyNat, CreateBridge, Nic
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -37,14 +37,15 @@ class NatState(msgspec.Struct, kw_only=True):
 
 
 class Forwarding(msgspec.Struct, kw_only=True):
-    """Who needs this host to forward packets, and the kernel's setting from before the first of them."""
+    """Who needs this host to forward packets, and the kernel's setting from before the first of them in this boot."""
 
     before: str
+    boot: str
     users: list[str] = []
 
 
 class Networks:
-    """The files: `l2/<bridge>.json`, `l3/<uuid>/...`, `forwarding.json`."""
+    """The files: `l2/<bridge>.json`, `l3/<uuid>/...`, `taps/<tap>.json`, `forwarding.json`."""
 
     def __init__(self, state_dir: Path) -> None:
         self.root = state_dir / "network"
@@ -86,6 +87,23 @@ class Networks:
         files = sorted((self.root / "l2").glob("*.json"))
         return [found for file in files if (found := read(file, CreateBridge)) is not None]
 
+    def tap(self, tap: str) -> Nic | None:
+        """The NIC whose tap is guarded."""
+        return read(self._tap_file(tap), Nic)
+
+    def save_tap(self, nic: Nic) -> None:
+        """Remember a guarded tap."""
+        write(self._tap_file(nic.name), msgspec.json.encode(nic))
+
+    def forget_tap(self, tap: str) -> None:
+        """Forget a tap."""
+        self._tap_file(tap).unlink(missing_ok=True)
+
+    def taps(self) -> list[Nic]:
+        """Every guarded tap."""
+        files = sorted((self.root / "taps").glob("*.json"))
+        return [found for file in files if (found := read(file, Nic)) is not None]
+
     def all_dhcp(self) -> Iterator[DhcpState]:
         """Every DHCP service."""
         for folder in sorted((self.root / "l3").glob("*")):
@@ -124,6 +142,9 @@ class Networks:
         """Remember or forget who needs forwarding."""
         file = self.root / "forwarding.json"
         file.unlink(missing_ok=True) if state is None else write(file, msgspec.json.encode(state))
+
+    def _tap_file(self, tap: str) -> Path:
+        return self.root / "taps" / f"{names.interface(tap)}.json"
 
     def _bridge_file(self, bridge: str) -> Path:
         return self.root / "l2" / f"{names.interface(bridge)}.json"
