@@ -47,7 +47,7 @@ _MOST_MESSAGE = 4096
 class _Socket(web.WebSocketResponse):
     """A WebSocket that sends encoded JSON."""
 
-    async def send_json_bytes(self, message: bytes) -> None:
+    async def push(self, message: bytes) -> None:
         await self.send_str(message.decode())
 
 
@@ -77,8 +77,8 @@ class _Client:
             while self._waiting:
                 if self._lost:
                     lost, self._lost = self._lost, 0
-                    await self.socket.send_json_bytes(encode({"type": "lost", "count": lost}))
-                await self.socket.send_json_bytes(self._waiting.popleft())
+                    await self.socket.push(encode({"type": "lost", "count": lost}))
+                await self.socket.push(self._waiting.popleft())
 
 
 class Feed:
@@ -120,8 +120,8 @@ class Feed:
 
     async def _login(self, request: web.BaseRequest, socket: _Socket) -> Actor:
         header = request.headers.get("Authorization", "")
-        session = header.removeprefix("OAuth ").strip()
-        if not session:
+        session: str | None = header.removeprefix("OAuth ").strip() or None
+        if session is None:
             async with asyncio.timeout(LOGIN_SECONDS):
                 session = _session_in(await socket.receive())
         return await self._node.bus.call(CheckSession(session_uuid=session))

@@ -70,7 +70,7 @@ class Server(web.Server):
             self,
             loop=asyncio.get_running_loop(),
             keepalive_timeout=KEEPALIVE_SECONDS,
-            access_log=None,
+            access_log=None,  # type: ignore[arg-type]  # None is taken: it means no log of accesses
             max_line_size=16384,
         )
 

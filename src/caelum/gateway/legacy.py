@@ -1,7 +1,7 @@
-"""The message API of older clients: `POST /zstack/api/` with a message by its class name, `GET /zstack/api/result/{uuid}`.
+"""The message API of older clients: `POST /zstack/api/` with a message by its class name, then `GET /result/{uuid}`.
 
-Invariant: it is another spelling of the same operations: the same portal, the same jobs. The HTTP status is 200 also for
-failures; the result is JSON text with one key, the class of the answer.
+Invariant: it is another spelling of the same operations: the same portal, the same jobs. The HTTP status is 200 also
+for failures; the result is JSON text with one key, the class of the answer.
 """
 
 from __future__ import annotations

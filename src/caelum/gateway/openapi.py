@@ -297,11 +297,9 @@ _QUERY_PARAMETERS = [
 
 
 def _job_operation() -> Json:
-    done = {
-        "description": "done: what the operation answers",
-        "content": {"application/json": {"schema": {"type": "object"}}},
-    }
-    running = {"description": "still running", "content": {"application/json": {"schema": {"type": "object"}}}}
+    content = {"application/json": {"schema": {"type": "object"}}}
+    done = {"description": "done: what the operation answers", "content": content}
+    running = {"description": "still running", "content": content}
     wait = {"name": "Prefer", "in": "header", "schema": {"type": "string"}, "description": "`wait=10`: wait that long"}
     return {
         "operationId": "GetJob",

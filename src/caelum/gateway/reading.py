@@ -1,7 +1,7 @@
 """From HTTP to parameters: JSON bodies and query strings, read as leniently as clients expect and no more.
 
-Invariant: what leaves here has the declared Python types, fits a database (64-bit integers, real Unicode, no NUL), and is
-bounded in size and depth. Whether a parameter is missing or has a wrong value is not judged here but by the portal.
+Invariant: what leaves here has the declared Python types, fits a database (64-bit integers, real Unicode, no NUL), and
+is bounded in size and depth. Whether a parameter is missing or has a wrong value is judged by the portal, not here.
 """
 
 from __future__ import annotations

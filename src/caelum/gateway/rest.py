@@ -95,8 +95,8 @@ class Rest:
         base = base_url(http)
         accepted = await self._runner.submit(request, hook)
         seconds = min(request.timeout or request.meta.timeout, request.meta.timeout)
-        body = {"location": f"{base}{prefix}/{JOBS}/{accepted}", "apiTimeout": int(seconds * 1000)}
-        return json_answer(body, 202, {"Location": body["location"]})
+        location = f"{base}{prefix}/{JOBS}/{accepted}"
+        return json_answer({"location": location, "apiTimeout": int(seconds * 1000)}, 202, {"Location": location})
 
     # --- polling ------------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """The path table: which operation an HTTP request means.
 
-Invariant: a path and a verb (with the body's action key for PUT) name at most one operation. Variables are numbered, so
-`/zones/{uuid}` and `/zones/{zoneUuid}` are one entry; a literal segment wins over a variable; empty segments do not count.
+Invariant: a path and a verb (with the body's action key for PUT) name at most one operation. Variables are numbered,
+so `/zones/{uuid}` and `/zones/{zoneUuid}` are one entry; a literal segment wins over a variable; empty segments do not
+count.
 """
 
 from __future__ import annotations

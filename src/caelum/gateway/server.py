@@ -87,6 +87,7 @@ class Gateway:
             self._listener.close()
         await self.feed.stop()
         if self._server is not None:
+            self._server.pre_shutdown()  # idle connections go at once
             await self._server.shutdown(seconds)
         await self.runner.stop(seconds)
         await self._web_hooks.stop()

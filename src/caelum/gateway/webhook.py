@@ -35,7 +35,7 @@ _AT_A_TIME = 32
 _MOST_PENDING = 10_000
 
 
-class DeniedAddress(OSError):
+class DeniedAddressError(OSError):
     """The URL leads where web hooks are not sent."""
 
 
@@ -112,7 +112,7 @@ class WebHooks:
                 async with self._turn:
                     await self._post(url, body, headers)
                 return
-            except DeniedAddress as error:
+            except DeniedAddressError as error:
                 log.warning("the web hook of job %s is not sent: %s", job.uuid, error)
                 return
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
@@ -143,7 +143,7 @@ class WebHooks:
         ip = getattr(ip, "ipv4_mapped", None) or ip
         for network in networks(self._node.settings.get(WEB_HOOK_DENIED)):
             if ip in network:
-                raise DeniedAddress(f"{address} is in {network}, which rest/webHook.deniedNetworks lists")
+                raise DeniedAddressError(f"{address} is in {network}, which rest/webHook.deniedNetworks lists")
 
 
 def _is_address(host: str) -> bool:

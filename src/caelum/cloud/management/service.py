@@ -107,9 +107,8 @@ class ManagementService(Service):
     async def get_time_zone(self, _msg: GetPlatformTimeZone) -> TimeZoneReply:
         """The time zone."""
         here = datetime.now().astimezone()
-        return TimeZoneReply(
-            timezone=here.tzname() or "UTC", offset=here.strftime("%z")[:3] + ":" + here.strftime("%z")[3:]
-        )
+        offset = here.strftime("%z")
+        return TimeZoneReply(timezone=here.tzname() or "UTC", offset=f"{offset[:3]}:{offset[3:]}")
 
     @handles(IsReadyToGo)
     async def is_ready(self, msg: IsReadyToGo) -> ReadyReply:

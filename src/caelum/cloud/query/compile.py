@@ -43,7 +43,7 @@ class Plan(msgspec.Struct, frozen=True):
         whole = with_polymorphic(model, "*") if mapper.polymorphic_on is not None else model
         statement = select(whole).where(self.where).order_by(*self.order)
         wanted = None if self.fields is None else frozenset(self.fields)
-        return statement.offset(start or None).limit(limit).options(*_loads(self.target, wanted))
+        return statement.offset(start or None).limit(limit).options(*_loads(whole, self.target, wanted))
 
     def total(self) -> Select[Any]:
         """The statement that counts all that match."""
@@ -133,25 +133,32 @@ def _fields(found: Target, msg: ApiQuery[Any]) -> tuple[str, ...] | None:
     return tuple(dict.fromkeys(msg.fields))
 
 
-def _loads(found: Target, wanted: frozenset[str] | None) -> list[ORMOption]:
-    """One more statement per relationship, whatever the page's size."""
-    names = {name for wire, name in found.relations.items() if wanted is None or wire in wanted}
+def _loads(whole: Any, found: Target, wanted: frozenset[str] | None) -> list[ORMOption]:
+    """One more statement per relationship, whatever the page's size. `whole` is the entity that is selected."""
+    asked = None if wanted is None else {name for wire, name in found.relations.items() if wire in wanted}
     options: list[ORMOption] = []
-    for mapper in inspect(found.model).self_and_descendants:
-        inventory = getattr(mapper.class_, "__inventory__", found.inventory)
-        own = set(inventory.__struct_fields__) if wanted is None else names
-        options += _loads_of(mapper, own, MAX_RELATION_DEPTH)
+    seen: set[Any] = set()
+    root = inspect(found.model)
+    for mapper in root.self_and_descendants:
+        entity = whole if mapper is root else getattr(whole, mapper.class_.__name__)
+        shown = asked if asked is not None else _shown(mapper)
+        for relation in mapper.relationships:
+            if relation.key in shown and relation not in seen:
+                seen.add(relation)
+                options.append(_load(getattr(entity, relation.key), relation, MAX_RELATION_DEPTH))
     return options
 
 
-def _loads_of(mapper: Any, names: set[str], depth: int) -> list[ORMOption]:
-    result: list[ORMOption] = []
-    for relation in mapper.relationships:
-        if relation.key not in names or (relation.parent is not mapper and mapper.inherits is not None):
-            continue
-        load = selectinload(getattr(mapper.class_, relation.key))
-        inner = getattr(relation.mapper.class_, "__inventory__", None)
-        if depth > 1 and inner is not None:
-            load = load.options(*_loads_of(relation.mapper, set(inner.__struct_fields__), depth - 1))
-        result.append(load)
-    return result
+def _load(attribute: Any, relation: Any, depth: int) -> Any:
+    """How to load a relationship, and what its inventories show in turn."""
+    load, inner = selectinload(attribute), relation.mapper
+    if depth == 1:
+        return load
+    shown = _shown(inner)
+    further = [one for one in inner.relationships if one.key in shown]
+    return load.options(*(_load(getattr(inner.class_, one.key), one, depth - 1) for one in further))
+
+
+def _shown(mapper: Any) -> set[str]:
+    inventory = getattr(mapper.class_, "__inventory__", None)
+    return set() if inventory is None else set(inventory.__struct_fields__)

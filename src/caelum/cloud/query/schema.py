@@ -1,7 +1,7 @@
 """What can be asked of an inventory: its queryable fields, its joins, and the model behind them.
 
-Invariant: only declared inventory fields that the model stores can be compared or sorted by; nothing else of a table can be
-reached through a query, whatever its name.
+Invariant: only declared inventory fields that the model stores can be compared or sorted by; nothing else of a table
+can be reached through a query, whatever its name.
 """
 
 from __future__ import annotations

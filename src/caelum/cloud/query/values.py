@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 from sqlalchemy import JSON, ColumnElement, String, cast, false, func, true
+from sqlalchemy.ext.associationproxy import AssociationProxyInstance
 from sqlalchemy.orm import QueryableAttribute
 
 from caelum.cloud.query.errors import bad_value
@@ -38,6 +40,8 @@ POSITIVE = {"!=": "=", "not in": "in", "not like": "like", "is null": "is not nu
 def compare(column: QueryableAttribute[Any], condition: QueryCondition) -> ColumnElement[bool]:
     """The condition as SQL over this column."""
     op = condition.op
+    if isinstance(column, AssociationProxyInstance):
+        return _any_of(column, condition)
     if op in ("is null", "is not null"):
         return column.is_(None) if op == "is null" else column.is_not(None)
     if condition.value is None:
@@ -49,6 +53,17 @@ def compare(column: QueryableAttribute[Any], condition: QueryCondition) -> Colum
     if op not in _COMPARE:
         raise invalid(condition.name, f"the operator[{op}] is unknown; there are {', '.join(OPERATORS)}")
     return _COMPARE[op](column, _typed(column, condition.name, condition.value))
+
+
+def _any_of(values: AssociationProxyInstance[Any], condition: QueryCondition) -> ColumnElement[bool]:
+    """A condition on a list of values (DNS servers, cluster UUIDs): one of them meets it; negated, none does."""
+    if condition.op in ("is null", "is not null"):
+        return ~values.any() if condition.op == "is null" else values.any()
+    positive = POSITIVE.get(condition.op)
+    wanted = msgspec.structs.replace(condition, op=positive or condition.op)
+    remote: Any = values.remote_attr
+    met = values.any(compare(remote, wanted))
+    return met if positive is None else ~met
 
 
 def _like(column: QueryableAttribute[Any], pattern: str, *, negated: bool) -> ColumnElement[bool]:
@@ -99,7 +114,7 @@ def _parsed(kind: type, text: str) -> Any:
         return number
     if kind is datetime:
         moment = parse_time(text.strip())
-        return moment if moment.tzinfo is None else moment.astimezone(tz=_UTC).replace(tzinfo=None)
+        return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
     return text if kind is str else kind(text)
 
 
