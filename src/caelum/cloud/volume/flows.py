@@ -118,17 +118,12 @@ class InstantiateFlow(Workflow[InstantiateContext, VolumeInventory]):
         row, bits = await get(tx, ctx.uuid), ctx.bits
         if bits is None:
             raise RuntimeError(f"volume {ctx.uuid} has no bits at the end of its instantiation")
-        row.primary_storage_uuid, row.install_path, row.format = (
-            ctx.primary_storage_uuid,
-            bits.install_path,
-            bits.format,
-        )
-        row.size, row.actual_size = bits.size, bits.actual_size
+        row.primary_storage_uuid, row.install_path = ctx.primary_storage_uuid, bits.install_path
+        row.format, row.size, row.actual_size = bits.format, bits.size, bits.actual_size
         await move(self.node, tx, row, "instantiated")
 
     async def abort(self, tx: AsyncSession, ctx: InstantiateContext, error: CloudError) -> None:
         row = await get(tx, ctx.uuid)
-        row.primary_storage_uuid = None
         if row.status == CREATING:
             await move(self.node, tx, row, "give up")
 
@@ -201,7 +196,7 @@ class RemoveVolumeFlow(Workflow[RemoveContext, None]):
     @step(no_undo="bits that are gone are gone; a volume whose bits cannot be deleted keeps them")
     async def delete_bits(self, run: Run[RemoveContext]) -> None:
         ctx = run.ctx
-        if ctx.primary_storage_uuid is not None and ctx.install_path is not None:
+        if ctx.primary_storage_uuid is not None:
             await run.bus.call(DeleteBitsOnStorage(ctx.primary_storage_uuid, None, ctx.install_path, key=ctx.uuid))
         else:
             await run.bus.call(ReleaseStorage(ctx.uuid))

@@ -33,6 +33,7 @@ STATUSES = StateMachine(
         (NOT_INSTANTIATED, "instantiate"): CREATING,
         (CREATING, "instantiated"): READY,
         (CREATING, "give up"): NOT_INSTANTIATED,
+        (CREATING, "delete"): DELETED,
         (READY, "delete"): DELETED,
         (NOT_INSTANTIATED, "delete"): DELETED,
         (DELETED, "delete"): DELETED,

@@ -130,7 +130,7 @@ class VolumeService(VolumeRecordsService):
         if volume.type != DATA or volume.status != DELETED:
             raise CloudError(
                 OPERATION_ERROR,
-                f"volume[uuid:{uuid}, type:{volume.type}] is {volume.status}, it must be a {DATA} volume that is {DELETED}",
+                f"volume[uuid:{uuid}, type:{volume.type}] is {volume.status}, it must be a deleted data volume",
                 status=volume.status,
             )
 
@@ -171,9 +171,7 @@ class VolumeService(VolumeRecordsService):
     async def sync_size(self, msg: SyncVolumeSize) -> VolumeInventory:
         volume = await find(self.node, msg.uuid)
         if volume.status != READY or volume.primary_storage_uuid is None or volume.install_path is None:
-            raise CloudError(
-                OPERATION_ERROR, f"volume[uuid:{volume.uuid}] is {volume.status}: it has no bits to measure"
-            )
+            raise CloudError(OPERATION_ERROR, f"volume[uuid:{volume.uuid}] is {volume.status}: nothing to measure")
         bits = await self.bus.call(
             GetBitsOnStorage(volume.primary_storage_uuid, None, volume.install_path, volume_uuid=volume.uuid)
         )
