@@ -16,9 +16,16 @@ SERVICES: list[str] = [
     "caelum.cloud.config.service:ConfigService",
     "caelum.cloud.zone.service:ZoneService",
     "caelum.cloud.cluster.service:ClusterService",
+    "caelum.cloud.host.service:HostService",
+    "caelum.cloud.allocator.service:AllocatorService",
     "caelum.cloud.l2.service:L2Service",
     "caelum.cloud.l3.service:L3Service",
     "caelum.cloud.network_service.service:NetworkServiceService",
+    "caelum.cloud.offering.service:OfferingService",
+    "caelum.cloud.primary_storage.service:PrimaryStorageService",
+    "caelum.cloud.backup_storage.service:BackupStorageService",
+    "caelum.cloud.image.service:ImageService",
+    "caelum.cloud.volume.service:VolumeService",
     "caelum.cloud.vm.checks:VmChecks",
     "caelum.cloud.vm.service:VmService",
     "caelum.cloud.vm.tracer:VmTracer",
@@ -28,6 +35,9 @@ SERVICES: list[str] = [
 """Services, each `"caelum.cloud.<name>.service:<Class>"`; the class takes the node."""
 
 DRIVERS: list[str] = [
+    "caelum.drivers.kvm.service:KvmService",
+    "caelum.drivers.local_storage.driver:LocalStorageService",
+    "caelum.drivers.directory_backup.driver:DirectoryBackupService",
     "caelum.drivers.no_vlan.driver:NoVlanDriver",
     "caelum.drivers.flat_network.driver:FlatNetworkDriver",
 ]
