@@ -10,8 +10,8 @@ DELETION_POLICY = setting(
     "Delay",
     str,
     "the behavior of deleting a data volume, options are [Direct, Delay, Never]. Direct: delete the volume from"
-    " database and primary storage; Delay: change the volume's state to Deleted in database, and do that after the period"
-    " controlled by 'expungePeriod'; Never: delete the volume from database but not from the primary storage",
+    " database and primary storage; Delay: change the volume's state to Deleted in database, and do that after the"
+    " period controlled by 'expungePeriod'; Never: delete the volume from database but not from the primary storage",
     valid=("Direct", "Delay", "Never"),
     bindable=("VolumeVO",),
 )

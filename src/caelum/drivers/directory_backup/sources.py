@@ -94,11 +94,11 @@ class Guard:
 
 
 def _patterns(text: str) -> list[re.Pattern[str]]:
-    """Patterns with `*` (one part of a path) and `**` (any parts), separated by semicolons."""
+    """Patterns with `*` (part of a name) and `**` (any parts), separated by semicolons; a plain path is a directory."""
     found = []
-    for one in filter(None, (part.strip() for part in text.split(";"))):
+    for one in filter(None, (part.strip().rstrip("/") for part in text.split(";"))):
         parts = (_WILDCARDS.get(part) or re.escape(part) for part in re.split(r"(\*\*|\*)", one))
-        found.append(re.compile("".join(parts)))
+        found.append(re.compile("".join(parts) + ("" if "*" in one else "/.*")))
     return found
 
 
