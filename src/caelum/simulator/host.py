@@ -26,6 +26,8 @@ from caelum.simulator.world import CommandError, World
 VERSION = "simulated"
 _DELIVERY_PAUSES = (0.1, 0.3, 1, 3, 10)
 _POST_TIMEOUT = aiohttp.ClientTimeout(total=15)
+_DYING = 0.05
+"""Seconds that a dying agent gives its requests; zero would mean for ever."""
 _JSON = {"Content-Type": "application/json"}
 _encode = msgspec.json.Encoder().encode
 _commands = p.commands()
@@ -66,7 +68,7 @@ class SimulatedHost:
     async def start(self, port: int) -> int:
         """Start the agent; returns the port, a free one for port 0."""
         server = web.Server(self._handle, access_log=None)
-        self._runner = web.ServerRunner(server, shutdown_timeout=0)
+        self._runner = web.ServerRunner(server, shutdown_timeout=_DYING)
         await self._runner.setup()
         site = web.TCPSite(
             self._runner, self.ip, port, ssl_context=pki.server_context(self._files), reuse_address=True, backlog=128

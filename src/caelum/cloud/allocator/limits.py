@@ -70,11 +70,12 @@ class Limits:
             places = [host_uuid] if row is None else [host_uuid, row.cluster_uuid, row.zone_uuid]
             tagged = await _reserved_by_tag(session, places)
         settings = self._node.settings
-        reserved = int(await settings.get_for(RESERVED_MEMORY, *places)) if tagged is None else tagged
+        if tagged is None:
+            tagged = await settings.get_for(RESERVED_MEMORY, *places)
         return (
             await settings.get_for(CPU_RATIO, *places),
             await settings.get_for(MEMORY_RATIO, *places),
-            reserved,
+            tagged,
         )
 
     async def _on_setting(self, _value: object) -> None:

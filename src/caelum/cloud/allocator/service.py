@@ -157,9 +157,6 @@ def _scope(msg: GetCpuMemoryCapacity) -> tuple[str, ColumnElement[str], list[str
     return "ZoneVO", HOST.c.zone_uuid, msg.zone_uuids or None
 
 
-_SUMS = ("resource_uuid", "total_cpu", "available_cpu", "total_memory", "available_memory", "managed_cpu_num")
-
-
 async def _sums(
     session: AsyncSession, by: ColumnElement[str], conditions: list[ColumnElement[bool]]
 ) -> list[CpuMemoryCapacityData]:
@@ -178,7 +175,18 @@ async def _sums(
     )
     # Sums of big integers are decimals in PostgreSQL.
     found = (await session.execute(query)).tuples()
-    return [CpuMemoryCapacityData(**dict(zip(_SUMS, (uuid, *map(int, sums)), strict=True))) for uuid, *sums in found]
+    return [_data(uuid, *map(int, sums)) for uuid, *sums in found]
+
+
+def _data(uuid: str, total_cpu: int, free_cpu: int, memory: int, free_memory: int, cores: int) -> CpuMemoryCapacityData:
+    return CpuMemoryCapacityData(
+        resource_uuid=uuid,
+        total_cpu=total_cpu,
+        available_cpu=free_cpu,
+        total_memory=memory,
+        available_memory=free_memory,
+        managed_cpu_num=cores,
+    )
 
 
 async def _too_little(tx: AsyncSession, msg: m.ReserveHost) -> CloudError:
