@@ -58,7 +58,7 @@ class Provisioner:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         wanted = {
             ("kvm", "reservedMemory"): f"{min(1024, total // 8 // MEBI)}M",
-            ("image", "download.localPath.whitelist"): str(self._layout.guest_image.parent),
+            ("image", "download.localPath.whitelist"): f"{self._layout.guest_image.parent}/**",
         }
         for (category, name), value in wanted.items():
             try:

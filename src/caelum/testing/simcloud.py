@@ -91,7 +91,7 @@ class SimulatedCloud:
     async def _settings(self) -> None:
         wanted = {
             ("kvm", "agent.port"): str(self.hosts.port),
-            ("image", "download.localPath.whitelist"): str(self.directory),
+            ("image", "download.localPath.whitelist"): f"{self.directory}/**",
         }
         for (category, name), value in wanted.items():
             await self.api(UpdateGlobalConfig(category=category, name=name, value=value))
