@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from caelum.agent.vm import acceleration
 from caelum.kernel import pki
 from caelum.kernel.ids import new_uuid
 from caelum.onemachine.layout import Layout
@@ -32,7 +33,7 @@ def host_identity(layout: Layout) -> str:
 def parts(layout: Layout) -> list[dict[str, Any]]:
     """What the supervisor runs, in start order."""
     return [
-        {"name": "libvirtd", "command": _python("caelum.onemachine.libvirtd", layout.libvirt, *_hide_kvm())},
+        {"name": "libvirtd", "command": _python("caelum.onemachine.libvirtd", layout.libvirt, *_hide_kvm(layout))},
         {
             "name": "server",
             "command": _python("caelum.cli.server", "--data-dir", layout.server_data),
@@ -69,8 +70,21 @@ def _python(module: str, *arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", module, *(str(one) for one in arguments)]
 
 
-def _hide_kvm() -> list[str]:
+def _hide_kvm(layout: Layout) -> list[str]:
     """Hide /dev/kvm from libvirt where it does not truly work: libvirt would probe it at each start of a guest."""
-    from caelum.agent.vm.acceleration import kvm_works
+    return [] if not acceleration.KVM.exists() or _kvm_works(layout) else ["--hide-kvm"]
 
-    return [] if asyncio.run(kvm_works()) else ["--hide-kvm"]
+
+def _kvm_works(layout: Layout) -> bool:
+    if not acceleration.answers():
+        return False
+    layout.run.mkdir(parents=True, exist_ok=True)
+    image = layout.run / "kvm-probe.img"
+    acceleration.write_image(image)
+    try:
+        done = subprocess.run(
+            acceleration.probe_command(image), capture_output=True, timeout=acceleration.PROBE_TIMEOUT, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == acceleration.EXIT_CODE

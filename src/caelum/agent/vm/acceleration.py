@@ -71,12 +71,12 @@ class Acceleration:
         return kind
 
     async def _kvm_works(self) -> bool:
-        if platform.machine() != "x86_64" or not await self._agent.run_blocking(_answers):
+        if platform.machine() != "x86_64" or not await self._agent.run_blocking(answers):
             return False
         image = self._agent.state_dir / "kvm-probe.img"
-        await self._agent.run_blocking(_write_image, image)
+        await self._agent.run_blocking(write_image, image)
         try:
-            done = await self._agent.run(_probe(image), timeout=PROBE_TIMEOUT, check=False)
+            done = await self._agent.run(probe_command(image), timeout=PROBE_TIMEOUT, check=False)
         except AgentFailure as failure:
             log.info("the KVM probe failed: %s", failure)
             return False
@@ -102,7 +102,8 @@ def _boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def _answers() -> bool:
+def answers() -> bool:
+    """Whether /dev/kvm opens and speaks the protocol that we know."""
     try:
         device = os.open(KVM, os.O_RDWR | os.O_CLOEXEC)
     except OSError:
@@ -115,11 +116,13 @@ def _answers() -> bool:
         os.close(device)
 
 
-def _write_image(path: Path) -> None:
+def write_image(path: Path) -> None:
+    """Write the disk that the probe boots."""
     path.write_bytes((BOOT_SECTOR.ljust(510, b"\0") + b"\x55\xaa").ljust(1 << 20, b"\0"))
 
 
-def _probe(image: Path) -> list[str]:
+def probe_command(image: Path) -> list[str]:
+    """The command that ends with `EXIT_CODE` when KVM runs a 64-bit guest."""
     return [
         "prlimit", f"--cpu={CPU_SECONDS}", "qemu-system-x86_64", "-accel", "kvm", "-machine", "pc", "-nodefaults",
         "-no-user-config", "-display", "none", "-m", "32", "-net", "none", "-no-reboot",
