@@ -39,7 +39,7 @@ class Provisioner:
         image = self._image(backup)
         network = self._network(zone, cluster)
         offering = self._ensure(
-            "InstanceOffering", "small", "CreateInstanceOffering", cpuNum=1, memorySize=128 * MEBI, cpuSpeed=0
+            "InstanceOffering", "small", "CreateInstanceOffering", cpuNum=1, memorySize=128 * MEBI
         )
         self._ensure("DiskOffering", "1G", "CreateDiskOffering", diskSize=1 << 30)
         self._say(f"host {host['name']} is {host['status']}, storage {primary['name']} is {primary['status']}")

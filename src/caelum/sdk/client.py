@@ -73,6 +73,7 @@ class Client:
     def call(
         self,
         name: str,
+        /,
         *,
         timeout: float = 1800.0,
         progress: Callable[[float], None] | None = None,
@@ -88,7 +89,7 @@ class Client:
             answer = self._wait(answer["location"], timeout, progress)
         return answer.get(operation.reply_key) if operation.reply_key else answer
 
-    def submit(self, name: str, **parameters: Any) -> str:
+    def submit(self, name: str, /, **parameters: Any) -> str:
         """Begin an operation and return where its job can be polled."""
         _, answer = self._request(load()[name], parameters)
         return str(answer.get("location", ""))
