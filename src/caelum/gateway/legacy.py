@@ -6,6 +6,7 @@ for failures; the result is JSON text with one key, the class of the answer.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from caelum.gateway.http import SECURITY_HEADERS, json_answer, read_body, to_tex
 from caelum.gateway.portal import Request
 from caelum.gateway.reading import read_json, typed
 from caelum.gateway.refusal import Refusal
+from caelum.gateway.rest import LARGE_BODY
 from caelum.gateway.settings import MAX_BODY
 from caelum.kernel.database import utcnow
 from caelum.kernel.errors import CloudError
@@ -44,15 +46,16 @@ class Legacy:
             return json_answer(await self._result(segments[1]))
         if segments or request.method not in ("POST", "PUT"):
             raise Refusal(404, f"no api mapping to {request.method} /api/{'/'.join(segments)}")
-        body = read_json(await read_body(request, self._node.settings.get(MAX_BODY)))
+        raw = await read_body(request, self._node.settings.get(MAX_BODY))
         try:
-            message = self._read(body)
+            message = await asyncio.to_thread(self._read, raw) if len(raw) > LARGE_BODY else self._read(raw)
         except Refusal as refusal:
             # Clients of this endpoint read the text and do not look at the status.
             return web.Response(text=refusal.text, headers=SECURITY_HEADERS)
         return json_answer(await self._run(request, message))
 
-    def _read(self, body: dict[str, Any]) -> Request:
+    def _read(self, raw: bytes) -> Request:
+        body = read_json(raw)
         if len(body) != 1:
             raise Refusal(400, f"the body must have one key, the message's class; it has {len(body)}")
         name, fields = next(iter(body.items()))

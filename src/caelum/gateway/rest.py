@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 from aiohttp import web
@@ -17,9 +17,9 @@ from caelum.gateway.answer import error_body, success_body, with_schema
 from caelum.gateway.http import base_url, json_answer, oauth_session, raw_json, read_body
 from caelum.gateway.portal import Request
 from caelum.gateway.querying import from_query_string
-from caelum.gateway.reading import Query, from_body, from_query, read_json, read_query, typed
+from caelum.gateway.reading import from_body, from_query, read_json, read_query, typed
 from caelum.gateway.refusal import Refusal
-from caelum.gateway.routes import RouteTable, Target
+from caelum.gateway.routes import Entry, RouteTable
 from caelum.gateway.settings import MAX_BODY
 from caelum.gateway.webhook import check_url
 from caelum.kernel.errors import CloudError
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from caelum.kernel.node import Node
 
 JOBS = "api-jobs"
+LARGE_BODY = 16 * 1024
+"""From this size on, in bytes, a body is read in a thread."""
 LONGEST_WAIT = 30.0
 """How long a poll may wait for its job, in seconds (header `Prefer: wait=<seconds>`)."""
 _JOB_UUID = re.compile(r"[0-9A-Za-z]{32}")
@@ -54,15 +56,16 @@ class Rest:
         if request.method not in ("GET", "HEAD", "POST", "PUT", "DELETE"):
             raise Refusal(405, f"the method {request.method} is not allowed", {"Allow": "GET, POST, PUT, DELETE"})
         entry, values = self._routes.find(path)
-        query = read_query(request.rel_url.raw_query_string)
         in_body = request.method in ("POST", "PUT")
-        body = read_json(await read_body(request, self._node.settings.get(MAX_BODY))) if in_body else {}
-        target = entry.pick(request.method, body)
-        return await self._call(request, prefix, self._read(request, target, values, query, body))
+        raw = await read_body(request, self._node.settings.get(MAX_BODY)) if in_body else b""
+        if len(raw) <= LARGE_BODY:
+            return await self._call(request, prefix, self._read(request, entry, values, raw))
+        # Long work in one piece would hold up every other client.
+        return await self._call(request, prefix, await asyncio.to_thread(self._read, request, entry, values, raw))
 
-    def _read(
-        self, request: web.BaseRequest, target: Target, values: list[str], query: Query, body: dict[str, Any]
-    ) -> Request:
+    def _read(self, request: web.BaseRequest, entry: Entry, values: list[str], raw: bytes) -> Request:
+        query, body = read_query(request.rel_url.raw_query_string), read_json(raw)
+        target = entry.pick(request.method, body)
         meta, variables = target.meta, dict(zip(target.variables, values, strict=True))
         session = oauth_session(request) if meta.login else None
         if meta.kind == "query":

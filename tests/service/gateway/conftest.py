@@ -12,13 +12,13 @@ from typing import Any
 import aiohttp
 import pytest
 import yarl
-from gateway.lamps import LampService
 
 from caelum.cloud.identity.service import IdentityService
 from caelum.cloud.management.service import ManagementService
 from caelum.cloud.query.service import QueryService
 from caelum.gateway.server import Gateway
 from caelum.testing.cloud import EmbeddedCloud
+from gateway.lamps import LampService
 
 SERVICES = [ManagementService, IdentityService, QueryService, LampService]
 PASSWORD = hashlib.sha512(b"password").hexdigest()

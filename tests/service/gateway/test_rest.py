@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 import pytest
-from gateway.conftest import Client
 
 from caelum.kernel.ids import new_uuid
+from gateway.conftest import Client
 
 V1 = "/zstack/v1"
 

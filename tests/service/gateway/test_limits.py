@@ -1,0 +1,140 @@
+"""What a hostile or broken client meets."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from caelum.gateway import http as http_module
+from caelum.gateway.settings import BURST, MAX_BODY, MAX_CONCURRENT, RATE
+from gateway.conftest import Client
+
+V1 = "/zstack/v1"
+CREATE = f"{V1}/lamps"
+
+
+async def raw(client: Client, data: bytes) -> bytes:
+    """What the server answers to these bytes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", client.gateway.port)
+    writer.write(data)
+    await writer.drain()
+    try:
+        return await asyncio.wait_for(reader.read(65536), 5)
+    finally:
+        writer.close()
+
+
+class TestBodies:
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b"{",
+            b"[]",
+            b'"x"',
+            b'{"a": NaN}',
+            b'{"a": Infinity}',
+            b'{"a": 1e999}',
+            b'{"a": "\xff"}',
+            b'{"a": "\\ud800"}',
+            b'{"a": "\\u0000"}',
+            b'{"a": 1, "a": 2}',
+            b'{"a": %s}' % (b"9" * 30),
+            b'{"a": %s}' % (b"9" * 5000),
+            b'{"a": ' + b"[" * 40 + b"]" * 40 + b"}",
+            b'{"a": ' + b"[" * 100_000,
+            b'{"a":' * 100_000,
+        ],
+    )
+    async def test_malformed_json_is_400_in_plain_text(self, admin: Client, body: bytes) -> None:
+        refused = await admin.send("POST", CREATE, data=body)
+        assert refused.status == 400
+        assert refused.headers["Content-Type"].startswith("text/plain")
+        assert len(refused.text) < 500
+
+    async def test_large_bodies_are_413_whether_announced_or_not(self, admin: Client) -> None:
+        await admin.cloud.node.settings.set(MAX_BODY, "2K")
+
+        async def chunks() -> object:
+            for _ in range(100):
+                yield b"x" * 1000
+
+        for data in (b" " * 3000, chunks()):
+            refused = await admin.send("POST", CREATE, data=data)
+            assert refused.status == 413
+
+    async def test_a_compressed_bomb_stays_small(self, admin: Client) -> None:
+        import zlib
+
+        bomb = zlib.compress(b" " * 50_000_000)
+        refused = await admin.send("POST", CREATE, data=bomb, headers={"Content-Encoding": "deflate"})
+        assert refused.status == 413
+
+    async def test_broken_http_is_refused_without_a_trace(self, admin: Client) -> None:
+        for data in (b"nonsense\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n"):
+            answer = await raw(admin, data)
+            assert b" 400 " in answer.split(b"\r\n")[0]
+            assert b"Traceback" not in answer
+
+
+class TestSlowness:
+    async def test_a_connection_without_a_request_is_closed(
+        self, admin: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(http_module, "HEADER_SECONDS", 0.2)
+        started = time.monotonic()
+        assert await raw(admin, b"GET /healthz HTTP/1.1\r\nHost: ") == b""
+        assert time.monotonic() - started < 3
+
+    async def test_a_body_that_does_not_come_is_408(self, admin: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(http_module, "BODY_SECONDS", 0.2)
+        head = f"POST {CREATE} HTTP/1.1\r\nHost: x\r\nAuthorization: OAuth x\r\nContent-Length: 100\r\n\r\n{{"
+        assert b" 408 " in (await raw(admin, head.encode())).split(b"\r\n")[0]
+
+    async def test_the_loop_does_not_stall_under_hostile_bodies(self, admin: Client) -> None:
+        async def ticks() -> float:
+            worst = 0.0
+            for _ in range(60):
+                before = time.monotonic()
+                await asyncio.sleep(0.01)
+                worst = max(worst, time.monotonic() - before - 0.01)
+            return worst
+
+        watch = asyncio.create_task(ticks())
+        hostile = [b'{"a":[' + b"1," * 400_000 + b"1]}", b"[" * 900_000, b'{"a":"' + b"\\u0041" * 150_000 + b'"}']
+        await asyncio.gather(*(admin.send("POST", CREATE, data=one) for one in hostile))
+        assert await watch < 0.5
+
+
+class TestRates:
+    async def test_a_client_that_sends_too_much_is_told_when_to_come_back(self, admin: Client) -> None:
+        settings = admin.cloud.node.settings
+        await settings.set(RATE, 5)
+        await settings.set(BURST, 3)
+        answers = [await admin.send("GET", f"{V1}/lamps/echo") for _ in range(8)]
+        assert answers[0].status == 200
+        refused = [one for one in answers if one.status == 429]
+        assert refused
+        assert int(refused[0].headers["Retry-After"]) >= 1
+        assert (await admin.send("GET", "/healthz")).status == 200
+        await asyncio.sleep(0.5)
+        assert (await admin.send("GET", f"{V1}/lamps/echo")).status == 200
+
+    async def test_too_many_requests_at_a_time_are_429(self, admin: Client) -> None:
+        body = {"waitForLamp": {"seconds": 1}}
+        accepted = await admin.send("PUT", f"{V1}/lamps/x/waiting/actions", body)
+        await admin.cloud.node.settings.set(MAX_CONCURRENT, 1)
+        wait = asyncio.create_task(admin.send("GET", accepted.json["location"], headers={"Prefer": "wait=5"}))
+        await asyncio.sleep(0.2)
+        assert (await admin.send("GET", f"{V1}/lamps/echo")).status == 429
+        assert (await wait).status == 200
+
+    async def test_guessing_passwords_gets_slower_and_slower(self, admin: Client) -> None:
+        body = {"logInByAccount": {"accountName": "nobody", "password": "x"}}
+        statuses = []
+        for n in range(12):
+            body["logInByAccount"]["accountName"] = f"nobody{n}"
+            statuses.append((await admin.send("PUT", f"{V1}/accounts/login", body)).status)
+        assert statuses == [503] * 10 + [429, 429]
+        assert (await admin.send("GET", f"{V1}/lamps/echo")).status == 200
