@@ -72,6 +72,7 @@ def own_network() -> Iterator[str]:
     try:
         assert _libc.setns(inside, _CLONE_NEWNET) == 0
         run("ip", "link", "set", "lo", "up")
+        Path("/proc/sys/net/ipv4/ip_forward").write_text("0")  # a new namespace has the machine's value
         yield name
     finally:
         _libc.setns(before, _CLONE_NEWNET)
@@ -87,9 +88,13 @@ class Host:
         self.agent = Agent(AgentConfig(state_dir=state_dir, tls_dir=state_dir), http, NoReports())
         network.setup(self.agent)
         self.guests: list[Guest] = []
+        self.networks: set[str] = set()
+        """The L3 networks of the commands: /run/netns is the machine's, and may hold others' too."""
 
     async def do(self, command: Command[Any]) -> Any:
         """Carry out a command as the server does: under its lock."""
+        if hasattr(command, "l3_uuid"):
+            self.networks.add(command.l3_uuid)
         found = handlers()[command.path]
         name = found.lock_name(command)
         async with self.agent.lock(name) if name else contextlib.nullcontext():
@@ -97,7 +102,10 @@ class Host:
 
     async def dump(self) -> dict[str, Any]:
         """What is here."""
-        return await self.agent.hooks.dump[0](self.agent, [])
+        found = await self.agent.hooks.dump[0](self.agent, [])
+        for kind in ("dhcp", "metadata"):
+            found[kind] = {uuid: content for uuid, content in found[kind].items() if uuid in self.networks}
+        return found
 
     def guest(self, port: str, bridge: str | None, mac: str, folder: Path) -> Guest:
         """A fake guest behind a bridge port."""
@@ -176,15 +184,13 @@ async def host(folder: Path) -> AsyncIterator[Host]:
     with own_network():
         async with aiohttp.ClientSession() as http:
             one = Host(folder / "state", http)
-            before = set(os.listdir("/run/netns"))
             try:
                 yield one
             finally:
                 for guest in one.guests:
                     guest.remove()
-                for name in set(os.listdir("/run/netns")) - before:
-                    if name.startswith("caelum-"):
-                        await one.do(DeleteDhcp(l3_uuid=name.removeprefix("caelum-"), bridge="none"))
+                for l3_uuid in list(one.networks):
+                    await one.do(DeleteDhcp(l3_uuid=l3_uuid, bridge="none"))
                 await one.agent.close()
 
 

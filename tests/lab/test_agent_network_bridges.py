@@ -209,6 +209,8 @@ async def test_what_a_boot_took_is_forgotten(host: lab.Host) -> None:
     before.save_bridge(private())
     before.save_tap(nic)
     before.save_nat(NatState(command=ApplyNat(l3_uuid=l3, bridge="br-lab", gateway="10.1.0.1", cidr="10.1.0.0/24")))
+    lab.run("nft", "add", "table", "netdev", "caelum-tap-vnic2.0")
     await keeper.started(host.agent)
+    await keeper.look(host.agent)
     assert (before.bridges(), before.taps(), list(before.all_nat())) == ([], [], [])
     assert lab.run("nft", "list", "tables") == ""

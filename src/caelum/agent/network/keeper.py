@@ -28,8 +28,7 @@ async def started(agent: Agent) -> None:
 
 
 def _forget_lost(networks: Networks) -> None:
-    with links.netlink() as net:
-        present = {link.name for link in net.all()}
+    present = _interfaces()
     for service in list(networks.all_dhcp()):
         l3_uuid = service.command.l3_uuid
         if not namespaces.exists(names.namespace(l3_uuid)):
@@ -41,9 +40,6 @@ def _forget_lost(networks: Networks) -> None:
     for bridge in networks.bridges():
         if bridge.bridge not in present:
             networks.forget_bridge(bridge.bridge)
-    for nic in networks.taps():
-        if nic.name not in present:
-            networks.forget_tap(nic.name)
 
 
 async def _keep(agent: Agent) -> None:
@@ -66,19 +62,25 @@ async def look(agent: Agent) -> None:
     if services and not await agent.run_blocking(guard.present):
         log.warning("the table %s is gone; making it again", guard.TABLE)
         await guard.refresh(agent)
-    for nic in await agent.run_blocking(_unguarded, networks):
-        log.warning("the guard of the tap %s is gone; making it again", nic)
-        async with agent.lock(spoofing.lock(nic)):
-            await agent.run_blocking(spoofing.guard_again, networks, nic)
+    for tap in await agent.run_blocking(_unsettled, networks):
+        log.warning("the tap %s and its guard are not together; settling it", tap)
+        async with agent.lock(spoofing.lock(tap)):
+            await agent.run_blocking(spoofing.settle, networks, tap)
     for l3_uuid in await agent.run_blocking(_untranslated, networks):
         log.warning("the translation of L3 network %s is gone; making it again", l3_uuid)
         async with agent.lock(f"l3-{l3_uuid}"):
             await agent.run_blocking(nat.translate_again, networks, l3_uuid)
 
 
-def _unguarded(networks: Networks) -> list[str]:
-    wanted = {nic.name for nic in networks.taps()}
-    return sorted(wanted - set(spoofing.guarded())) if wanted else []
+def _unsettled(networks: Networks) -> list[str]:
+    """Taps without the guard that they are to have, and guards without tap."""
+    wanted, guarded, present = {nic.name for nic in networks.taps()}, set(spoofing.guarded()), _interfaces()
+    return sorted((wanted - guarded) | ((wanted | guarded) - present))
+
+
+def _interfaces() -> set[str]:
+    with links.netlink() as net:
+        return {link.name for link in net.all()}
 
 
 def _untranslated(networks: Networks) -> list[str]:

@@ -41,13 +41,19 @@ async def unplugged(agent: Agent, nic: Nic) -> None:
         await agent.run_blocking(nft.remove, FAMILY, names.tap_table(nic.name))
 
 
-def guard_again(networks: Networks, tap: str) -> None:
-    """Make the guard that is remembered, if the tap is still there."""
+def settle(networks: Networks, tap: str) -> None:
+    """Make the guard that is remembered of a tap that is there; remove that of a tap that is gone.
+
+    A table outlives its device, and would meet the next one of this name.
+    """
     nic = networks.tap(tap)
     with netlink() as net:
         present = net.find(tap) is not None
-    if nic is not None and present:
+    if present and nic is not None:
         _guard(nic)
+    elif not present:
+        networks.forget_tap(tap)
+        nft.remove(FAMILY, names.tap_table(tap))
 
 
 def _guard(nic: Nic) -> None:
