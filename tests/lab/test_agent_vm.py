@@ -40,6 +40,8 @@ async def test_a_guest_lives_and_everything_is_reported(lab: Lab, lan: str, tmp_
     assert (await lab.run(GetConsole(vm_uuid=vm))).vnc_port == started.vnc_port
 
     async with lab.socket(f"/console/serial/{vm}") as serial:
+        await read_until(serial, "host=seeded")
+        await serial.send_str("\n")
         await read_until(serial, "seeded login:")
         await lab.run(PauseVm(vm_uuid=vm))
         await lab.run(PauseVm(vm_uuid=vm))

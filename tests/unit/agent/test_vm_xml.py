@@ -120,7 +120,8 @@ def test_the_screen_is_for_this_host_only() -> None:
 def test_cdroms_take_sata_units_that_disks_leave() -> None:
     cmd = _vm(disks=[_disk(0, bus="sata"), _disk(5, bus="sata")], cdroms=[Cdrom(device_id=0, install_path="/a.iso")])
     drives = _built(cmd, cidata=HERE / "cidata.iso").findall("devices/disk[@device='cdrom']")
-    assert [_get(drive, "address", "unit") for drive in drives] == ["4", "3"]
+    assert [_get(drive, "address", "unit") for drive in drives] == ["4", "0"]
+    assert [_get(drive, "target", "bus") for drive in drives] == ["sata", "scsi"]
     assert [_get(drive, "source", "file") for drive in drives] == ["/a.iso", str(HERE / "cidata.iso")]
     with pytest.raises(AgentFailure, match="7 CD-ROM drives and 0 SATA disks"):
         _built(_vm(cdroms=[Cdrom(device_id=number) for number in range(7)]))

@@ -17,6 +17,8 @@ SYSTEM_SECTORS = 16
 """Left empty at the start, by the standard."""
 ROOT_SECTOR = 23
 """After three descriptors and four path tables comes the primary root directory, then Joliet's, then the files."""
+LEAST_SECTORS = 192
+"""Programs that look for labels read where other file systems have their marks, and give up where a disk ends early."""
 _PRIMARY_TABLES = (19, 20)
 _JOLIET_TABLES = (21, 22)
 _DIRECTORY_FLAG = 2
@@ -38,7 +40,8 @@ def write(path: Path, files: dict[str, str]) -> None:
 def image(files: dict[str, str]) -> bytes:
     """The image of a disk that holds `files` in its root directory."""
     placed = _place(files)
-    total = (placed[-1].sector + _sectors(len(placed[-1].content))) if placed else ROOT_SECTOR + 2
+    used = (placed[-1].sector + _sectors(len(placed[-1].content))) if placed else ROOT_SECTOR + 2
+    total = max(used, LEAST_SECTORS)
     parts = [
         bytes(SYSTEM_SECTORS * SECTOR),
         _volume(1, total, ROOT_SECTOR, _PRIMARY_TABLES),
@@ -49,6 +52,7 @@ def image(files: dict[str, str]) -> bytes:
         _directory(ROOT_SECTOR, [(_plain(file.name), file) for file in placed]),
         _directory(ROOT_SECTOR + 1, [(file.name.encode("utf-16-be"), file) for file in placed]),
         *(_padded(file.content) for file in placed),
+        bytes((total - used) * SECTOR),
     ]
     return b"".join(parts)
 

@@ -113,16 +113,30 @@ def disk_element(disk: Disk, *, cache: str | None = None, boot: int | None = Non
 
 def cdrom_element(cdrom: Cdrom, unit: int, *, boot: int | None = None) -> ET.Element:
     """A CD-ROM drive, empty without an image."""
-    element = ET.Element("disk", type="file", device="cdrom")
-    ET.SubElement(element, "driver", name="qemu", type="raw")
-    if cdrom.install_path is not None:
-        ET.SubElement(element, "source", file=cdrom.install_path)
-    # The address says where the drive is; the name only has to differ from those of disks.
-    ET.SubElement(element, "target", dev=device_name("sd", 26 + unit), bus="sata")
-    ET.SubElement(element, "readonly")
+    element = _drive(cdrom.install_path, unit, "sata")
     _sata_unit(element, unit)
     _boot(element, boot)
     ET.SubElement(element, "alias", name=cdrom_alias(cdrom.device_id))
+    return element
+
+
+def cidata_element(path: Path) -> ET.Element:
+    """The drive with the NoCloud disk: on SCSI, because kernels made for clouds have no SATA driver."""
+    element = _drive(str(path), SATA_UNITS, "scsi")
+    # Disks are on target 0.
+    ET.SubElement(element, "address", type="drive", controller="0", bus="0", target="1", unit="0")
+    ET.SubElement(element, "alias", name="ua-cidata")
+    return element
+
+
+def _drive(path: str | None, index: int, bus: str) -> ET.Element:
+    element = ET.Element("disk", type="file", device="cdrom")
+    ET.SubElement(element, "driver", name="qemu", type="raw")
+    if path is not None:
+        ET.SubElement(element, "source", file=path)
+    # The address says where the drive is; the name only has to differ from those of disks.
+    ET.SubElement(element, "target", dev=device_name("sd", 26 + index), bus=bus)
+    ET.SubElement(element, "readonly")
     return element
 
 
@@ -233,7 +247,9 @@ def _devices(root: ET.Element, cmd: StartVm, host: HostSide) -> None:
     for disk in cmd.disks:
         boot = orders.get(volume_alias(disk.volume_uuid))
         devices.append(disk_element(disk, cache=host.cache_modes.get(disk.install_path), boot=boot))
-    devices.extend(_cdroms(cmd, host, orders))
+    devices.extend(_cdroms(cmd, orders))
+    if host.cidata is not None:
+        devices.append(cidata_element(host.cidata))
     devices.extend(nic_element(nic, boot=orders.get(nic_alias(nic.nic_uuid))) for nic in cmd.nics)
     devices.extend(_console_devices(cmd, host))
     devices.extend(_services())
@@ -249,17 +265,16 @@ def _controllers(cmd: StartVm) -> Iterator[ET.Element]:
     yield ET.Element("controller", type="scsi", model="virtio-scsi")
 
 
-def _cdroms(cmd: StartVm, host: HostSide, orders: dict[str, int]) -> list[ET.Element]:
-    drives = list(cmd.cdroms)
-    if host.cidata is not None:
-        drives.append(Cdrom(device_id=-1, install_path=str(host.cidata)))
+def _cdroms(cmd: StartVm, orders: dict[str, int]) -> list[ET.Element]:
     taken = [disk.device_id for disk in cmd.disks if disk.bus == "sata"]
     free = [unit for unit in reversed(range(SATA_UNITS)) if unit not in taken]
-    if len(drives) > len(free):
-        raise AgentFailure(INVALID, f"{len(drives)} CD-ROM drives and {len(taken)} SATA disks; {SATA_UNITS} fit in all")
+    if len(cmd.cdroms) > len(free):
+        raise AgentFailure(
+            INVALID, f"{len(cmd.cdroms)} CD-ROM drives and {len(taken)} SATA disks; {SATA_UNITS} fit in all"
+        )
     return [
         cdrom_element(drive, unit, boot=orders.get(cdrom_alias(drive.device_id)))
-        for drive, unit in zip(drives, free, strict=False)
+        for drive, unit in zip(cmd.cdroms, free, strict=False)
     ]
 
 
