@@ -11,6 +11,7 @@ from caelum.cloud.backup_storage.capacity import record
 from caelum.cloud.backup_storage.events import BackupStorageDisconnected, BackupStorageStatusChanged
 from caelum.cloud.backup_storage.extension import BackupCapacity, BackupStorageDriver
 from caelum.cloud.backup_storage.model import CONNECTED, CONNECTING, DISCONNECTED, BackupStorageModel
+from caelum.cloud.switch import ENABLED
 from caelum.kernel.database import after_commit
 from caelum.kernel.errors import CloudError, ErrorCode, not_found
 from caelum.kernel.node import Node
@@ -140,16 +141,21 @@ class AddBackupStorageFlow(Workflow[AddBackupContext, BackupStorageInventory]):
 
     @step(timeout=300)
     async def connect(self, run: Run[AddBackupContext]) -> None:
-        storages = BackupStorages(self.node)
-        bs = await storages.find(run.ctx.uuid)
-        seen = await storages.driver(bs).connect(bs, first=True)
+        bs = _described(run.ctx)
+        seen = await BackupStorages(self.node).driver(bs).connect(bs, first=True)
         run.ctx.total, run.ctx.available = seen.total, seen.available
 
     @connect.undo
     async def leave(self, run: Run[AddBackupContext]) -> None:
-        storages = BackupStorages(self.node)
-        bs = await storages.find(run.ctx.uuid)
-        await storages.driver(bs).remove(bs)
+        bs = _described(run.ctx)
+        await BackupStorages(self.node).driver(bs).remove(bs)
+
+
+def _described(ctx: AddBackupContext) -> BackupStorageInventory:
+    """The storage as it is added: an undo may run when its row is gone."""
+    return BackupStorageInventory(
+        uuid=ctx.uuid, name=ctx.name, url=ctx.url, type=ctx.type, state=ENABLED, status=CONNECTING
+    )
 
 
 async def remove_storage(tx: AsyncSession, uuid: str) -> None:

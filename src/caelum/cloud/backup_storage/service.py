@@ -58,7 +58,7 @@ from caelum.cloud.backup_storage.model import (
     BackupStorageZoneRefModel,
 )
 from caelum.cloud.backup_storage.settings import PING_INTERVAL, RESERVED_CAPACITY
-from caelum.cloud.image.messages import DropImagesOfBackupStorage
+from caelum.cloud.image.messages import DropImagesOfBackupStorage, GetImage
 from caelum.cloud.switch import ENABLED
 from caelum.kernel import context
 from caelum.kernel.cascade import CascadeExtension
@@ -292,7 +292,18 @@ async def delete_file(node: Node, bs_uuid: str, image_uuid: str, install_path: s
 
 @gc_runner(DELETE_RUNNER)
 async def delete_later(node: Node, job: dict[str, Any]) -> bool:
-    """Delete the file of an image whose storage was away."""
+    """Delete the file of an image whose storage was away, unless an image of that UUID was added there again."""
+    try:
+        image = await node.bus.call(GetImage(job["image_uuid"]))
+    except CloudError as error:
+        if error.code != RESOURCE_NOT_FOUND.code:
+            raise
+    else:
+        there = [
+            one.status for one in image.backup_storage_refs if one.backup_storage_uuid == job["backup_storage_uuid"]
+        ]
+        if there and there[0] != "Deleted":
+            return True
     await delete_file(node, job["backup_storage_uuid"], job["image_uuid"], job["install_path"])
     return True
 

@@ -92,7 +92,7 @@ class ImageCache:
             path = await free_path(
                 tx, ps.uuid, place.host_uuid, image.image_uuid, lambda name: driver.cache_path(ps, image, name)
             )
-            await pin(tx, key, path, None)
+            await pin(tx, key, path)
         return path
 
     async def _enter(self, place: Place, image: ImageLocation, bits: Bits) -> None:

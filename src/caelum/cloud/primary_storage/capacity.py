@@ -94,10 +94,12 @@ async def reserve(tx: AsyncSession, place: Place, key: str, size: int, terms: Te
     await tx.flush()
 
 
-async def pin(tx: AsyncSession, key: str, install_path: str, image_uuid: str | None) -> None:
-    """Note where the bits of a reservation go and which cached image they stand on."""
+async def pin(
+    tx: AsyncSession, key: str, install_path: str, image_uuid: str | None = None, maker: str | None = None
+) -> None:
+    """Note where the bits of a reservation go, which cached image they stand on, and who makes them."""
     known = await tx.get_one(Reservation, key)
-    known.install_path, known.image_uuid = install_path, image_uuid
+    known.install_path, known.image_uuid, known.maker = install_path, image_uuid, maker
 
 
 async def release(tx: AsyncSession, key: str) -> None:

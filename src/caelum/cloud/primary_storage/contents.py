@@ -127,7 +127,7 @@ class StorageContentsService(Service):
             path = known.install_path or await free_path(
                 tx, ps.uuid, place.host_uuid, msg.volume_uuid, lambda name: driver.volume_path(ps, volume, name)
             )
-            await pin(tx, msg.volume_uuid, path, msg.image_uuid)
+            await pin(tx, msg.volume_uuid, path, msg.image_uuid, msg.maker)
         return path
 
     async def _make(self, msg: CreateVolumeOnStorage, ps: PrimaryStorageInventory, host_uuid: str, path: str) -> Bits:
@@ -153,6 +153,8 @@ class StorageContentsService(Service):
                 return  # the storage went, and what was on it with it
             raise
         known = await self._reservation(msg.key)
+        if msg.maker is not None and known is not None and known.maker not in (None, msg.maker):
+            return
         path = msg.install_path or (known.install_path if known else None)
         host_uuid = msg.host_uuid or (known.host_uuid if known else None) or None
         if path is not None and (host_uuid is not None or not self.storages.driver(ps).host_bound):

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import msgspec
-from sqlalchemy import delete
+from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.host.messages import ListHosts
@@ -22,8 +22,9 @@ from caelum.cloud.primary_storage.model import (
     PrimaryStorageModel,
 )
 from caelum.cloud.primary_storage.storages import Storages, get
+from caelum.cloud.switch import ENABLED
 from caelum.kernel.database import unique
-from caelum.kernel.errors import CloudError, as_cloud_error
+from caelum.kernel.errors import RESOURCE_NOT_FOUND, CloudError, as_cloud_error
 from caelum.kernel.tag import drop_tags, save_system_tags, save_user_tags
 from caelum.kernel.workflow import Run, Workflow, db_step, step
 
@@ -86,15 +87,26 @@ class AddStorageFlow(Workflow[AddStorageContext, PrimaryStorageInventory]):
 
     @step(timeout=300)
     async def prepare(self, run: Run[AddStorageContext]) -> None:
-        storages = Storages(self.node)
-        ps = await storages.find(run.ctx.uuid)
-        await storages.driver(ps).add(ps)
+        ps = _described(run.ctx)
+        await Storages(self.node).driver(ps).add(ps)
 
     @prepare.undo
     async def retire(self, run: Run[AddStorageContext]) -> None:
-        storages = Storages(self.node)
-        ps = await storages.find(run.ctx.uuid)
-        await storages.driver(ps).remove(ps)
+        ps = _described(run.ctx)
+        await Storages(self.node).driver(ps).remove(ps)
+
+
+def _described(ctx: AddStorageContext) -> PrimaryStorageInventory:
+    """The storage as it is added: an undo may run when its row is gone."""
+    return PrimaryStorageInventory(
+        uuid=ctx.uuid,
+        zone_uuid=ctx.zone_uuid,
+        name=ctx.name,
+        url=ctx.url,
+        type=ctx.type,
+        state=ENABLED,
+        status=CONNECTING,
+    )
 
 
 async def remove_storage(tx: AsyncSession, uuid: str) -> None:
@@ -109,6 +121,7 @@ class AttachContext(msgspec.Struct):
     uuid: str
     cluster_uuid: str
     host_uuids: list[str] = []
+    reference: int | None = None
 
 
 class AttachFlow(Workflow[AttachContext, PrimaryStorageInventory]):
@@ -126,8 +139,11 @@ class AttachFlow(Workflow[AttachContext, PrimaryStorageInventory]):
     async def begin(self, tx: AsyncSession, ctx: AttachContext) -> None:
         await get(tx, ctx.uuid)
         details = f"primary storage[uuid:{ctx.uuid}] is attached to cluster[uuid:{ctx.cluster_uuid}] already"
+        reference = ClusterRef(primary_storage_uuid=ctx.uuid, cluster_uuid=ctx.cluster_uuid)
         async with unique(tx, ATTACH_ERROR, details):
-            tx.add(ClusterRef(primary_storage_uuid=ctx.uuid, cluster_uuid=ctx.cluster_uuid))
+            tx.add(reference)
+            await tx.flush()
+        ctx.reference = reference.id
 
     async def complete(self, tx: AsyncSession, ctx: AttachContext) -> None:
         """The reference is there since the beginning, so that hosts that connect meanwhile prepare the storage too."""
@@ -160,7 +176,16 @@ class AttachFlow(Workflow[AttachContext, PrimaryStorageInventory]):
 
     @connect_hosts.undo
     async def disconnect_hosts(self, run: Run[AttachContext]) -> None:
-        await leave_hosts(Storages(self.node), run.ctx.uuid, run.ctx.host_uuids)
+        if not await self._attached_anew(run.ctx):
+            await leave_hosts(Storages(self.node), run.ctx.uuid, run.ctx.host_uuids)
+
+    async def _attached_anew(self, ctx: AttachContext) -> bool:
+        """Whether this undo comes late (from the garbage collector), when the storage serves the cluster again."""
+        query = select(ClusterRef.id).where(
+            ClusterRef.primary_storage_uuid == ctx.uuid, ClusterRef.cluster_uuid == ctx.cluster_uuid
+        )
+        async with self.node.db.read() as session:
+            return await session.scalar(query) not in (None, ctx.reference)
 
 
 class DetachFlow(Workflow[AttachContext, PrimaryStorageInventory]):
@@ -212,7 +237,12 @@ async def drop_reference(tx: AsyncSession, uuid: str, cluster_uuid: str) -> None
 
 async def leave_hosts(storages: Storages, uuid: str, host_uuids: list[str]) -> None:
     """Let hosts forget a storage. Those that cannot be reached keep a directory that nobody uses."""
-    ps = await storages.find(uuid)
+    try:
+        ps = await storages.find(uuid)
+    except CloudError as error:
+        if error.code == RESOURCE_NOT_FOUND.code:
+            return
+        raise
     driver = storages.driver(ps)
     known = [one for one in await storages.hosts_of(uuid) if one in host_uuids]
     await on_hosts(known, lambda host_uuid: driver.disconnect(ps, host_uuid))

@@ -141,6 +141,8 @@ class CreateVolumeOnStorage(Message[VolumeBits]):
     image_uuid: str | None = None
     account_uuid: str | None = None
     volume_type: str = "Data"
+    maker: str | None = None
+    """Who makes the bits (a workflow's run): only the maker's undo finds them, see `DeleteBitsOnStorage`."""
 
 
 @message(route_by="primary_storage_uuid")
@@ -155,6 +157,8 @@ class DeleteBitsOnStorage(Message[None]):
     host_uuid: str | None
     install_path: str | None
     key: str | None = None
+    maker: str | None = None
+    """Given by an undo: bits that somebody else has made under the key meanwhile are left alone."""
 
 
 @message(route_by="primary_storage_uuid")

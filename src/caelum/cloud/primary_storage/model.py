@@ -125,7 +125,8 @@ class StorageReservationModel(Base):
     """Space taken for a purpose. `charged` is what it took from the available capacity, and what it will give back.
 
     `image_uuid` marks a clone of that cached image: while the row exists the cached image stays. `install_path` is
-    where the bits are to be made: chosen before they are, so that whoever repeats or undoes the making finds them.
+    where the bits are to be made: chosen before they are, so that whoever repeats or undoes the making finds them;
+    `maker` is the run that makes them.
     """
 
     __tablename__ = "storage_reservation"
@@ -139,6 +140,7 @@ class StorageReservationModel(Base):
     scaled: Mapped[bool] = mapped_column(default=True)
     image_uuid: Mapped[str | None] = mapped_column(String(32))
     install_path: Mapped[str | None] = mapped_column(String(2048))
+    maker: Mapped[str | None] = mapped_column(String(32))
     create_date: Mapped[datetime] = mapped_column(default=utcnow)
 
 

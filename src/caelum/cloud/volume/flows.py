@@ -68,7 +68,11 @@ class CreateDataVolumeFlow(Workflow[CreateDataContext, VolumeInventory]):
         """The volume is what its last step made of it."""
 
     async def abort(self, tx: AsyncSession, ctx: CreateDataContext, error: CloudError) -> None:
-        await remove_volume(tx, ctx.uuid)
+        row = await tx.get(VolumeModel, ctx.uuid)
+        if row is None or row.install_path is None:
+            await remove_volume(tx, ctx.uuid)
+        else:
+            await move(self.node, tx, row, "delete")  # its bits could not be deleted yet; the record goes with them
 
     async def result(self, ctx: CreateDataContext) -> VolumeInventory:
         return await find(self.node, ctx.uuid)
@@ -151,13 +155,16 @@ class InstantiateFlow(Workflow[InstantiateContext, VolumeInventory]):
                 image_uuid=ctx.image_uuid,
                 account_uuid=ctx.account_uuid,
                 volume_type=ctx.type,
+                maker=run.uuid,
             )
         )
 
     @make_bits.undo
     async def delete_bits(self, run: Run[InstantiateContext]) -> None:
         ctx = run.ctx
-        await run.bus.call(DeleteBitsOnStorage(ctx.primary_storage_uuid, ctx.host_uuid, None, key=ctx.uuid))
+        await run.bus.call(
+            DeleteBitsOnStorage(ctx.primary_storage_uuid, ctx.host_uuid, None, key=ctx.uuid, maker=run.uuid)
+        )
 
 
 class RemoveContext(msgspec.Struct):
