@@ -149,8 +149,8 @@ async def test_a_dead_agent_is_noticed_at_once_and_its_restart_reconnects(cloud:
     await asyncio.sleep(0.5)
     await cloud.sim[0].die()
     await cloud.until_status(host.uuid, "Disconnected", 5)
+    await cloud.until(lambda: [one.host_uuid for one in heard(cloud, HostLost)] == [host.uuid])
     assert [one.reason.code for one in await cloud.seen(HostLostSight)] == ["HOST.1010"]
-    assert [one.host_uuid for one in heard(cloud, HostLost)] == [host.uuid]
     with pytest.raises(CloudError) as caught:
         await cloud.node.bus.call(StartVmOnHost(host_uuid=host.uuid, spec=vm_spec()))
     assert caught.value.code == "HOST.1010"

@@ -174,7 +174,7 @@ async def _sums(
         .group_by(by)
     )
     # Sums of big integers are decimals in PostgreSQL.
-    found = (await session.execute(query)).tuples()
+    found = (await session.execute(query)).all()
     return [_data(uuid, *map(int, sums)) for uuid, *sums in found]
 
 

@@ -15,7 +15,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from sqlalchemy import select
@@ -48,6 +48,7 @@ log = logging.getLogger(__name__)
 
 _BACK_OFF = (1.0, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0, 34.0)
 """Seconds between attempts to connect a lost host; then the ping interval."""
+_STOP_PATIENCE = 0.5
 _STEADY_WATCH = 60.0
 """A watch that held so long was a good one, and is renewed without a pause."""
 
@@ -75,6 +76,9 @@ class HostTracker:
         self._node = node
         self._connector = connector
         self._followed: dict[str, _Followed] = {}
+        self._stopping = False
+        self._deaf: Callable[[], None] = lambda: None
+        self._scan: asyncio.Task[None] | None = None
         self._loading = asyncio.Semaphore(1)
         self._pinging = asyncio.Semaphore(1)
 
@@ -82,16 +86,24 @@ class HostTracker:
         """Follow every host of this node; those that it has from the start are connected first, in parallel."""
         self._loading = asyncio.Semaphore(self._node.settings.get(LOAD_PARALLELISM))
         self._pinging = asyncio.Semaphore(self._node.settings.get(PING_PARALLELISM))
-        self._node.ring.on_change(self._on_ring)
+        self._deaf = self._node.ring.on_change(self._on_ring)
         settings = self._node.settings
         await self._rescan(connect=settings.get(LOAD_ALL) and settings.get(RECONNECT_ON_BOOT))
 
     async def stop(self) -> None:
         """Follow no host any more."""
-        tasks = [one for followed in self._followed.values() for one in (followed.task, followed.watch) if one]
-        for followed in list(self._followed.values()):
+        self._stopping = True
+        self._deaf()
+        all_followed = list(self._followed.values())
+        for followed in all_followed:
+            followed.wake.set()
+        tasks = {one for followed in all_followed for one in (followed.task, followed.watch) if one}
+        tasks |= {self._scan} if self._scan is not None else set()
+        if tasks:
+            # Most only wait; one that is at work may finish it, so that no database call is torn.
+            await asyncio.wait(tasks, timeout=_STOP_PATIENCE)
+        for followed in all_followed:
             followed.stop()
-        self._followed.clear()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def follow(self, host_uuid: str, *, connect: bool = False) -> None:
@@ -116,7 +128,7 @@ class HostTracker:
         return asyncio.get_running_loop().create_task(work, context=outside(deadline=False))
 
     def _on_ring(self, _change: RingChange) -> None:
-        self._spawn(self._rescan(connect=True))
+        self._scan = self._spawn(self._rescan(connect=True))
 
     async def _rescan(self, connect: bool) -> None:
         async with self._node.db.read() as session:
@@ -135,12 +147,12 @@ class HostTracker:
             if connect:
                 async with self._loading:
                     pause = await self._reconnect(followed)
-            while pause is not None:
+            while pause is not None and not self._stopping:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(pause):
                         await followed.wake.wait()
                 followed.wake.clear()
-                pause = await self._look(followed)
+                pause = None if self._stopping else await self._look(followed)
         finally:
             if followed.watch is not None:
                 followed.watch.cancel()
@@ -168,11 +180,10 @@ class HostTracker:
         if host.status == CONNECTING and self._connector.connecting(host.uuid):
             return 1.0
         if host.status != CONNECTED:
-            wanted = self._node.settings.get(AUTO_RECONNECT)
-            return await self._reconnect(followed) if wanted else self._interval()
+            return await self._find_again(followed, host)
         followed.failures = 0
         try:
-            answer = await self._ping(host)
+            answer = await self._ping(host, self._node.settings.get(PING_FAILURES))
         except CloudError as error:
             self._watch(followed, None)
             await self._connector.lost(host.uuid, error)
@@ -185,33 +196,44 @@ class HostTracker:
             self._connector.tell(HostVmsSeen(host_uuid=host.uuid, states=answer.vm_states))
         return self._interval()
 
-    async def _ping(self, host: HostModel) -> HostPing:
-        """Ping until it is answered, as often as the rule says. Raises the last failure."""
+    async def _ping(self, host: HostModel, tries: int) -> HostPing:
+        """Ping until it is answered, at most so often. Raises the last failure."""
         settings, inventory = self._node.settings, view(host)
         driver = self._node.drivers.get(HypervisorDriver, host.hypervisor_type)
-        left = settings.get(PING_FAILURES)
         while True:
-            left -= 1
+            tries -= 1
             try:
                 async with self._pinging:
                     return await driver.ping(inventory, settings.get(PING_TIMEOUT))
             except Exception as error:
-                if left <= 0:
+                if tries <= 0:
                     raise as_cloud_error(error) from error
             await asyncio.sleep(settings.get(PING_PAUSE))
 
+    async def _find_again(self, followed: _Followed, host: HostModel) -> float:
+        """Connect a lost host once it answers; until then it stays Disconnected without a word."""
+        settings = self._node.settings
+        limit = settings.get(MAX_RECONNECTS)
+        if not settings.get(AUTO_RECONNECT) or (limit and followed.failures >= limit):
+            return self._interval()
+        try:
+            await self._ping(host, 1)
+        except CloudError as error:
+            return self._try_later(followed, error)
+        return await self._reconnect(followed)
+
+    def _try_later(self, followed: _Followed, error: CloudError) -> float:
+        pause = _BACK_OFF[followed.failures] if followed.failures < len(_BACK_OFF) else self._interval()
+        followed.failures += 1
+        log.info("host %s is tried again in %.0f s: %s", followed.host_uuid, pause, error.details)
+        return min(pause, self._interval())
+
     async def _reconnect(self, followed: _Followed) -> float:
         """Connect a host; seconds until the next look."""
-        limit = self._node.settings.get(MAX_RECONNECTS)
-        if limit and followed.failures >= limit:
-            return self._interval()
         try:
             await self._connector.connect(followed.host_uuid)
         except CloudError as error:
-            pause = _BACK_OFF[followed.failures] if followed.failures < len(_BACK_OFF) else self._interval()
-            followed.failures += 1
-            log.info("host %s is tried again in %.0f s: %s", followed.host_uuid, pause, error.details)
-            return min(pause, self._interval())
+            return self._try_later(followed, error)
         followed.failures = 0
         # A first ping soon begins the watch, and notices an agent that restarted during the connect.
         return 0.1

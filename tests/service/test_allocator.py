@@ -1,0 +1,327 @@
+"""Choosing hosts: never beyond what there is, and every refusal with its numbers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+from tests.service.host_clouds import HostCloud, host_cloud
+
+from caelum.cloud.allocator.api import GetCpuMemoryCapacity, GetHostAllocatorStrategies
+from caelum.cloud.allocator.extension import HostFilter
+from caelum.cloud.allocator.messages import (
+    AllocateHost,
+    Candidate,
+    DiskRequest,
+    HostAllocation,
+    ReportHostCapacity,
+    ReserveHost,
+    ReturnHost,
+)
+from caelum.cloud.allocator.model import HostCapacityModel, HostReservationModel
+from caelum.cloud.allocator.settings import CONCURRENT, CPU_RATIO, MEMORY_RATIO, PAGE, RESERVED_MEMORY
+from caelum.cloud.cluster.api import ChangeClusterState, CreateCluster
+from caelum.cloud.host.api import ChangeHostState, DeleteHost
+from caelum.cloud.host.tags import RESERVED_MEMORY as RESERVED_TAG
+from caelum.cloud.primary_storage.messages import (
+    FindStorage,
+    ReleaseStorage,
+    ReserveStorage,
+    StorageCandidate,
+    StorageCandidates,
+    StorageRefusal,
+)
+from caelum.kernel.errors import OPERATION_ERROR, CloudError
+from caelum.kernel.ids import new_uuid
+from caelum.kernel.service import Service, handles
+
+GIB = 1 << 30
+
+
+class Disks(Service):
+    """Stands where primary storage is: one storage with its own space on every host."""
+
+    name = "primary_storage"
+    storage = new_uuid()
+
+    def __init__(self, node: Any) -> None:
+        super().__init__(node)
+        self.free: dict[str, int] = {}
+        self.taken: dict[str, tuple[str, int]] = {}
+
+    @handles(FindStorage)
+    async def find(self, msg: FindStorage) -> StorageCandidates:
+        free = {uuid: self.free.get(uuid, 100 * GIB) for uuid in msg.host_uuids}
+        fits = {uuid: n for uuid, n in free.items() if n >= msg.size}
+        refusals = [StorageRefusal(self.storage, u, f"{n} bytes are free") for u, n in free.items() if u not in fits]
+        return StorageCandidates([StorageCandidate(self.storage, list(fits), fits)] if fits else [], refusals)
+
+    @handles(ReserveStorage)
+    async def reserve(self, msg: ReserveStorage) -> None:
+        host_uuid = msg.host_uuid or ""
+        free = self.free.get(host_uuid, 100 * GIB)
+        if msg.key not in self.taken:
+            if free < msg.size:
+                raise CloudError(OPERATION_ERROR, f"{free} bytes are free, {msg.size} are needed")
+            self.taken[msg.key] = (host_uuid, msg.size)
+            self.free[host_uuid] = free - msg.size
+
+    @handles(ReleaseStorage)
+    async def release(self, msg: ReleaseStorage) -> None:
+        host_uuid, size = self.taken.pop(msg.key, ("", 0))
+        if host_uuid:
+            self.free[host_uuid] += size
+
+
+@pytest.fixture
+async def cloud(tmp_path: Path) -> AsyncIterator[HostCloud]:
+    async with host_cloud(tmp_path, 3, services=[Disks], cpu_num=4, memory=9 * GIB) as cloud:
+        for index in range(3):
+            await cloud.add_host(index)
+        yield cloud
+
+
+async def allocate(cloud: HostCloud, **more: Any) -> HostAllocation:
+    values = {"vm_uuid": new_uuid(), "cpu_num": 1, "memory": GIB}
+    return await cloud.node.bus.call(AllocateHost(**{**values, **more}))
+
+
+async def books(cloud: HostCloud) -> dict[str, tuple[int, int, int]]:
+    """CPU, memory and machines by host, checked against the reservations."""
+    async with cloud.node.db.read() as session:
+        rows = {row.uuid: row for row in await session.scalars(select(HostCapacityModel))}
+        reserved = list(await session.scalars(select(HostReservationModel)))
+    for uuid, row in rows.items():
+        mine = [one for one in reserved if one.host_uuid == uuid]
+        assert row.used_cpu == sum(one.cpu_num for one in mine)
+        assert row.used_memory == sum(one.memory for one in mine)
+        assert row.vm_count == len(mine)
+        assert 0 <= row.used_cpu <= row.total_cpu
+        assert 0 <= row.used_memory <= row.limit_memory
+    return {uuid: (row.used_cpu, row.used_memory, row.vm_count) for uuid, row in rows.items()}
+
+
+@pytest.mark.parametrize("concurrent", [False, True])
+async def test_a_hundred_at_once_of_which_twenty_four_fit(cloud: HostCloud, concurrent: bool) -> None:
+    await cloud.node.settings.set(CONCURRENT, concurrent)
+    asks = [AllocateHost(vm_uuid=new_uuid(), cpu_num=1, memory=GIB) for _ in range(100)]
+    answers = await cloud.node.bus.call_all(asks)
+    placed = [one for one in answers if isinstance(one, HostAllocation)]
+    refused = [one for one in answers if isinstance(one, CloudError)]
+    assert (len(placed), len(refused)) == (24, 76)
+    assert {one.code for one in refused} == {"HOST_ALLOCATION.1000"}
+    assert set(Counter(one.host_uuid for one in placed).values()) == {8}
+    assert set((await books(cloud)).values()) == {(8, 8 * GIB, 8)}
+
+
+async def test_a_hundred_at_once_of_which_sixty_fit(tmp_path: Path) -> None:
+    async with host_cloud(tmp_path, 4, cpu_num=4, memory=16 * GIB) as cloud:
+        for index in range(4):
+            await cloud.add_host(index)
+        answers = await cloud.node.bus.call_all(
+            [AllocateHost(vm_uuid=new_uuid(), cpu_num=2, memory=GIB) for _ in range(100)]
+        )
+        assert sum(isinstance(one, HostAllocation) for one in answers) == 60
+        assert set((await books(cloud)).values()) == {(30, 15 * GIB, 15)}
+
+
+async def test_a_repeated_request_is_the_same_and_a_return_gives_back_all(cloud: HostCloud) -> None:
+    vm = new_uuid()
+    disks = [DiskRequest(key=new_uuid(), size=GIB, is_root=True)]
+    first = await allocate(cloud, vm_uuid=vm, disks=disks)
+    assert first.disks == {disks[0].key: Disks.storage}
+    assert first.hypervisor_type == "KVM"
+    for _ in range(3):
+        assert await allocate(cloud, vm_uuid=vm, disks=disks) == first
+    assert sum(count for _, _, count in (await books(cloud)).values()) == 1
+    await cloud.node.bus.call(ReturnHost(vm_uuid=vm, host_uuid=new_uuid()))
+    assert sum(count for _, _, count in (await books(cloud)).values()) == 1
+    for _ in range(2):
+        await cloud.node.bus.call(ReturnHost(vm_uuid=vm))
+        assert set((await books(cloud)).values()) == {(0, 0, 0)}
+
+
+async def test_another_size_for_the_same_machine_replaces_its_reservation(cloud: HostCloud) -> None:
+    vm = new_uuid()
+    await allocate(cloud, vm_uuid=vm, cpu_num=1)
+    await allocate(cloud, vm_uuid=vm, cpu_num=3, memory=2 * GIB)
+    assert sorted((await books(cloud)).values())[-1] == (3, 2 * GIB, 1)
+
+
+async def test_every_refusal_says_how_many_and_why(cloud: HostCloud) -> None:
+    hosts = [host.uuid for host in cloud.sim.hosts]
+    await cloud.api(ChangeHostState(uuid=hosts[0], state_event="disable"))
+    with pytest.raises(CloudError) as caught:
+        await allocate(cloud, memory=20 * GIB)
+    assert caught.value.code == "HOST_ALLOCATION.1000"
+    causes = {one.facts["filter"]: one for one in caught.value.causes}
+    assert {name: one.facts["refused"] for name, one in causes.items()} == {
+        "HostStateAndHypervisor": 1,
+        "HostCapacity": 2,
+    }
+    assert "Disabled" in causes["HostStateAndHypervisor"].details
+    assert f"{8 * GIB} bytes of memory free" in causes["HostCapacity"].details
+    assert f"needed are 1 CPUs and {20 * GIB} bytes" in causes["HostCapacity"].details
+    assert len(caught.value.to_wire().causes or []) == 2
+
+
+async def test_only_usable_hosts_are_chosen(cloud: HostCloud) -> None:
+    disabled, maintained, away = (host.uuid for host in cloud.sim.hosts)
+    await cloud.api(ChangeHostState(uuid=disabled, state_event="disable"))
+    await cloud.api(ChangeHostState(uuid=maintained, state_event="maintain"))
+    assert {(await allocate(cloud)).host_uuid for _ in range(4)} == {away}
+    await cloud.api(ChangeClusterState(uuid=cloud.cluster.uuid, state_event="disable"))
+    with pytest.raises(CloudError, match="its cluster Disabled"):
+        await allocate(cloud)
+    await cloud.api(ChangeClusterState(uuid=cloud.cluster.uuid, state_event="enable"))
+    await cloud.sim[2].die()
+    await cloud.until_status(away, "Disconnected")
+    with pytest.raises(CloudError, match="Disconnected"):
+        await allocate(cloud)
+    assert (await cloud.host(away)).status == "Disconnected"
+
+
+async def test_wishes_are_honoured(cloud: HostCloud) -> None:
+    hosts = [host.uuid for host in cloud.sim.hosts]
+    assert (await allocate(cloud, host_uuid=hosts[1])).host_uuid == hosts[1]
+    assert (await allocate(cloud, avoid_host_uuids=hosts[:2])).host_uuid == hosts[2]
+    assert (await allocate(cloud, cluster_uuid=cloud.cluster.uuid)).cluster_uuid == cloud.cluster.uuid
+    other = await cloud.api(CreateCluster(zone_uuid=cloud.cluster.zone_uuid, name="other", hypervisor_type="KVM"))
+    with pytest.raises(CloudError) as caught:
+        await allocate(cloud, cluster_uuid=other.uuid)
+    assert [one.facts["filter"] for one in caught.value.causes] == ["DesignatedHost"]
+    for strategy in ("LastHostPreferred", "LastHostPreferredAllocatorStrategy", "DesignatedHostAllocatorStrategy"):
+        assert (await allocate(cloud, strategy=strategy, last_host_uuid=hosts[0])).host_uuid == hosts[0]
+    with pytest.raises(CloudError, match="Sinister"):
+        await allocate(cloud, strategy="Sinister")
+
+
+async def test_the_load_spreads(cloud: HostCloud) -> None:
+    chosen = Counter([(await allocate(cloud, memory=GIB // 4)).host_uuid for _ in range(20)])
+    assert sorted(chosen.values()) == [6, 7, 7]
+
+
+async def test_a_dry_run_lists_and_takes_nothing(cloud: HostCloud) -> None:
+    await allocate(cloud, host_uuid=cloud.sim[0].uuid)
+    found = await allocate(cloud, dry_run=True)
+    assert {one.host_uuid for one in found.candidates} == {host.uuid for host in cloud.sim.hosts}
+    assert found.candidates[-1].host_uuid == cloud.sim[0].uuid
+    assert found.candidates[-1].available_memory == 7 * GIB
+    assert sum(count for _, _, count in (await books(cloud)).values()) == 1
+
+
+async def test_disks_decide_too_and_nothing_is_kept_of_a_failure(cloud: HostCloud) -> None:
+    disks: Any = cloud.node.services["primary_storage"]
+    hosts = [host.uuid for host in cloud.sim.hosts]
+    disks.free = {hosts[0]: 5 * GIB, hosts[1]: 15 * GIB, hosts[2]: GIB}
+    ask = [DiskRequest(key=new_uuid(), size=4 * GIB, is_root=True), DiskRequest(key=new_uuid(), size=4 * GIB)]
+    # Each of the two disks fits on the first host, both together only on the second.
+    assert (await allocate(cloud, disks=ask)).host_uuid == hosts[1]
+    assert set(disks.taken) == {one.key for one in ask}
+    with pytest.raises(CloudError) as caught:
+        await allocate(cloud, disks=[DiskRequest(key=new_uuid(), size=50 * GIB)])
+    assert {one.facts["filter"]: one.facts["refused"] for one in caught.value.causes} == {"HostPrimaryStorage": 3}
+    assert "bytes are free" in caught.value.details
+    two = [DiskRequest(key=new_uuid(), size=4 * GIB) for _ in range(2)]
+    with pytest.raises(CloudError):
+        await allocate(cloud, disks=two, host_uuid=hosts[0])
+    assert disks.free[hosts[0]] == 5 * GIB
+    assert sum(count for _, _, count in (await books(cloud)).values()) == 1
+
+
+async def test_plugins_filter(cloud: HostCloud) -> None:
+    class Moody(HostFilter):
+        async def refuse(self, ask: AllocateHost, candidates: list[Candidate]) -> dict[str, str]:
+            return {one.host_uuid: "it is in a bad mood" for one in candidates if one.host_uuid != wanted}
+
+    wanted = cloud.sim[2].uuid
+    cloud.node.extensions.add(Moody())
+    await cloud.node.settings.set(PAGE, 1)
+    assert {(await allocate(cloud)).host_uuid for _ in range(3)} == {wanted}
+    with pytest.raises(CloudError) as caught:
+        await allocate(cloud, avoid_host_uuids=[wanted])
+    assert {one.facts["filter"]: one.facts["refused"] for one in caught.value.causes} == {"AvoidHost": 1, "Moody": 2}
+
+
+async def test_a_machine_that_was_found_running_is_booked_even_beyond_the_limit(cloud: HostCloud) -> None:
+    host, vm = cloud.sim[0].uuid, new_uuid()
+    ask = ReserveHost(vm_uuid=vm, host_uuid=host, cpu_num=1, memory=50 * GIB)
+    with pytest.raises(CloudError) as caught:
+        await cloud.node.bus.call(ask)
+    assert str(8 * GIB) in caught.value.details
+    for _ in range(2):
+        await cloud.node.bus.call(ReserveHost(vm_uuid=vm, host_uuid=host, cpu_num=1, memory=50 * GIB, force=True))
+    with pytest.raises(CloudError):
+        await allocate(cloud, host_uuid=host)
+    await cloud.node.bus.call(ReturnHost(vm_uuid=vm))
+    assert set((await books(cloud)).values()) == {(0, 0, 0)}
+
+
+async def test_limits_follow_settings_tags_and_reports(cloud: HostCloud) -> None:
+    host = cloud.sim[0].uuid
+
+    async def limits() -> tuple[int | None, int | None]:
+        found = await cloud.host(host)
+        return found.available_cpu_capacity, found.available_memory_capacity
+
+    settings = cloud.node.settings
+    assert await limits() == (40, 8 * GIB)
+    await settings.set(CPU_RATIO, 2)
+    await settings.set(MEMORY_RATIO, 1.5)
+    await settings.set(RESERVED_MEMORY, "2G")
+    assert await limits() == (8, int(13.5 * GIB) - 2 * GIB)
+    await settings.set_for(CPU_RATIO, cloud.cluster.uuid, "ClusterVO", 3)
+    await cloud.node.events.idle()
+    assert await limits() == (12, int(13.5 * GIB) - 2 * GIB)
+    async with cloud.node.db.transaction() as tx:
+        await RESERVED_TAG.set(tx, host, capacity="3G")
+
+    async def reserved() -> bool:
+        return await limits() == (12, int(13.5 * GIB) - 3 * GIB)
+
+    await cloud.until(reserved)
+    await cloud.node.bus.call(ReportHostCapacity(host_uuid=host, total_cpu=8, total_memory=10 * GIB))
+    assert await limits() == (24, 12 * GIB)
+
+
+async def test_capacity_for_clients(cloud: HostCloud) -> None:
+    await allocate(cloud, cpu_num=2, host_uuid=cloud.sim[0].uuid)
+    hosts = [host.uuid for host in cloud.sim.hosts]
+    one = await cloud.api(GetCpuMemoryCapacity(host_uuids=hosts[:1]))
+    assert (one.total_cpu, one.available_cpu, one.managed_cpu_num) == (40, 38, 4)
+    assert (one.total_memory, one.available_memory, one.resource_type) == (9 * GIB, 7 * GIB, "HostVO")
+    everything = await cloud.api(GetCpuMemoryCapacity(all=True))
+    assert (everything.total_cpu, everything.available_cpu) == (120, 118)
+    assert [data.resource_uuid for data in everything.capacity_data] == [cloud.cluster.zone_uuid]
+    by_cluster = await cloud.api(GetCpuMemoryCapacity(cluster_uuids=[cloud.cluster.uuid], hypervisor_type="ESX"))
+    assert (by_cluster.total_cpu, by_cluster.capacity_data[0].resource_uuid) == (0, cloud.cluster.uuid)
+    names = (await cloud.api(GetHostAllocatorStrategies())).strategies
+    assert "LeastVmPreferredHostAllocatorStrategy" in names
+
+
+async def test_a_deleted_host_leaves_the_books(cloud: HostCloud) -> None:
+    await allocate(cloud, host_uuid=cloud.sim[0].uuid)
+    await cloud.api(DeleteHost(uuid=cloud.sim[0].uuid))
+    assert cloud.sim[0].uuid not in await books(cloud)
+    async with cloud.node.db.read() as session:
+        assert list(await session.scalars(select(HostReservationModel))) == []
+
+
+async def test_returns_and_allocations_mixed_keep_the_books(cloud: HostCloud) -> None:
+    async def live(_: int) -> None:
+        for _ in range(5):
+            vm = new_uuid()
+            try:
+                await allocate(cloud, vm_uuid=vm, memory=2 * GIB)
+            except CloudError:
+                continue
+            await asyncio.gather(*(cloud.node.bus.call(ReturnHost(vm_uuid=vm)) for _ in range(2)))
+
+    await cloud.node.settings.set(CONCURRENT, True)
+    await asyncio.gather(*map(live, range(20)))
+    assert set((await books(cloud)).values()) == {(0, 0, 0)}
