@@ -31,6 +31,8 @@ SERVICES: list[str] = [
     "caelum.cloud.vm.tracer:VmTracer",
     "caelum.cloud.vm.cascade:VmCascade",
     "caelum.cloud.vm.cascade:VmNicCascade",
+    "caelum.cloud.console.service:ConsoleService",
+    "caelum.console.embedded:EmbeddedProxy",
 ]
 """Services, each `"caelum.cloud.<name>.service:<Class>"`; the class takes the node."""
 

@@ -1,1 +1,1 @@
-"""The console proxy: WebSocket to VNC and to serial consoles."""
+"""The console proxy: from a browser or terminal to a guest's screen or serial line."""

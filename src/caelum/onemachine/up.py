@@ -125,7 +125,7 @@ def _summary(layout: Layout, client: Client, vm: dict[str, Any]) -> None:
     address = vm["vmNics"][0]["ip"]
     try:
         console = client.call("RequestConsoleAccess", vmInstanceUuid=vm["uuid"])
-        link = console.get("url") or f"{layout.api}/console/?token={console['token']}"
+        link = f"{console['scheme']}://{console['hostname']}:{console['port']}/?token={console['token']}"
     except ApiError as error:
         link = f"(none: {error.error.get('details')})"
     print(f"""

@@ -1,0 +1,1 @@
+"""Consoles: who may look at a VM's screen and type on its serial line."""
