@@ -198,6 +198,13 @@ async def test_restarted_agent_adopts_and_revives(host: lab.Host, tmp_path: Path
     await again.do(dhcp(l3, entry(MAC1, 11), rebuild=True))
     assert (_pid(again, l3), metadata_module.pid(again.agent, l3)) == before, "a running server was disturbed"
 
+    # Files that an agent wrote, and died before it told the server, are taken notice of by the next command.
+    server = Dnsmasq(l3)
+    server.write(dhcp(l3, entry(MAC1, 11), entry(MAC2, 12)), reaches_gateway=True)
+    await again.do(dhcp(l3, entry(MAC2, 12)))
+    assert host.guest("vnic2.0", "br-lab", MAC2, tmp_path).dhcp()["ip"] == "10.7.0.12"
+    assert _pid(again, l3) == before[0]
+
     for pid in before:
         assert pid is not None
         os.kill(pid, signal.SIGKILL)

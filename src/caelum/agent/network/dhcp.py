@@ -13,7 +13,7 @@ import msgspec
 
 from caelum.agent.core import Agent
 from caelum.agent.network import guard, links, metadata, names, namespaces, processes, state
-from caelum.agent.network.dnsmasq import Dnsmasq
+from caelum.agent.network.dnsmasq import Change, Dnsmasq
 from caelum.agent.network.links import netlink
 from caelum.agent.network.state import DhcpState, Networks
 from caelum.agent.protocol import ApplyDhcp, DeleteDhcp, DhcpEntry, Empty, ReleaseDhcp
@@ -91,11 +91,11 @@ async def _serve(agent: Agent, current: DhcpState, *, reaches_gateway: bool) -> 
     server = Dnsmasq(cmd.l3_uuid)
     wanted = {one.ip: one.mac for one in cmd.entries}
     moved = any(current.served.get(ip, mac) != mac for ip, mac in wanted.items())
-    current.served = {**current.served, **wanted}
-    changed = await agent.run_blocking(lambda: server.write(cmd, reaches_gateway=reaches_gateway))
+    current.served = {**wanted, **current.served}  # former owners stay in it until the restart has happened
+    change = await agent.run_blocking(lambda: server.write(cmd, reaches_gateway=reaches_gateway))
     await agent.run_blocking(networks.save_dhcp, current)
     await guard.refresh(agent)
-    if await server.settle(agent, restart=changed or moved):
+    if await server.settle(agent, Change.RESTART if moved else change):
         current.served = wanted
         await agent.run_blocking(networks.save_dhcp, current)
 
@@ -166,7 +166,7 @@ async def revive(agent: Agent, l3_uuid: str) -> None:
         if service is None or not await agent.run_blocking(namespaces.exists, server.namespace):
             return
         if await agent.run_blocking(server.pid) is None:
-            await server.settle(agent, restart=True)
+            await server.settle(agent, Change.RESTART)
         if service.command.metadata:
             await metadata.ensure_server(agent, l3_uuid)
 

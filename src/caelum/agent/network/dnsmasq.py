@@ -7,12 +7,16 @@ nothing that matters, and clients do not notice it.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
+from enum import Enum, auto
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from caelum.agent.network import names, namespaces, processes, state
 from caelum.agent.protocol import NETWORK, ApplyDhcp, DhcpEntry
@@ -30,6 +34,24 @@ _OTHER = "other"
 _DEFAULT = f"!{_OTHER}"
 
 
+class Change(Enum):
+    """What makes a running server take notice of its files."""
+
+    NONE = auto()
+    RELOAD = auto()
+    RESTART = auto()
+
+
+class Taken(msgspec.Struct, frozen=True):
+    """Digests of the files that the running server has taken notice of.
+
+    Comparing with the files themselves would miss those that an agent wrote just before it died.
+    """
+
+    config: str
+    rest: str
+
+
 class Dnsmasq:
     """The server of one L3 network, with its files in `folder`."""
 
@@ -38,6 +60,8 @@ class Dnsmasq:
         self.namespace = names.namespace(l3_uuid)
         self.config = self.folder / "dnsmasq.conf"
         self.pid_file = self.folder / "dnsmasq.pid"
+        self._taken = self.folder / "taken"
+        self._written: Taken | None = None
 
     @property
     def _word(self) -> str:
@@ -47,29 +71,39 @@ class Dnsmasq:
         """The running server's pid."""
         return processes.running(self.pid_file, self._word)
 
-    def write(self, cmd: ApplyDhcp, *, reaches_gateway: bool) -> bool:
-        """Write all files; tells whether the configuration proper changed."""
+    def write(self, cmd: ApplyDhcp, *, reaches_gateway: bool) -> Change:
+        """Write all files; tells what the server needs to take notice."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        state.write(self.folder / "hosts.dhcp", hosts_text(cmd.entries).encode())
-        state.write(self.folder / "hosts.dns", names_text(cmd).encode())
-        state.write(self.folder / "options", options_text(cmd, reaches_gateway=reaches_gateway).encode())
-        return state.write(self.config, config_text(cmd, self.folder).encode())
+        options = options_text(cmd, reaches_gateway=reaches_gateway)
+        texts = {"hosts.dhcp": hosts_text(cmd.entries), "hosts.dns": names_text(cmd), "options": options}
+        config = config_text(cmd, self.folder)
+        for name, text in texts.items():
+            state.write(self.folder / name, text.encode())
+        state.write(self.config, config.encode())
+        self._written = Taken(config=_digest(config), rest=_digest(*texts.values()))
+        taken = state.read(self._taken, Taken)
+        if taken is None or taken.config != self._written.config:
+            return Change.RESTART
+        return Change.NONE if taken == self._written else Change.RELOAD
 
     def forget(self) -> None:
         """Remove all files."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    async def settle(self, agent: Agent, *, restart: bool) -> bool:
+    async def settle(self, agent: Agent, change: Change) -> bool:
         """Have the server run with the files as they are; tells whether it was started."""
         pid = await agent.run_blocking(self.pid)
-        if pid is not None and not restart:
-            os.kill(pid, signal.SIGHUP)
-            return False
-        if pid is not None:
+        starts = pid is None or change is Change.RESTART
+        if pid is not None and starts:
             await processes.stop(agent, [pid])
-        argv = ["dnsmasq", self._word]
-        await agent.run(namespaces.command(self.namespace, argv), timeout=20, error_code=NETWORK)
-        return True
+        if starts:
+            argv = ["dnsmasq", self._word]
+            await agent.run(namespaces.command(self.namespace, argv), timeout=20, error_code=NETWORK)
+        elif pid is not None and change is Change.RELOAD:
+            os.kill(pid, signal.SIGHUP)
+        if self._written is not None:
+            await agent.run_blocking(state.write, self._taken, msgspec.json.encode(self._written))
+        return starts
 
 
 def config_text(cmd: ApplyDhcp, folder: Path) -> str:
@@ -159,6 +193,10 @@ def _routes(tag: str, routes: list[str]) -> list[str]:
         if routes
         else []
     )
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
 def _values(values: list[str]) -> str:
