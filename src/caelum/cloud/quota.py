@@ -8,6 +8,7 @@ a key is taken once, however often it is asked for, and exactly that is given ba
 from __future__ import annotations
 
 from sqlalchemy import String, UniqueConstraint, delete, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -104,6 +105,7 @@ async def take(tx: AsyncSession, account_uuid: str, name: str, amount: int = 1, 
         tx, QuotaModel, {"used": QuotaModel.used + amount}, QuotaModel.uuid == quota.uuid, *fits
     )
     if not changed:
+        await tx.refresh(quota)
         raise CloudError(
             QUOTA_EXCEEDING,
             f"quota exceeding. The account[uuid: {account_uuid}] exceeds a quota[name: {name}, value: {quota.value}],"
@@ -149,6 +151,9 @@ async def _quota(tx: AsyncSession, account_uuid: str, name: str) -> QuotaModel:
         text = await tx.scalar(select(config.value).where(config.category == "quota", config.name == name))
         value = declared.default if text is None else declared.parse(text)
         row = QuotaModel(uuid=uuid, name=name, identity_uuid=account_uuid, value=value, used=0)
-        tx.add(row)
-        await tx.flush()
+        try:
+            async with tx.begin_nested():
+                tx.add(row)
+        except IntegrityError:
+            row = await tx.get_one(QuotaModel, uuid)  # another node made it at the same moment
     return row

@@ -141,7 +141,7 @@ class Database:
             self._reader = self._sqlite_engine("BEGIN", pool_size=readers, read_only=True)
         else:
             self._writer = create_async_engine(url, pool_size=10, max_overflow=20, pool_pre_ping=True)
-            self._reader = self._writer.execution_options(postgresql_readonly=True)
+            self._reader = self._writer.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         self._write_session = async_sessionmaker(self._writer, expire_on_commit=False)
         self._read_session = async_sessionmaker(self._reader, expire_on_commit=False)
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from sqlalchemy import Index, String, Text, delete, event, func, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
 
 from caelum.kernel import context, events
@@ -152,25 +153,28 @@ class GarbageCollector:
         known = await tx.scalar(select(row.uuid).where(row.open_name == name))
         if known is not None:
             return known
-        uuid = new_uuid()
-        tx.add(
-            row(
-                uuid=uuid,
-                name=name,
-                open_name=name,
-                runner_class=runner,
-                context=msgspec.json.encode(context).decode(),
-                management_node_uuid=self._node.uuid,
-                type=TIME_BASED if on_event is None else EVENT_BASED,
-                interval_seconds=interval,
-                event_path=None if on_event is None else on_event.__path__,
-                event_match=match,
-                next_run=_later(interval if delay is None else delay),
-            )
+        job = row(
+            uuid=new_uuid(),
+            name=name,
+            open_name=name,
+            runner_class=runner,
+            context=msgspec.json.encode(context).decode(),
+            management_node_uuid=self._node.uuid,
+            type=TIME_BASED if on_event is None else EVENT_BASED,
+            interval_seconds=interval,
+            event_path=None if on_event is None else on_event.__path__,
+            event_match=match,
+            next_run=_later(interval if delay is None else delay),
         )
+        try:
+            async with tx.begin_nested():
+                tx.add(job)
+        except IntegrityError:
+            # Another node submitted it at the same moment.
+            return (await tx.scalars(select(row.uuid).where(row.open_name == name))).one()
         self._subscribe(on_event)
-        event.listen(tx.sync_session, "after_commit", lambda _session: self._wake.set(), once=True)
-        return uuid
+        event.listen(tx.sync_session, "after_commit", lambda _session: self._wake.set())
+        return job.uuid
 
     async def trigger(self, uuid: str) -> bool:
         """Run an open job now, on this node; False when it runs already or is done."""

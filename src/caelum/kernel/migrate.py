@@ -47,8 +47,8 @@ async def differences(db: Database) -> list[Any]:
 def newest_revision() -> str | None:
     """The revision that no other one follows, or None while there is none."""
     texts = [path.read_text() for path in (SCRIPTS / "versions").glob("*.py") if path.name != "__init__.py"]
-    revisions = {found[1] for one in texts if (found := re.search(r"^revision = '(\w+)'", one, re.MULTILINE))}
-    followed = {found[1] for one in texts if (found := re.search(r"^down_revision = '(\w+)'", one, re.MULTILINE))}
+    revisions = {found[1] for one in texts if (found := re.search(r"^revision = [\"'](\w+)", one, re.MULTILINE))}
+    followed = {found[1] for one in texts if (found := re.search(r"^down_revision = [\"'](\w+)", one, re.MULTILINE))}
     return next(iter(revisions - followed), None)
 
 

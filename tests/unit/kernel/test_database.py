@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import ForeignKey, String, UniqueConstraint, func, select
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from caelum.kernel import resources
@@ -118,7 +118,7 @@ async def _add_elsewhere(db: Database) -> None:
 async def test_a_reader_cannot_write(db: Database) -> None:
     async with db.read() as session:
         session.add(ShelfModel(uuid="a", name="a"))
-        with pytest.raises(OperationalError, match="readonly"):
+        with pytest.raises(DBAPIError, match=r"read.?only"):
             await session.flush()
 
 
