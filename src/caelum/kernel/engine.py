@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 UNDO_RETRY = Retry(times=2, on=lambda _error: True, delay=0.2)
 """Before an undo is left to the garbage collector."""
 END_RETRY = Retry(times=4, on=lambda _error: True, delay=0.5)
+CERTAIN_RETRY = Retry(times=sys.maxsize, on=lambda _error: True, delay=0.2)
+"""Behind the pivot."""
 UNDO_RUNNER = "workflow.undo"
 RESUME_RUNNER = "workflow.resume"
 _LONGEST_PAUSE = 30.0
@@ -56,7 +59,7 @@ class Execution:
 
     def cancel(self, reason: str) -> bool:
         """Stop before the next step, or in the middle of a step that runs, and undo; False when it undoes already."""
-        if self.row.state != RUNNING:
+        if self.row.state != RUNNING or self._certain:
             return False
         self._cancelled = reason
         if self._interruptible is not None:
@@ -87,7 +90,7 @@ class Execution:
             while (step := self._current_step()) is not None:
                 await self._step(step)
             self._refuse_if_over(None)
-            await self._complete()
+            await self._tries(CERTAIN_RETRY if self._certain else None, None, lambda _step: self._complete())
         except (StaleAttempt, Abandoned, ProcessDied):
             raise
         except (Exception, asyncio.CancelledError) as error:
@@ -107,7 +110,7 @@ class Execution:
         self._hit(point + "before")
         call = self._transactional_step if step.transactional else self._plain_step
         with self._in_step(step, "run"):
-            await self._tries(step.retry, step, call)
+            await self._tries(CERTAIN_RETRY if self._certain else step.retry, step, call)
         self._hit(point + "saved")
         await self._told_progress(step)
 
@@ -130,6 +133,7 @@ class Execution:
         await self._advance(tx, position=self.row.position + 1, skipped=self.row.skipped, ctx=self._ctx())
         if step.progress is not None and self._answers_job:
             await progress_in(tx, self.row.job_uuid or "", step.progress, step.name)
+
     async def _told_progress(self, step: Step) -> None:
         if step.progress is not None and self._answers_job:
             await self.node.jobs.tell_progress(self.row.job_uuid or "")
@@ -147,7 +151,15 @@ class Execution:
             )
         self.row.state = DONE
 
+    @property
+    def _certain(self) -> bool:
+        """Whether the pivot is behind: from here on nothing is undone, however long it takes."""
+        return self.row.position >= self.flow.certain_from()
+
     def _refuse_if_over(self, step: Step | None) -> None:
+        if self._certain:
+            context.enter(context.with_deadline(context.current(), None))
+            return
         if self._cancelled is not None:
             before = "its end" if step is None else f"step {step.name}"
             raise CloudError(CANCELED, f"{self.flow.name} was cancelled before {before}: {self._cancelled}")
@@ -314,7 +326,7 @@ class Execution:
                 log.info("%s of %s failed and is tried again: %s", step and step.name, self.row.uuid, error)
             left -= 1
             await asyncio.sleep(pause)
-            pause *= 2
+            pause = min(pause * 2, _LONGEST_PAUSE)
             if self.row.state == RUNNING and step is not None:
                 self._refuse_if_over(step)
 

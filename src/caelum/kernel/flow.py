@@ -28,6 +28,8 @@ R = TypeVar("R")
 Function = Callable[..., Awaitable[None]]
 
 DEFAULT_STEP_TIMEOUT = 1800.0
+BEGIN = "begin"
+"""As a pivot: the workflow only goes forward."""
 
 
 def is_transient(error: BaseException) -> bool:
@@ -148,6 +150,10 @@ class Workflow(Generic[C, R]):
     rehearsal: ClassVar[str]
     resume: ClassVar[Literal["forward", "unwind"]] = "forward"
     """What to do after a crash while the steps were running."""
+    pivot: ClassVar[str | None] = None
+    """The step with which the operation has happened, for those that cannot be taken back (a guest is stopped, a disk
+    is deleted); "begin" when that is so from the start. What fails after it is not undone but tried until it holds.
+    When the pivot itself fails, its undo finds out what is true: the cloud is as it was, or as a success leaves it."""
 
     steps: ClassVar[tuple[Step, ...]] = ()
     context_type: ClassVar[Any]
@@ -163,6 +169,13 @@ class Workflow(Generic[C, R]):
 
     def __init__(self, node: Node) -> None:
         self.node = node
+
+    @classmethod
+    def certain_from(cls) -> int:
+        """The number of the first step that is tried until it holds; one past the last (the completion too) if none."""
+        if cls.pivot is None:
+            return len(cls.steps) + 1
+        return 0 if cls.pivot == BEGIN else [one.name for one in cls.steps].index(cls.pivot) + 1
 
     def subject(self, ctx: C) -> str:
         """The UUID of the resource that the workflow is about."""
@@ -211,6 +224,8 @@ def _check(cls: type[Workflow[Any, Any]]) -> None:
             raise TypeError(f"workflow {cls.__name__} has no {attribute}")
     if not cls.steps:
         raise TypeError(f"workflow {cls.__name__} has no steps")
+    if cls.pivot not in (None, BEGIN, *(one.name for one in cls.steps)):
+        raise TypeError(f"the pivot {cls.pivot} of workflow {cls.__name__} is none of its steps")
     for one in cls.steps:
         if one.undo_function is None and not one.no_undo:
             raise TypeError(f"step {one.name} of workflow {cls.__name__} has neither an undo nor a no_undo reason")

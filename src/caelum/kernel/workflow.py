@@ -22,6 +22,7 @@ from caelum.kernel.database import refuse_in_transaction, utcnow
 from caelum.kernel.engine import RESUME_RUNNER, UNDO_RUNNER, Abandoned, Execution, call_undo
 from caelum.kernel.errors import UNDELIVERABLE, CloudError
 from caelum.kernel.flow import (
+    BEGIN,
     DEFAULT_STEP_TIMEOUT,
     Retry,
     Run,
@@ -41,7 +42,8 @@ if TYPE_CHECKING:
     from caelum.kernel.node import Node
 
 __all__ = [
-    "DEFAULT_STEP_TIMEOUT", "Retry", "Run", "StaleAttempt", "Step", "Workflow", "Workflows", "db_step", "flows",
+    "BEGIN", "DEFAULT_STEP_TIMEOUT",
+    "Retry", "Run", "StaleAttempt", "Step", "Workflow", "Workflows", "db_step", "flows",
     "is_transient", "step",
 ]  # fmt: skip
 

@@ -19,7 +19,16 @@ from caelum.kernel.database import Base, Database
 from caelum.kernel.workflow import flows
 
 NOT_STATE = frozenset(
-    {"workflow_journal", "api_job", "garbage_collector", "alembic_version", "used_ip.ip_in_long", "used_ip.ip_offset", "session"}
+    {
+        "workflow_journal",
+        "api_job",
+        "garbage_collector",
+        "alembic_version",
+        "used_ip.ip_in_long",
+        "used_ip.ip_offset",
+        "session",
+        "account.password",
+    }
 )
 """Tables and columns that tell of the past, or say again what another column says."""
 
@@ -27,6 +36,8 @@ _IDENTITY = re.compile(
     r"\b[0-9a-f]{32}\b|\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b"
     r"|\b(?:[0-9a-f]{2}:){5}[0-9a-f]{2}\b|\b(?:\d{1,3}\.){3}\d{1,3}\b"
 )
+_MOMENT = re.compile(r"\b(ConnectedTime::)\d+")
+"""Times that are kept as text."""
 _ROUNDS = 6
 _STABLE_ENDINGS = frozenset({"Running", "Existing", "Pending"})
 
@@ -91,7 +102,11 @@ async def unfinished(db: Database) -> list[str]:
 
 def _plain(table: Table, row: Mapping[Any, Any], left_out: frozenset[str]) -> dict[str, Any]:
     wanted = [one for one in table.columns if not isinstance(one.type, DateTime)]
-    return {one.name: row[one] for one in wanted if f"{table.name}.{one.name}" not in left_out}
+    return {one.name: _timeless(row[one]) for one in wanted if f"{table.name}.{one.name}" not in left_out}
+
+
+def _timeless(value: Any) -> Any:
+    return _MOMENT.sub(r"\1#", value) if isinstance(value, str) else value
 
 
 def _items(value: Any) -> list[Any]:

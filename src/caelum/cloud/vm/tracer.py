@@ -22,7 +22,7 @@ from caelum.cloud.vm.records import give_running_quota, move, set_state, take_ru
 from caelum.cloud.vm.specs import load_vm
 from caelum.kernel.errors import CloudError
 from caelum.kernel.service import Service, handles
-from caelum.kernel.workflow import Run, step
+from caelum.kernel.workflow import BEGIN, Run, step
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ class VmGoneFlow(VmFlow[VmContext]):
 
     name = "vm.gone"
     rehearsal = "vm_gone"
+    pivot = BEGIN
 
     async def begin(self, tx: AsyncSession, ctx: VmContext) -> None:
         vm = await load_vm(tx, ctx.vm_uuid)
@@ -59,9 +60,6 @@ class VmGoneFlow(VmFlow[VmContext]):
     async def complete(self, tx: AsyncSession, ctx: VmContext) -> None:
         vm = await move(self.node, tx, ctx.vm_uuid, "stopped", host_uuid=None, last_host_uuid=ctx.host_uuid)
         await give_running_quota(tx, vm)
-
-    async def abort(self, tx: AsyncSession, ctx: VmContext, error: CloudError) -> None:
-        """The next report tries again."""
 
 
 class VmTracer(Service, HostDisconnected):

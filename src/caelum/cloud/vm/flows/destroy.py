@@ -23,7 +23,7 @@ from caelum.cloud.volume.messages import (
     SetVolumeAttachment,
 )
 from caelum.kernel.errors import CloudError
-from caelum.kernel.workflow import Run, step
+from caelum.kernel.workflow import BEGIN, Run, step
 
 
 class DestroyContext(VmContext, kw_only=True):
@@ -39,6 +39,7 @@ class DestroyVmFlow(VmWork[DestroyContext, None]):
 
     name = "vm.destroy"
     rehearsal = "vm_destroy"
+    pivot = BEGIN
 
     async def begin(self, tx: AsyncSession, ctx: DestroyContext) -> None:
         vm = await load_vm(tx, ctx.vm_uuid)
@@ -79,12 +80,6 @@ class DestroyVmFlow(VmWork[DestroyContext, None]):
         if ctx.policy == "Direct":
             await tx.flush()
             await forget_vm(tx, ctx.vm_uuid)
-
-    async def abort(self, tx: AsyncSession, ctx: DestroyContext, error: CloudError) -> None:
-        """Part of it may be done: what is left is a VM that is stopped, and can be destroyed again."""
-        vm = await load_vm(tx, ctx.vm_uuid)
-        set_state(self.node, tx, vm, VmState.STOPPED, host_uuid=None)
-        await give_running_quota(tx, vm)
 
 
 class RecoverVmFlow(VmFlow[VmContext]):
@@ -128,6 +123,7 @@ class ExpungeVmFlow(VmWork[VmContext, None]):
 
     name = "vm.expunge"
     rehearsal = "vm_expunge"
+    pivot = BEGIN
 
     async def begin(self, tx: AsyncSession, ctx: VmContext) -> None:
         vm = await tx.get_one(VmInstanceModel, ctx.vm_uuid)
@@ -142,6 +138,3 @@ class ExpungeVmFlow(VmWork[VmContext, None]):
 
     async def complete(self, tx: AsyncSession, ctx: VmContext) -> None:
         await forget_vm(tx, ctx.vm_uuid)
-
-    async def abort(self, tx: AsyncSession, ctx: VmContext, error: CloudError) -> None:
-        """It stays destroyed."""

@@ -215,6 +215,7 @@ class StopVmFlow(OnHostFlow[StopContext]):
 
     name = "vm.stop"
     rehearsal = "vm_stop"
+    pivot = "stop_on_host"
 
     async def begin(self, tx: AsyncSession, ctx: StopContext) -> None:
         await self.enter(tx, ctx, "stopping", "StopVmInstance")
@@ -241,6 +242,7 @@ class RebootVmFlow(OnHostFlow[VmContext]):
 
     name = "vm.reboot"
     rehearsal = "vm_reboot"
+    pivot = "reboot_on_host"
 
     async def begin(self, tx: AsyncSession, ctx: VmContext) -> None:
         await self.enter(tx, ctx, "rebooting", "RebootVmInstance")
