@@ -16,7 +16,7 @@ import msgspec
 
 from caelum.cloud.backup_storage.extension import BackupCapacity, StoredImage
 from caelum.kernel import image_header
-from caelum.kernel.image_header import HEAD_SIZE, ImageRejected
+from caelum.kernel.image_header import HEAD_SIZE, ImageHeader, ImageRejected
 
 MARK = ".caelum-backup-storage"
 NOTE = "image.json"
@@ -109,8 +109,7 @@ class Sink:
             self._head += chunk[: HEAD_SIZE - len(self._head)]
             if len(self._head) == HEAD_SIZE:
                 unknown = 1 << 62  # the size, until the end is seen
-                header = image_header.parse(self._head, unknown)
-                image_header.check(header, declared=self._declared, max_virtual_size=unknown)
+                self._check(image_header.parse(self._head, unknown), unknown)
         for digest in self._digests:
             digest.update(chunk)
         self._file.write(chunk)
@@ -120,7 +119,8 @@ class Sink:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        header = image_header.check(image_header.inspect(self._part), declared=self._declared)
+        header = image_header.inspect(self._part)
+        self._check(header, image_header.MAX_VIRTUAL_SIZE)
         kind = self._declared or header.format
         final = self._folder / f"{self._image_uuid}.{kind}"
         sha256, md5 = (digest.hexdigest() for digest in self._digests)
@@ -130,6 +130,11 @@ class Sink:
         note.replace(self._folder / NOTE)
         self._part.replace(final)
         return image
+
+    def _check(self, header: ImageHeader, max_virtual_size: int) -> None:
+        image_header.check(header, declared=self._declared, max_virtual_size=max_virtual_size)
+        if self._declared == "iso" and header.format != "iso":
+            raise ImageRejected(f"the image is {header.format}, not iso", found=header.format, declared="iso")
 
     def close(self) -> None:
         """Let go of the file."""

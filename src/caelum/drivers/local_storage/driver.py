@@ -96,7 +96,7 @@ class LocalStorage:
             format=image.format,
         )
         info = await on_host(self._bus, host_uuid, command, timeout=LONG)
-        return Bits(info.path, info.virtual_size, info.actual_size, image.format)
+        return Bits(info.path, image.size, info.actual_size, image.format)
 
     async def create_volume(
         self, ps: PrimaryStorageInventory, host_uuid: str, volume_uuid: str, install_path: str, size: int
