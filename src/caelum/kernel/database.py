@@ -14,13 +14,13 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, ClassVar, TypeVar, cast
 
-from sqlalchemy import JSON, BigInteger, ColumnElement, CursorResult, DateTime, Engine, Integer, MetaData, String, event
+from sqlalchemy import JSON, BigInteger, ColumnElement, CursorResult, DateTime, Integer, MetaData, String, event
 from sqlalchemy import update as sql_update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, mapped_column, relationship
 
-from caelum.kernel import resources
+from caelum.kernel import resources, sqlite
 from caelum.kernel.errors import CloudError, ErrorType
 
 T = TypeVar("T")
@@ -151,7 +151,10 @@ class Database:
         return self._writer
 
     def _sqlite_engine(self, begin: str, *, pool_size: int, read_only: bool = False) -> AsyncEngine:
-        engine = create_async_engine(self.url, pool_size=pool_size, max_overflow=0, pool_timeout=BUSY_TIMEOUT)
+        # Sessions end every transaction themselves; a second rollback by the pool would be one more trip.
+        engine = create_async_engine(
+            self.url, pool_size=pool_size, max_overflow=0, pool_timeout=BUSY_TIMEOUT, pool_reset_on_return=None
+        )
         pragmas = [
             f"busy_timeout={int(BUSY_TIMEOUT * 1000)}",
             "journal_mode=WAL",
@@ -159,7 +162,7 @@ class Database:
             "foreign_keys=ON",
             *(["query_only=ON"] if read_only else []),
         ]
-        _prepare_sqlite(engine.sync_engine, pragmas, begin)
+        sqlite.prepare(engine.sync_engine, pragmas, begin)
         return engine
 
     @contextlib.asynccontextmanager
@@ -208,21 +211,6 @@ class Database:
         """Close every connection."""
         await self._writer.dispose()
         await self._reader.dispose()
-
-
-def _prepare_sqlite(engine: Engine, pragmas: list[str], begin: str) -> None:
-    @event.listens_for(engine, "connect")
-    def on_connect(connection: Any, _record: Any) -> None:
-        # The driver must not open transactions by itself: they would start as readers and fail when they come to write.
-        connection.isolation_level = None
-        cursor = connection.cursor()
-        for pragma in pragmas:
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    @event.listens_for(engine, "begin")
-    def on_begin(connection: Any) -> None:
-        connection.exec_driver_sql(begin)
 
 
 async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:

@@ -7,10 +7,11 @@ in their transaction.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
-from sqlalchemy import Index, String, Text, delete, select
+from sqlalchemy import CursorResult, Index, String, Table, Text, Update, bindparam, delete, select, update
 from sqlalchemy.orm import Mapped, mapped_column
 
 from caelum.kernel import context
@@ -85,10 +86,23 @@ def decode_error(text: str) -> CloudError:
 
 async def advance(tx: AsyncSession, uuid: str, owner: str, attempt: int, **values: Any) -> None:
     """Write progress; `StaleAttempt` when the run is no longer this node's in this attempt, or has ended."""
-    row = JournalModel
-    mine = (row.uuid == uuid, row.owner == owner, row.attempt == attempt, row.state.in_(LIVE))
-    if not await update_where(tx, row, values, *mine):
+    key = {"key_uuid": uuid, "key_owner": owner, "key_attempt": attempt}
+    result = await tx.execute(_statement(tuple(values)), {**values, **key})
+    if not cast("CursorResult[Any]", result).rowcount:
         raise StaleAttempt(f"workflow {uuid} is no longer in attempt {attempt} of node {owner}")
+
+
+@lru_cache
+def _statement(columns: tuple[str, ...]) -> Update:
+    """Made once per set of columns: this statement runs at every boundary of every workflow."""
+    table = cast("Table", JournalModel.__table__)
+    here = table.c
+    return (
+        update(table)
+        .where(here.uuid == bindparam("key_uuid"), here.owner == bindparam("key_owner"))
+        .where(here.attempt == bindparam("key_attempt"), here.state.in_(LIVE))
+        .values({name: bindparam(name) for name in columns})
+    )
 
 
 async def claim(tx: AsyncSession, row: JournalModel, owner: str) -> bool:
