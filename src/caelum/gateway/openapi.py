@@ -280,10 +280,15 @@ def _query(name: str, schema: Json, description: str) -> Json:
 
 
 _COUNT = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}
+_CONDITION = (
+    r"^[^\s=<>!~?][^=<>!~?]*"
+    r"((=|!=|>=|<=|\?=|!\?=|~=|!~=).*[^=<>!~?]=*|[<>][^=<>!~?]+| is null| not null)$"
+)
+"""Conditions that are certainly understood; the server takes a few more."""
 _QUERY_PARAMETERS = [
     _query(
         "q",
-        {"type": "array", "items": {"type": "string"}},
+        {"type": "array", "items": {"type": "string", "pattern": _CONDITION}},
         "conditions, all of which hold: a field (dotted through joins; `__systemTag__`, `__userTag__`, `__tagUuid__`),"
         " one of = != > >= < <= ?= (in) !?= ~= (like) !~= 'is null' 'not null', and a value",
     ),

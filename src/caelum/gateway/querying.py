@@ -45,7 +45,7 @@ def from_query_string(variables: dict[str, str], query: Query) -> dict[str, Any]
     for wire, name in (("groupBy", "group_by"), ("filterName", "filter_name")):
         if wire in query:
             values[name] = query[wire][0]
-    if "sort" in query:
+    if query.get("sort", [""])[0]:
         values["sort_by"], values["sort_direction"] = sort(query["sort"][0])
     if "fields" in query:
         values["fields"] = [one.strip() for one in query["fields"][0].split(",") if one.strip()]

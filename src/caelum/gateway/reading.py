@@ -70,8 +70,6 @@ def _check_values(root: Any) -> None:
             raise Refusal(400, f"the JSON is nested deeper than {MAX_DEPTH} levels")
         if isinstance(value, str):
             check_text(value)
-        elif isinstance(value, int) and not -_INT64 <= value < _INT64:
-            raise Refusal(400, f"{value} does not fit into 64 bits")
         elif isinstance(value, float) and value in (float("inf"), float("-inf")):
             raise Refusal(400, "a number is too large")
         elif isinstance(value, list):
@@ -199,6 +197,8 @@ def _lenient(hint: Any) -> Callable[[Any], Any]:
     origin, arguments = typing.get_origin(plain) or plain, typing.get_args(plain)
     if plain is str:
         return _as_text
+    if plain is int:
+        return _in_range
     if origin is list and arguments:
         return functools.partial(_each, _lenient(arguments[0]))
     if origin is dict and len(arguments) == 2:
@@ -212,6 +212,13 @@ def _as_text(value: Any) -> Any:
     if isinstance(value, bool):
         return "true" if value else "false"
     return str(value) if isinstance(value, int | float) else value
+
+
+def _in_range(value: Any) -> Any:
+    number = int(value) if isinstance(value, str) and value.lstrip("-").isdecimal() else value
+    if isinstance(number, int) and not -_INT64 <= number < _INT64:
+        raise msgspec.ValidationError(f"{str(number)[:32]} does not fit into 64 bits")
+    return value
 
 
 def _each(convert: Callable[[Any], Any], value: Any) -> Any:

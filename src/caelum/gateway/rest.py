@@ -53,9 +53,8 @@ class Rest:
         segments = [one for one in path.split("/") if one]
         if segments[:1] == [JOBS] and len(segments) == 2:
             return await self._poll(request, segments[1])
-        if request.method not in ("GET", "HEAD", "POST", "PUT", "DELETE"):
-            raise Refusal(405, f"the method {request.method} is not allowed", {"Allow": "GET, POST, PUT, DELETE"})
         entry, values = self._routes.find(path)
+        entry.check_method(request.method)
         in_body = request.method in ("POST", "PUT")
         raw = await read_body(request, self._node.settings.get(MAX_BODY)) if in_body else b""
         if len(raw) <= LARGE_BODY:

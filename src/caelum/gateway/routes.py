@@ -48,7 +48,15 @@ class Entry(msgspec.Struct):
             return self._pick_action(body)
         if found := self.by_method.get(method):
             return found
-        raise Refusal(405, f"the method {method} is not allowed here", {"Allow": ", ".join(self.methods())})
+        raise self._not_allowed(method)
+
+    def check_method(self, method: str) -> None:
+        """Refuse a verb that no operation has here, before anything of the request is read."""
+        if ("GET" if method == "HEAD" else method) not in self.methods():
+            raise self._not_allowed(method)
+
+    def _not_allowed(self, method: str) -> Refusal:
+        return Refusal(405, f"the method {method[:32]} is not allowed here", {"Allow": ", ".join(self.methods())})
 
     def _pick_action(self, body: Mapping[str, Any]) -> Target:
         found = next((target for name, target in self.actions.items() if name in body), None)
