@@ -22,6 +22,7 @@ MAIN_NOUNS = {
     "flat_network": "L3Network",
     "kvm": "Host",
     "config": "GlobalConfig",
+    "console": "ConsoleProxyAgent",
     "identity": "Account",
     "management": "ManagementNode",
     "offering": "InstanceOffering",

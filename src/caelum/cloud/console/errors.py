@@ -5,7 +5,7 @@ from __future__ import annotations
 from caelum.kernel.errors import error_type
 
 NO_PROXY = error_type(
-    "CONSOLE.1000", "No console proxy is connected", "Check that a console proxy runs: caelum console list-proxy-agent."
+    "CONSOLE.1000", "No console proxy is connected", "Check that a console proxy runs: caelum console list."
 )
 TOKEN_REFUSED = error_type(
     "CONSOLE.1001",
