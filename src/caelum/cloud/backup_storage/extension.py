@@ -71,6 +71,9 @@ class BackupStorageDriver(Protocol):
     async def delete_image(self, bs: BackupStorageInventory, image_uuid: str, install_path: str | None) -> None:
         """Delete an image's files, also half-fetched ones; success if absent."""
 
+    async def files(self, bs: BackupStorageInventory) -> list[str]:
+        """Every file that is there, but for the driver's own marks and notes."""
+
     async def image_size(self, bs: BackupStorageInventory, install_path: str) -> int:
         """The file's true size."""
 

@@ -27,6 +27,12 @@ class ImageFileSize(msgspec.Struct, frozen=True, rename="camel"):
     actual_size: int
 
 
+class BackupFiles(msgspec.Struct, frozen=True, rename="camel"):
+    """The files on a backup storage, by their install paths."""
+
+    files: list[str]
+
+
 @message(route_by="uuid")
 class AddBackupStorage(Message[BackupStorageInventory]):
     """Add a storage of a driver's type. Drivers send it from their own public operation."""
@@ -101,3 +107,10 @@ class GetImageFileSize(Message[ImageFileSize]):
 
     backup_storage_uuid: str
     install_path: str
+
+
+@message(route_by="backup_storage_uuid", timeout=120)
+class ListBackupFiles(Message[BackupFiles]):
+    """Every file on a backup storage, whether an image is known for it or not."""
+
+    backup_storage_uuid: str

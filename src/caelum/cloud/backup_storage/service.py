@@ -40,6 +40,7 @@ from caelum.cloud.backup_storage.flows import (
 )
 from caelum.cloud.backup_storage.messages import (
     AddBackupStorage,
+    BackupFiles,
     BackupStoragesReply,
     CheckImageSource,
     DeleteImageFile,
@@ -49,6 +50,7 @@ from caelum.cloud.backup_storage.messages import (
     GetImageUrl,
     ImageFileSize,
     ImageUrl,
+    ListBackupFiles,
     StoreImage,
 )
 from caelum.cloud.backup_storage.model import (
@@ -274,6 +276,11 @@ class BackupStorageService(Service):
     async def get_size(self, msg: GetImageFileSize) -> ImageFileSize:
         bs = await self._usable(msg.backup_storage_uuid)
         return ImageFileSize(await self.storages.driver(bs).image_size(bs, msg.install_path))
+
+    @handles(ListBackupFiles)
+    async def list_files(self, msg: ListBackupFiles) -> BackupFiles:
+        bs = await self.storages.find(msg.backup_storage_uuid)
+        return BackupFiles(await self.storages.driver(bs).files(bs))
 
 
 async def delete_file(node: Node, bs_uuid: str, image_uuid: str, install_path: str | None) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from caelum.cloud.host.api import HostInventory
+from caelum.cloud.host.messages import HostContents
 from caelum.cloud.host.spec import ConsoleTarget, NicSpec, VmSpec, VmStarted, VolumeSpec
 from caelum.kernel.errors import CloudError
 from caelum.kernel.extension import ExtensionPoint
@@ -92,6 +93,10 @@ class HypervisorDriver(ABC):
     @abstractmethod
     async def attach_volume(self, host_uuid: str, vm_uuid: str, volume: VolumeSpec) -> None:
         """Plug a disk in."""
+    @abstractmethod
+    async def dump(self, host_uuid: str, storage_paths: list[str]) -> HostContents:
+        """Everything of ours that is on the host, with the files below these paths."""
+
 
     @abstractmethod
     async def detach_volume(self, host_uuid: str, vm_uuid: str, volume: VolumeSpec) -> None:

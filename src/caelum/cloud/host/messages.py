@@ -103,6 +103,33 @@ class GetVmStatesOnHost(Message[VmStatesReply], kw_only=True):
     vm_uuids: list[str] | None = None
 
 
+class HostContents(msgspec.Struct, rename="camel", kw_only=True):
+    """What of ours is on a host, as the host itself finds it."""
+
+    vms: dict[str, str]
+    """State by VM UUID."""
+    strangers: list[str] = []
+    """Machines that are not ours."""
+    bridges: list[str] = []
+    taps: list[str] = []
+    dhcp: dict[str, list[str]] = {}
+    """L3 UUID to the MAC addresses that are served."""
+    metadata: dict[str, list[str]] = {}
+    """L3 UUID to the addresses that are served."""
+    nat: list[str] = []
+    """L3 UUIDs."""
+    files: dict[str, list[str]] = {}
+    """Storage path to every file below it."""
+
+
+@message(route_by="host_uuid", timeout=120)
+class DumpHost(Message[HostContents], kw_only=True):
+    """Everything of ours that is on a host, with the files below these storage paths; nothing is changed."""
+
+    host_uuid: str
+    storage_paths: list[str] = []
+
+
 @message(route_by="host_uuid")
 class AttachVolumeOnHost(Message[None], kw_only=True):
     """Plug a disk into a running machine."""

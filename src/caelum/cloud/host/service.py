@@ -256,6 +256,11 @@ class HostService(Service):
         driver = await self._driver(msg.host_uuid)
         return m.VmStatesReply(states=await driver.vm_states(msg.host_uuid, msg.vm_uuids))
 
+    @handles(m.DumpHost)
+    async def dump(self, msg: m.DumpHost) -> m.HostContents:
+        """What is on a host."""
+        return await (await self._driver(msg.host_uuid)).dump(msg.host_uuid, msg.storage_paths)
+
     @handles(m.AttachVolumeOnHost, queue=_OPERATIONS, level=SYNC_LEVEL)
     async def attach_volume(self, msg: m.AttachVolumeOnHost) -> None:
         """Plug a disk in."""

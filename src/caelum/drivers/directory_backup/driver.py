@@ -132,6 +132,12 @@ class DirectoryBackup:
         except (OSError, store.WrongDirectory) as error:
             raise CloudError(CONNECT_ERROR, f"cannot delete image[uuid:{image_uuid}] from {root}: {error}") from error
 
+    async def files(self, bs: BackupStorageInventory) -> list[str]:
+        try:
+            return await asyncio.to_thread(store.files, Path(bs.url))
+        except OSError as error:
+            raise CloudError(CONNECT_ERROR, f"cannot list {bs.url}: {error}", uuid=bs.uuid) from error
+
     async def image_size(self, bs: BackupStorageInventory, install_path: str) -> int:
         try:
             path = await asyncio.to_thread(store.inside, Path(bs.url), install_path)

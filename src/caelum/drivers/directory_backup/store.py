@@ -80,6 +80,16 @@ def stored(folder: Path) -> StoredImage | None:
     return note if Path(note.install_path).is_file() else None
 
 
+def files(root: Path) -> list[str]:
+    """Every file below the directory but the mark, and the notes of images that are there."""
+    found = [Path(folder) / name for folder, _, names in os.walk(root) for name in names]
+    return sorted(str(one) for one in found if one != root / MARK and not _is_note(one))
+
+
+def _is_note(path: Path) -> bool:
+    return path.name == NOTE and stored(path.parent) is not None
+
+
 def remove_image(root: Path, image_uuid: str) -> None:
     """Delete an image's directory wherever it is, half-fetched files too."""
     for folder in root.glob(f"*/acct-*/{image_uuid}"):

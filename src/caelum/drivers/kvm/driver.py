@@ -18,6 +18,7 @@ from caelum.cloud.host.errors import (
     HOST_DISCONNECTED,
 )
 from caelum.cloud.host.extension import HostConnection, HostDisconnected, HostPing, HypervisorDriver
+from caelum.cloud.host.messages import HostContents
 from caelum.cloud.host.spec import ConsoleTarget, NicSpec, VmSpec, VmStarted, VolumeSpec
 from caelum.drivers.kvm import tags
 from caelum.drivers.kvm.agents import Agents
@@ -31,6 +32,7 @@ A = TypeVar("A")
 
 _CONNECT_TIMEOUT = 120.0
 _QUICK = 60.0
+_DUMP_TIMEOUT = 110.0
 _STOP_MARGIN = 60.0
 """Seconds beyond the guest's own time to stop."""
 
@@ -97,6 +99,20 @@ class KvmDriver(HypervisorDriver):
     async def resume_vm(self, host_uuid: str, vm_uuid: str) -> None:
         """Let them run again."""
         await self._run(host_uuid, p.ResumeVm(vm_uuid=vm_uuid), OPERATION_ERROR, f"resume vm[uuid:{vm_uuid}]", _QUICK)
+
+    async def dump(self, host_uuid: str, storage_paths: list[str]) -> HostContents:
+        """Ask the agent for all that it finds."""
+        found = await self._agents.run(host_uuid, p.DumpHost(storage_paths=storage_paths), _DUMP_TIMEOUT)
+        return HostContents(
+            vms=found.vms,
+            strangers=found.unknown_domains,
+            bridges=found.bridges,
+            taps=found.taps,
+            dhcp=found.dhcp,
+            metadata=found.metadata,
+            nat=found.nat,
+            files=found.files,
+        )
 
     async def destroy_vm(self, host_uuid: str, vm_uuid: str) -> None:
         """Pull the plug and undefine."""
