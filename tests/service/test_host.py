@@ -353,3 +353,19 @@ async def test_a_host_without_our_certificate_gets_no_answer(cloud: HostCloud, t
     writer.write(b"POST /agent/report HTTP/1.1\r\n\r\n")
     with pytest.raises((OSError, asyncio.IncompleteReadError)):
         await reader.readexactly(1)
+
+
+async def test_work_on_a_host_that_is_being_connected_waits_for_it(cloud: HostCloud) -> None:
+    host = await cloud.add_host()
+    cloud.sim.latency(Latency(path=p.ConnectHost.path, low=0.5))
+    connect = asyncio.create_task(cloud.api(ReconnectHost(uuid=host.uuid)))
+    await cloud.until_status(host.uuid, "Connecting")
+    await cloud.node.bus.call(StartVmOnHost(host_uuid=host.uuid, spec=vm_spec()))
+    assert connect.done()
+    cloud.sim.fault("error", p.ConnectHost.path)
+    connect = asyncio.create_task(cloud.api(ReconnectHost(uuid=host.uuid)))
+    await cloud.until_status(host.uuid, "Connecting")
+    with pytest.raises(CloudError) as caught:
+        await cloud.node.bus.call(StartVmOnHost(host_uuid=host.uuid, spec=vm_spec()))
+    assert caught.value.code == "HOST.1010"
+    await asyncio.gather(connect, return_exceptions=True)

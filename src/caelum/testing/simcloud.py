@@ -6,10 +6,11 @@ Invariant: everything goes the way of a user's request; nothing is written into 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import struct
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from caelum.cloud.cluster.api import CreateCluster
 from caelum.cloud.config.api import UpdateGlobalConfig
 from caelum.cloud.host.api import HostInventory
 from caelum.cloud.host.messages import ListHosts
+from caelum.cloud.host.service import HostService
 from caelum.cloud.image.api import AddImage
 from caelum.cloud.l2.api import AttachL2NetworkToCluster, CreateL2NoVlanNetwork
 from caelum.cloud.l3.api import AddIpRange, CreateL3Network
@@ -32,13 +34,11 @@ from caelum.drivers.local_storage.api import AddLocalPrimaryStorage
 from caelum.kernel.message import QueryCondition
 from caelum.simulator import SimulatedHosts
 from caelum.testing.cloud import EmbeddedCloud
-from caelum.testing.rehearsals import Stage
+from caelum.testing.rehearsals import Rehearsal, Stage
 
 GIB = 1 << 30
 MIB = 1 << 20
 IMAGE_SIZE = 64 * MIB
-HOST_PORT = 17070
-"""Where simulated agents listen in tests, so that a real agent on this machine is never mistaken for one."""
 
 
 class SimulatedCloud:
@@ -53,6 +53,11 @@ class SimulatedCloud:
     def cloud(self) -> EmbeddedCloud:
         """The cloud that runs now: another one after a reboot."""
         return self.stage.cloud
+
+    def rehearse(self, trigger: Callable[[], Awaitable[Any]], ignore: frozenset[str] = frozenset()) -> Rehearsal:
+        """A rehearsal in this cloud; what differs from cloud to cloud by chance is left out."""
+        chance = frozenset({"backup_storage.available_capacity", "backup_storage.total_capacity"})
+        return Rehearsal(self.stage, trigger, ignore=ignore | chance, masks=(str(self.directory), str(self.hosts.port)))
 
     async def api(self, msg: Any, **more: Any) -> Any:
         """Send an API message as the administrator."""
@@ -183,7 +188,10 @@ async def simulated_cloud(
 
 
 async def _hosts_connected(cloud: EmbeddedCloud) -> None:
-    """Wait until every host that the database knows is Connected."""
+    """Wait until every host that the database knows is Connected, and not only from before the restart."""
+    service = cloud.node.services["host"]
+    if isinstance(service, HostService):
+        await asyncio.wait_for(service.tracker.settled(), 30.0)
 
     async def connected() -> bool:
         return all(one.status == "Connected" for one in (await cloud.node.bus.call(ListHosts())).hosts)

@@ -6,6 +6,7 @@ that it concerns as soon as it is committed.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from sqlalchemy import or_, select
@@ -19,9 +20,12 @@ from caelum.cloud.cluster import tags as cluster_tags
 from caelum.cloud.host import tags as host_tags
 from caelum.cloud.zone import tags as zone_tags
 from caelum.kernel.database import after_commit
+from caelum.kernel.errors import CloudError, not_found
 from caelum.kernel.node import Node
 from caelum.kernel.settings import ResourceConfigUpdated, Setting, parse_size
 from caelum.kernel.tag import Tokens
+
+log = logging.getLogger(__name__)
 
 _SETTINGS: tuple[Setting[Any], ...] = (CPU_RATIO, MEMORY_RATIO, RESERVED_MEMORY)
 _TAGS = (host_tags.RESERVED_MEMORY, cluster_tags.RESERVED_MEMORY, zone_tags.RESERVED_MEMORY)
@@ -53,6 +57,10 @@ class Limits:
         """Note what a host has physically, and what may be given of it."""
         cpu_ratio, memory_ratio, reserved = await self._terms(host_uuid)
         async with self._node.db.transaction() as tx:
+            # Locked, so that its deletion waits and then drops what is written here.
+            known = select(HOST.c.uuid).where(HOST.c.uuid == host_uuid).with_for_update(read=True)
+            if await tx.scalar(known) is None:
+                raise not_found("HostVO", host_uuid)
             await books.record(
                 tx,
                 host_uuid,
@@ -98,7 +106,10 @@ class Limits:
         async with self._node.db.read() as session:
             rows = list(await session.scalars(query))
         for row in rows:
-            await self.record(row.uuid, row.cpu_num, row.cpu_sockets, row.total_memory)
+            try:
+                await self.record(row.uuid, row.cpu_num, row.cpu_sockets, row.total_memory)
+            except CloudError as error:
+                log.info("the limits of host %s are left: %s", row.uuid, error.details)
 
 
 async def _reserved_by_tag(session: AsyncSession, places: list[str]) -> int | None:

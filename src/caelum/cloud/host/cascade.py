@@ -13,7 +13,6 @@ from caelum.cloud.host.model import HostModel
 from caelum.kernel.cascade import CascadeExtension
 from caelum.kernel.database import after_commit
 from caelum.kernel.node import Node
-from caelum.kernel.tag import drop_tags
 
 
 class HostCascade(CascadeExtension):
@@ -36,11 +35,8 @@ class HostCascade(CascadeExtension):
     async def _delete(self, host: HostInventory, force: bool) -> None:
         ask = self._node.extensions.notify if force else self._node.extensions.each
         await ask(HostBeforeDelete, "before_delete", host, force)
-        await self._node.bus.call(DropHost(host_uuid=host.uuid))
         async with self._node.db.transaction() as tx:
-            row = await tx.get(HostModel, host.uuid)
-            if row is not None:
-                await tx.delete(row)
-            await drop_tags(tx, host.uuid)
+            await records.remove(tx, host.uuid)
             event = HostDeleted(host_uuid=host.uuid, inventory=host)
             after_commit(tx, lambda: self._node.bus.publish(event))
+        await self._node.bus.call(DropHost(host_uuid=host.uuid))

@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from typing import Any
 
 from caelum.cloud.allocator.messages import ReportHostCapacity
 from caelum.cloud.host import records, tags
 from caelum.cloud.host.api import HostInventory
-from caelum.cloud.host.errors import CONNECTION_ERROR
+from caelum.cloud.host.errors import CONNECTION_ERROR, HOST_DISCONNECTED
 from caelum.cloud.host.events import HostLostSight
 from caelum.cloud.host.extension import (
     HostAfterConnect,
@@ -29,6 +30,7 @@ from caelum.kernel import context
 from caelum.kernel.errors import CloudError, as_cloud_error, not_found
 from caelum.kernel.message import Message
 from caelum.kernel.node import Node
+from caelum.kernel.tag import SystemTag
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,20 @@ class Connector:
             return await self._node.queues.run(
                 f"host-connect-{host_uuid}", 1, self._connect, host_uuid, name="connect", single_flight="connect"
             )
+
+    async def connected(self, host_uuid: str) -> HostInventory:
+        """A host that can be worked with; one that is being connected is waited for. Raises HOST.1010."""
+        host = await records.get(self._node, host_uuid)
+        if host.status == CONNECTING:
+            try:
+                host = await self.connect(host_uuid)
+            except CloudError as error:
+                details = f"host[uuid:{host_uuid}, name:{host.name}] could not be connected"
+                raise CloudError(HOST_DISCONNECTED, details, cause=error, hostUuid=host_uuid) from error
+        if host.status != CONNECTED:
+            details = f"host[uuid:{host_uuid}, name:{host.name}] is {host.status}, not {CONNECTED}"
+            raise CloudError(HOST_DISCONNECTED, details, hostUuid=host_uuid, status=host.status)
+        return host
 
     async def lost(self, host_uuid: str, error: BaseException) -> None:
         """The host cannot be reached: it becomes Disconnected, and whoever cares is told why."""
@@ -112,25 +128,31 @@ class Connector:
         return ready
 
     async def _learn(self, host: HostInventory, connection: HostConnection) -> HostInventory:
-        """Write down what the host is."""
+        """Write down what the host is. The row is locked first: nothing is written of a host that is being deleted."""
         values = {"architecture": connection.architecture, **connection.details}
         async with self._node.db.transaction() as tx:
-            row = await records.load(tx, host.uuid)
+            row = await records.load(tx, host.uuid, lock=True)
             for name, value in values.items():
                 setattr(row, name, value)
-            await tags.CPU_PROCESSOR_NUM.set(tx, host.uuid, cpuProcessorNum=connection.cpu_sockets)
-            await tags.CPU_GHZ.set(tx, host.uuid, cpuGHz=f"{connection.cpu_mhz / 1000:.2f}")
-            await tags.CONNECTED_TIME.set(tx, host.uuid, hostConnectedTime=int(time.time()))
-            for tag, token, text in (
-                (tags.OS_DISTRIBUTION, "distribution", connection.os_distribution),
-                (tags.OS_VERSION, "version", connection.os_version),
-                (tags.OS_RELEASE, "release", connection.os_version),
-            ):
-                if text:
-                    await tag.set(tx, host.uuid, **{token: text})
+            for tag, tokens in [*_common_tags(connection), *connection.tags]:
+                await tag.set(tx, host.uuid, **tokens)
         return await records.get(self._node, host.uuid)
 
     def _failure(self, host_uuid: str, error: Exception) -> CloudError:
         cause = as_cloud_error(error)
         details = f"unable to connect host[uuid:{host_uuid}]: {cause.details}"
         return CloudError(CONNECTION_ERROR, details, cause=cause, hostUuid=host_uuid)
+
+
+def _common_tags(connection: HostConnection) -> list[tuple[SystemTag, dict[str, Any]]]:
+    found: list[tuple[SystemTag, dict[str, Any]]] = [
+        (tags.CPU_PROCESSOR_NUM, {"cpuProcessorNum": connection.cpu_sockets}),
+        (tags.CPU_GHZ, {"cpuGHz": f"{connection.cpu_mhz / 1000:.2f}"}),
+        (tags.CONNECTED_TIME, {"hostConnectedTime": int(time.time())}),
+    ]
+    if connection.os_distribution:
+        found.append((tags.OS_DISTRIBUTION, {"distribution": connection.os_distribution}))
+    if connection.os_version:
+        found.append((tags.OS_VERSION, {"version": connection.os_version}))
+        found.append((tags.OS_RELEASE, {"release": connection.os_version}))
+    return found

@@ -13,6 +13,7 @@ from caelum.cloud.host.messages import HostContents
 from caelum.cloud.host.spec import ConsoleTarget, NicSpec, VmSpec, VmStarted, VolumeSpec
 from caelum.kernel.errors import CloudError
 from caelum.kernel.extension import ExtensionPoint
+from caelum.kernel.tag import SystemTag
 
 
 class HostConnection(msgspec.Struct, rename="camel", kw_only=True):
@@ -33,6 +34,8 @@ class HostConnection(msgspec.Struct, rename="camel", kw_only=True):
     """Machines on the host that are not ours."""
     details: dict[str, Any] = {}
     """Values of the driver's own columns of the host's row."""
+    tags: list[tuple[SystemTag, dict[str, Any]]] = []
+    """System tags of the driver, with their tokens, written together with the columns while the host exists."""
 
 
 class HostPing(msgspec.Struct, rename="camel", kw_only=True):
@@ -91,12 +94,12 @@ class HypervisorDriver(ABC):
         """States of the named machines, or of all."""
 
     @abstractmethod
-    async def attach_volume(self, host_uuid: str, vm_uuid: str, volume: VolumeSpec) -> None:
-        """Plug a disk in."""
-    @abstractmethod
     async def dump(self, host_uuid: str, storage_paths: list[str]) -> HostContents:
         """Everything of ours that is on the host, with the files below these paths."""
 
+    @abstractmethod
+    async def attach_volume(self, host_uuid: str, vm_uuid: str, volume: VolumeSpec) -> None:
+        """Plug a disk in."""
 
     @abstractmethod
     async def detach_volume(self, host_uuid: str, vm_uuid: str, volume: VolumeSpec) -> None:

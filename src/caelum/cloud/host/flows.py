@@ -17,7 +17,7 @@ from caelum.cloud.host.model import HostModel, model_of
 from caelum.cloud.host.states import CONNECTING, ENABLED
 from caelum.kernel.database import unique
 from caelum.kernel.errors import INVALID_ARGUMENT, CloudError
-from caelum.kernel.tag import drop_tags, save_system_tags, save_user_tags
+from caelum.kernel.tag import save_system_tags, save_user_tags
 from caelum.kernel.workflow import Run, Workflow, step
 
 
@@ -71,14 +71,13 @@ class AddHostFlow(Workflow[AddHostContext, HostInventory]):
         if known:
             host = await records.get(run.node, run.ctx.host_uuid)
             await run.node.extensions.notify(HostBeforeDelete, "before_delete", host, True)
+        async with run.db.transaction() as tx:
+            await records.remove(tx, run.ctx.host_uuid)
         await run.bus.call(DropHost(host_uuid=run.ctx.host_uuid))
 
     async def abort(self, tx: AsyncSession, ctx: AddHostContext, error: CloudError) -> None:  # noqa: ARG002
-        """No row is left."""
-        row = await tx.get(HostModel, ctx.host_uuid)
-        if row is not None:
-            await tx.delete(row)
-        await drop_tags(tx, ctx.host_uuid)
+        """No row is left, also when no step had begun."""
+        await records.remove(tx, ctx.host_uuid)
 
     async def result(self, ctx: AddHostContext) -> HostInventory:
         return await records.get(self.node, ctx.host_uuid)

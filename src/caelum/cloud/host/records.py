@@ -9,19 +9,18 @@ from sqlalchemy import ColumnElement, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.host.api import HostInventory
-from caelum.cloud.host.errors import HOST_DISCONNECTED
 from caelum.cloud.host.events import HostStatusChanged
 from caelum.cloud.host.model import HostModel
-from caelum.cloud.host.states import CONNECTED
 from caelum.kernel.database import update_where
-from caelum.kernel.errors import CloudError, not_found
+from caelum.kernel.errors import not_found
 from caelum.kernel.node import Node
+from caelum.kernel.tag import drop_tags
 from caelum.kernel.views import view, views
 
 
-async def load(session: AsyncSession, host_uuid: str) -> HostModel:
-    """A host's row. Raises SYS.1003."""
-    host = await session.get(HostModel, host_uuid, populate_existing=True)
+async def load(session: AsyncSession, host_uuid: str, *, lock: bool = False) -> HostModel:
+    """A host's row, locked until the end of the transaction if asked for. Raises SYS.1003."""
+    host = await session.get(HostModel, host_uuid, populate_existing=True, with_for_update=lock or None)
     if host is None:
         raise not_found("HostVO", host_uuid)
     return host
@@ -38,15 +37,6 @@ async def find(node: Node, *conditions: ColumnElement[bool]) -> list[HostInvento
     async with node.db.read() as session:
         rows = await session.scalars(select(HostModel).where(*conditions).order_by(HostModel.create_date))
         return views(rows)
-
-
-async def connected(node: Node, host_uuid: str) -> HostInventory:
-    """A host that can be worked with. Raises HOST.1010."""
-    host = await get(node, host_uuid)
-    if host.status != CONNECTED:
-        details = f"host[uuid:{host_uuid}, name:{host.name}] is {host.status}, not {CONNECTED}"
-        raise CloudError(HOST_DISCONNECTED, details, hostUuid=host_uuid, status=host.status)
-    return host
 
 
 async def move(
@@ -71,7 +61,20 @@ async def move(
 async def change(node: Node, host_uuid: str, **values: Any) -> HostInventory:
     """Set columns of a host's row, also a driver's own. Raises SYS.1003."""
     async with node.db.transaction() as tx:
-        host = await load(tx, host_uuid)
+        host = await load(tx, host_uuid, lock=True)
         for name, value in values.items():
             setattr(host, name, value)
     return await get(node, host_uuid)
+
+
+async def remove(tx: AsyncSession, host_uuid: str) -> bool:
+    """Delete a host's row with its tags; False when it is gone already.
+
+    What others keep about the host goes after the row: with it, nobody can write such things any more.
+    """
+    row = await tx.get(HostModel, host_uuid, with_for_update=True)
+    if row is not None:
+        await tx.delete(row)
+        await tx.flush()
+    await drop_tags(tx, host_uuid)
+    return row is not None

@@ -216,7 +216,7 @@ class HostService(Service):
     # --- operations on a host ---------------------------------------------------------------------------------------
 
     async def _driver(self, host_uuid: str) -> HypervisorDriver:
-        host = await records.connected(self.node, host_uuid)
+        host = await self.connector.connected(host_uuid)
         return self.node.drivers.get(HypervisorDriver, host.hypervisor_type)
 
     @handles(m.StartVmOnHost, queue=_OPERATIONS, level=SYNC_LEVEL)

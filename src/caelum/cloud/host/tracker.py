@@ -59,6 +59,7 @@ class _Followed:
     def __init__(self, host_uuid: str) -> None:
         self.host_uuid = host_uuid
         self.wake = asyncio.Event()
+        self.tried = asyncio.Event()
         self.failures = 0
         self.task: asyncio.Task[None] | None = None
         self.watch: asyncio.Task[None] | None = None
@@ -77,6 +78,7 @@ class HostTracker:
         self._connector = connector
         self._followed: dict[str, _Followed] = {}
         self._stopping = False
+        self._started = asyncio.Event()
         self._deaf: Callable[[], None] = lambda: None
         self._scan: asyncio.Task[None] | None = None
         self._loading = asyncio.Semaphore(1)
@@ -89,6 +91,12 @@ class HostTracker:
         self._deaf = self._node.ring.on_change(self._on_ring)
         settings = self._node.settings
         await self._rescan(connect=settings.get(LOAD_ALL) and settings.get(RECONNECT_ON_BOOT))
+        self._started.set()
+
+    async def settled(self) -> None:
+        """Return when every host that this node had at its start was tried once."""
+        await self._started.wait()
+        await asyncio.gather(*(one.tried.wait() for one in list(self._followed.values())))
 
     async def stop(self) -> None:
         """Follow no host any more."""
@@ -147,6 +155,7 @@ class HostTracker:
             if connect:
                 async with self._loading:
                     pause = await self._reconnect(followed)
+            followed.tried.set()
             while pause is not None and not self._stopping:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(pause):
@@ -154,6 +163,7 @@ class HostTracker:
                 followed.wake.clear()
                 pause = None if self._stopping else await self._look(followed)
         finally:
+            followed.tried.set()
             if followed.watch is not None:
                 followed.watch.cancel()
             if self._followed.get(followed.host_uuid) is followed:

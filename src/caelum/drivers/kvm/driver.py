@@ -47,22 +47,14 @@ class KvmDriver(HypervisorDriver):
     # --- the host ---------------------------------------------------------------------------------------------------
 
     async def connect(self, host: HostInventory) -> HostConnection:
-        """Adopt the host and note its facts."""
+        """Adopt the host."""
         command = p.ConnectHost(host_uuid=host.uuid, report_url=self._agents.report_url)
         address = self._agents.address(host.uuid, host.management_ip)
         answer = await self._agents.client.run(address, command, _CONNECT_TIMEOUT)
         if answer.protocol != p.PROTOCOL_VERSION:
             why = f"the agent at {host.management_ip} speaks protocol {answer.protocol}, not {p.PROTOCOL_VERSION}"
             raise CloudError(OPERATION_ERROR, why, hostUuid=host.uuid, agentVersion=answer.version)
-        await self._note(host.uuid, answer.facts)
         return _connection(answer)
-
-    async def _note(self, host_uuid: str, facts: p.HostFacts) -> None:
-        async with self._node.db.transaction() as tx:
-            await tags.QEMU_IMG_VERSION.set(tx, host_uuid, version=facts.qemu_version)
-            await tags.LIBVIRT_VERSION.set(tx, host_uuid, version=facts.libvirt_version)
-            await tags.CPU_MODEL_NAME.set(tx, host_uuid, name=facts.cpu_model or "unknown")
-            await tags.HVM_CPU_FLAG.set(tx, host_uuid, flag=facts.hypervisor)
 
     async def ping(self, host: HostInventory, timeout: float) -> HostPing:
         """Ask the agent for itself and its guests' states."""
@@ -100,6 +92,14 @@ class KvmDriver(HypervisorDriver):
         """Let them run again."""
         await self._run(host_uuid, p.ResumeVm(vm_uuid=vm_uuid), OPERATION_ERROR, f"resume vm[uuid:{vm_uuid}]", _QUICK)
 
+    async def destroy_vm(self, host_uuid: str, vm_uuid: str) -> None:
+        """Pull the plug and undefine."""
+        await self._run(host_uuid, p.DestroyVm(vm_uuid=vm_uuid), FAILED_TO_DESTROY_VM, f"destroy vm[uuid:{vm_uuid}]")
+
+    async def vm_states(self, host_uuid: str, vm_uuids: list[str] | None) -> dict[str, str]:
+        """Ask libvirt."""
+        return (await self._agents.run(host_uuid, p.GetVmStates(vm_uuids=vm_uuids), _QUICK)).states
+
     async def dump(self, host_uuid: str, storage_paths: list[str]) -> HostContents:
         """Ask the agent for all that it finds."""
         found = await self._agents.run(host_uuid, p.DumpHost(storage_paths=storage_paths), _DUMP_TIMEOUT)
@@ -113,14 +113,6 @@ class KvmDriver(HypervisorDriver):
             nat=found.nat,
             files=found.files,
         )
-
-    async def destroy_vm(self, host_uuid: str, vm_uuid: str) -> None:
-        """Pull the plug and undefine."""
-        await self._run(host_uuid, p.DestroyVm(vm_uuid=vm_uuid), FAILED_TO_DESTROY_VM, f"destroy vm[uuid:{vm_uuid}]")
-
-    async def vm_states(self, host_uuid: str, vm_uuids: list[str] | None) -> dict[str, str]:
-        """Ask libvirt."""
-        return (await self._agents.run(host_uuid, p.GetVmStates(vm_uuids=vm_uuids), _QUICK)).states
 
     async def attach_volume(self, host_uuid: str, vm_uuid: str, volume: VolumeSpec) -> None:
         """Hot-plug a disk."""
@@ -204,6 +196,12 @@ def _connection(answer: p.ConnectHostAnswer) -> HostConnection:
             "os_release": facts.os_version,
             "os_version": facts.os_version,
         },
+        tags=[
+            (tags.QEMU_IMG_VERSION, {"version": facts.qemu_version}),
+            (tags.LIBVIRT_VERSION, {"version": facts.libvirt_version}),
+            (tags.CPU_MODEL_NAME, {"name": facts.cpu_model or "unknown"}),
+            (tags.HVM_CPU_FLAG, {"flag": facts.hypervisor}),
+        ],
     )
 
 
