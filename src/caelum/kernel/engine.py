@@ -80,7 +80,7 @@ class Execution:
     # --- forward ------------------------------------------------------------------------------------------------------
 
     async def _forward(self) -> None:
-        if self.resumed and self.flow.resume == "unwind":
+        if self.resumed and self.flow.resume == "unwind" and not self._certain:
             details = f"the node that ran {self.flow.name} stopped, and this workflow is not resumed but undone"
             await self._fail(CloudError(MANAGEMENT_NODE_UNAVAILABLE, details), self._current_step())
             return
@@ -107,10 +107,14 @@ class Execution:
             return
         self._refuse_if_over(step)
         point = f"{step.name}/"
-        self._hit(point + "before")
         call = self._transactional_step if step.transactional else self._plain_step
+
+        async def attempt(step: Step) -> None:
+            self._hit(point + "before")
+            await call(step)
+
         with self._in_step(step, "run"):
-            await self._tries(CERTAIN_RETRY if self._certain else step.retry, step, call)
+            await self._tries(CERTAIN_RETRY if self._certain else step.retry, step, attempt)
         self._hit(point + "saved")
         await self._told_progress(step)
 

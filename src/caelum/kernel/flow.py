@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 import msgspec
 
 from caelum.kernel.errors import CloudError
-from caelum.kernel.ids import derived_uuid
+from caelum.kernel.ids import derived_uuid, is_uuid
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -184,6 +184,16 @@ class Workflow(Generic[C, R]):
     def queue(self, ctx: C) -> str | None:  # noqa: ARG002 - for overriding
         """The work queue in which the workflow is resumed after a crash; None: none."""
         return None
+
+    def identity(self, ctx: C) -> str:
+        """What makes two runs that one step starts the same run, before `begin` has touched `ctx`.
+
+        The subject, and every UUID that the context was required to be made with: attaching a network to two clusters
+        is two runs.
+        """
+        required = (one.name for one in msgspec.structs.fields(ctx) if one.required)
+        values = (getattr(ctx, name) for name in required)
+        return derived_uuid(self.subject(ctx), *(one for one in values if isinstance(one, str) and is_uuid(one)))
 
     async def begin(self, tx: AsyncSession, ctx: C) -> None:
         """In the transaction that writes the workflow down: check, and put the resource into its transitional state."""

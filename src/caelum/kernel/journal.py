@@ -36,7 +36,7 @@ class JournalModel(Resource):
     """A run of a workflow.
 
     `position` counts the steps that are done while Running, and those that are still to be undone while Undoing.
-    `parent` is the key of the step in whose call chain this run was started.
+    `parent` is the key of the step in whose call chain this run was started, `identity` what the step asked for.
     """
 
     __tablename__ = "workflow_journal"
@@ -50,6 +50,7 @@ class JournalModel(Resource):
     subject: Mapped[str] = mapped_column(String(255))
     queue: Mapped[str | None] = mapped_column(String(255))
     parent: Mapped[str | None] = mapped_column(String(512))
+    identity: Mapped[str | None] = mapped_column(String(64))
     owner: Mapped[str] = mapped_column(String(32))
     attempt: Mapped[int] = mapped_column(default=1)
     state: Mapped[str] = mapped_column(String(16), default=RUNNING)
@@ -128,10 +129,10 @@ async def unfinished(session: AsyncSession, owners: Sequence[str] | None) -> lis
     return found
 
 
-async def children(session: AsyncSession, parent: str, name: str, subject: str) -> list[JournalModel]:
-    """The runs of a workflow about a subject that a step has started, in all its repetitions."""
+async def children(session: AsyncSession, parent: str, name: str, identity: str) -> list[JournalModel]:
+    """The runs of a workflow that a step has started for the same purpose, in all its repetitions."""
     row = JournalModel
-    query = select(row).where(row.parent == parent, row.name == name, row.subject == subject)
+    query = select(row).where(row.parent == parent, row.name == name, row.identity == identity)
     return list(await session.scalars(query.order_by(row.create_date)))
 
 

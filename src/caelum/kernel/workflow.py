@@ -138,25 +138,26 @@ class Workflows:
     # --- starting and joining -----------------------------------------------------------------------------------------
 
     async def _known(self, flow: Workflow[C, Any], ctx: C) -> JournalModel | None:
-        """The latest run of this workflow about this subject that the current step has started, if any."""
+        """The latest run of this workflow that the current step has started for the same purpose, if any."""
         parent = context.current().step_key
         if parent is None:
             return None
         async with self._node.db.read() as session:
-            found = await journal.children(session, parent, flow.name, flow.subject(ctx))
+            found = await journal.children(session, parent, flow.name, flow.identity(ctx))
         return found[-1] if found else None
 
     async def _begin(self, flow: Workflow[C, Any], ctx: C, former: JournalModel | None, answers: bool) -> Execution:
         inside = context.current()
         subject, parent = flow.subject(ctx), inside.step_key
-        if parent is None:
-            uuid = new_uuid()
-        else:
-            uuid = derived_uuid(parent, flow.name, subject, "" if former is None else former.uuid)
+        uuid, identity = new_uuid(), None
+        if parent is not None:
+            identity = flow.identity(ctx)
+            uuid = derived_uuid(parent, flow.name, identity, "" if former is None else former.uuid)
         row = JournalModel(
-            uuid=uuid, name=flow.name, subject=subject, queue=flow.queue(ctx), parent=parent, owner=self._node.uuid,
-            attempt=1, position=0, skipped=[], state=journal.RUNNING, job_uuid=inside.job_uuid, api=inside.api,
-            answers=answers and parent is None, actor=msgspec.to_builtins(inside.actor), trace=inside.trace,
+            uuid=uuid, name=flow.name, subject=subject, queue=flow.queue(ctx), parent=parent, identity=identity,
+            owner=self._node.uuid, attempt=1, position=0, skipped=[], state=journal.RUNNING, job_uuid=inside.job_uuid,
+            api=inside.api, answers=answers and parent is None, actor=msgspec.to_builtins(inside.actor),
+            trace=inside.trace,
         )  # fmt: skip
         async with self._node.db.transaction() as tx:
             await flow.begin(tx, ctx)

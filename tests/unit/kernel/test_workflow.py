@@ -375,6 +375,40 @@ async def test_a_nested_run_that_was_undone_is_tried_anew(node: Node) -> None:
     assert [row.state for row in await _rows(node, "cake.ice")] == ["Undone", "Done"]
 
 
+class PairContext(msgspec.Struct):
+    left: str
+    right: str
+    note: str | None = None
+
+
+class PairFlow(Workflow[PairContext, str]):
+    """About two resources."""
+
+    name = "test.pair"
+    rehearsal = "test_pair"
+
+    def subject(self, ctx: PairContext) -> str:
+        return ctx.left
+
+    async def begin(self, tx: Any, ctx: PairContext) -> None:
+        ctx.note = new_uuid()
+
+    async def result(self, ctx: PairContext) -> str:
+        return ctx.right
+
+    @step(no_undo="does nothing")
+    async def join(self, run: Run[PairContext]) -> None:
+        TRACE.append(run.ctx.right)
+
+
+async def test_runs_about_the_same_subject_with_another_partner_are_other_runs(node: Node) -> None:
+    left, one, two = new_uuid(), new_uuid(), new_uuid()
+    with _in_step("w/pairs/run"):
+        answers = [await node.workflows.run(PairFlow, PairContext(left, right)) for right in (one, two, one, two)]
+    assert answers == [one, two, one, two]
+    assert len(TRACE) == 2
+
+
 # --- crashes ----------------------------------------------------------------------------------------------------------
 
 
