@@ -8,13 +8,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from tests.service.host_clouds import QuickKvmService
+
 from caelum.cloud.cluster.api import ClusterInventory, CreateCluster
-from caelum.cloud.l2.api import CreateL2NoVlanNetwork, L2NetworkInventory
-from caelum.cloud.l3.api import AddIpRange, CreateL3Network, IpRangeInventory, L3NetworkInventory
 from caelum.cloud.host.api import HostInventory
 from caelum.cloud.host.messages import GetHost
 from caelum.cloud.host.settings import PING_INTERVAL, PING_PAUSE
 from caelum.cloud.host.spec import VmSpec
+from caelum.cloud.l2.api import CreateL2NoVlanNetwork, L2NetworkInventory
+from caelum.cloud.l3.api import AddIpRange, CreateL3Network, IpRangeInventory, L3NetworkInventory
 from caelum.cloud.vm.messages import (
     GetVmSpecs,
     HostLost,
@@ -32,7 +34,6 @@ from caelum.kernel.service import Service, handles
 from caelum.simulator import SimulatedHosts
 from caelum.simulator.world import World
 from caelum.testing.cloud import EmbeddedCloud
-from tests.service.host_clouds import QuickKvmService
 
 SERVICES: list[Any] = [
     "caelum.cloud.query.service:QueryService",
@@ -67,9 +68,7 @@ class Site:
     async def l2(self, interface: str = "private0", **fields: Any) -> L2NetworkInventory:
         """An L2 network."""
         fields.setdefault("name", f"l2-{interface}")
-        return await self.api(
-            CreateL2NoVlanNetwork(zone_uuid=self.zone.uuid, physical_interface=interface, **fields)
-        )
+        return await self.api(CreateL2NoVlanNetwork(zone_uuid=self.zone.uuid, physical_interface=interface, **fields))
 
     async def l3(self, l2: L2NetworkInventory | None = None, **fields: Any) -> L3NetworkInventory:
         """An L3 network without ranges."""

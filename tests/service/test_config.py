@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.service.network_clouds import Site, site
 
 from caelum.cloud.config.api import (
     DeleteResourceConfig,
@@ -26,7 +27,6 @@ from caelum.kernel.errors import CloudError
 from caelum.kernel.ids import new_uuid
 from caelum.kernel.message import QueryCondition
 from caelum.kernel.settings import GlobalConfigUpdated, ResourceConfigUpdated, setting
-from tests.service.network_clouds import Site, site
 
 LEVEL = setting("test", "level", 5, int, "a level", minimum=1, maximum=9, bindable=("ClusterVO", "ZoneVO"))
 COLOUR = setting("test", "colour", "red", str, "a colour", valid=("red", "blue"), bindable=("ZoneVO",))
@@ -57,7 +57,8 @@ async def test_an_update_holds_for_the_cloud_and_is_told(here: Site) -> None:
     assert (told.path, told.old_value, told.new_value) == (
         f"/globalConfig/update/test/level/{here.node.uuid}", "5", "7",
     )  # fmt: skip
-    query = QueryGlobalConfig(conditions=[QueryCondition("category", "=", "test"), QueryCondition("name", "=", "level")])
+    which = [QueryCondition("category", "=", "test"), QueryCondition("name", "=", "level")]
+    query = QueryGlobalConfig(conditions=which)
     assert [one.value for one in (await here.api(query)).inventories or []] == ["7"]
 
 
@@ -108,7 +109,8 @@ async def test_the_nearest_override_holds(here: Site) -> None:
 
 async def test_what_cannot_be_overridden_is_refused(here: Site) -> None:
     for uuid, name, value, named in (
-        (here.zone.uuid, "switch", "false", "can not be overridden"), (here.cluster.uuid, "colour", "blue", "not to ClusterVO"),
+        (here.zone.uuid, "switch", "false", "can not be overridden"),
+        (here.cluster.uuid, "colour", "blue", "not to ClusterVO"),
         (here.zone.uuid, "level", "10", "the maximum is 9"), (new_uuid(), "level", "6", "no resource"),
     ):  # fmt: skip
         with pytest.raises(CloudError, match=named):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.service.network_clouds import HostSite, host_site
 
 from caelum.agent import protocol as p
 from caelum.cloud.host.spec import NicIp, NicSpec, VmSpec
@@ -27,7 +28,6 @@ from caelum.drivers.flat_network.api import GetL3NetworkDhcpIpAddress
 from caelum.drivers.flat_network.settings import DEFAULT_DNS
 from caelum.kernel.errors import CloudError
 from caelum.kernel.ids import new_uuid
-from tests.service.network_clouds import HostSite, host_site
 
 ALL = ["DHCP", "DNS", "Userdata", "HostRoute", "SNAT"]
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.service.network_clouds import HostSite, host_site
 
 from caelum.agent import protocol as p
 from caelum.cloud.cluster.api import CreateCluster, DeleteCluster
@@ -28,7 +29,6 @@ from caelum.cloud.l3.api import QueryL3Network
 from caelum.cloud.zone.api import DeleteZone
 from caelum.kernel.errors import CloudError
 from caelum.kernel.message import QueryCondition
-from tests.service.network_clouds import HostSite, host_site
 
 
 @pytest.fixture
@@ -197,7 +197,8 @@ async def test_deleting_a_zone_deletes_everything_in_it(here: HostSite) -> None:
     await here.api(DeleteZone(uuid=here.zone.uuid))
     assert await names(here) == []
     async with here.node.db.read() as session:
-        for vo in ("ZoneVO", "ClusterVO", "HostVO", "L2NetworkVO", "L2NetworkClusterRefVO", "L3NetworkVO", "SystemTagVO"):
+        types = "ZoneVO ClusterVO HostVO L2NetworkVO L2NetworkClusterRefVO L3NetworkVO SystemTagVO"
+        for vo in types.split():
             model = here.node.resources.model(vo)
             assert (await session.execute(model.__table__.select())).all() == [], vo
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from tests.service.network_clouds import DRIVERS, Machines, Site, site
 
 from caelum.cloud.l3.api import L3NetworkInventory
 from caelum.cloud.network_service.api import (
@@ -20,7 +21,6 @@ from caelum.cloud.network_service.extension import NetworkServiceDriver
 from caelum.kernel.errors import OPERATION_ERROR, CloudError
 from caelum.kernel.message import QueryCondition
 from caelum.kernel.node import Node
-from tests.service.network_clouds import DRIVERS, Machines, Site, site
 
 
 class Toy(NetworkServiceDriver):

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.service.network_clouds import Site, site
 
 from caelum.cloud.tag.api import (
     CreateSystemTag,
@@ -22,7 +23,6 @@ from caelum.kernel.errors import INVALID_ARGUMENT, CloudError
 from caelum.kernel.ids import new_uuid
 from caelum.kernel.message import QueryCondition
 from caelum.kernel.tag import Tokens, system_tag
-from tests.service.network_clouds import Site, site
 
 
 def _only_digits(tokens: Tokens) -> None:

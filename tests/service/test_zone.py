@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.service.network_clouds import Site, site
 
 from caelum.cloud.cluster.api import (
     ChangeClusterState,
@@ -19,7 +20,6 @@ from caelum.cloud.zone.api import ChangeZoneState, CreateZone, DeleteZone, GetZo
 from caelum.kernel.errors import CloudError
 from caelum.kernel.ids import new_uuid
 from caelum.kernel.message import QueryCondition
-from tests.service.network_clouds import Site, site
 
 
 @pytest.fixture

@@ -183,6 +183,8 @@ class GetCandidateClustersForAttachingL2Network(ApiMessage[CandidateClustersRepl
 
     l2_network_uuid: Annotated[str, Param(resource="L2NetworkVO", check_account=True, target=True)]
     cluster_types: list[str] | None = None
+    limit: Annotated[int | None, Param(minimum=0)] = 1000
+    start: Annotated[int | None, Param(minimum=0)] = 0
 
 
 @rest("GET /cluster/{clusterUuid}/l2-candidates", package=_PACKAGE, admin_only=True)
@@ -190,3 +192,5 @@ class GetCandidateL2NetworksForAttachingCluster(ApiMessage[CandidateL2NetworksRe
     """Get the L2 networks that could be attached to a cluster."""
 
     cluster_uuid: Annotated[str, Param(resource="ClusterVO")]
+    limit: Annotated[int | None, Param(minimum=0)] = 1000
+    start: Annotated[int | None, Param(minimum=0)] = 0

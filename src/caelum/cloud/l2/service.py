@@ -5,6 +5,8 @@ Invariant: the bridge of a network has the same name on every host, from the net
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from sqlalchemy import select
 
 from caelum.cloud.cluster.messages import GetCluster, ListClusters
@@ -44,6 +46,7 @@ from caelum.kernel.tag import save_tags
 from caelum.kernel.views import view
 
 NO_VLAN = "L2NoVlanNetwork"
+T = TypeVar("T")
 
 
 class L2Service(Service):
@@ -142,7 +145,7 @@ class L2Service(Service):
         async with self.node.db.read() as session:
             free = [one for one in clusters if not await conflicting(session, l2, one.uuid)]
         wanted = [one for one in free if not msg.cluster_types or one.type in msg.cluster_types]
-        return CandidateClustersReply(inventories=wanted)
+        return CandidateClustersReply(inventories=_page(wanted, msg.start, msg.limit))
 
     @handles(GetCandidateL2NetworksForAttachingCluster)
     async def candidate_networks(self, msg: GetCandidateL2NetworksForAttachingCluster) -> CandidateL2NetworksReply:
@@ -153,7 +156,8 @@ class L2Service(Service):
                 await session.scalars(select(L2NetworkModel).where(L2NetworkModel.zone_uuid == cluster.zone_uuid))
             ).all()
             free = [one for one in rows if not await conflicting(session, one, cluster.uuid)]
-        return CandidateL2NetworksReply(inventories=[_data(view(one)) for one in free])
+        shown = _page(free, msg.start, msg.limit)
+        return CandidateL2NetworksReply(inventories=[_data(view(one)) for one in shown])
 
     # --- on hosts -----------------------------------------------------------------------------------------------------
 
@@ -207,6 +211,11 @@ def _check_new(driver: L2Driver, msg: CreateL2NoVlanNetwork) -> None:
         raise invalid("vSwitchType", f"no driver makes networks of {msg.v_switch_type}; there is {known}")
     if msg.isolated or msg.pvlan:
         raise invalid("isolated", "isolation of guests (isolated, pvlan) is not supported on a Linux bridge")
+
+
+def _page(found: list[T], start: int | None, limit: int | None) -> list[T]:
+    begin = start or 0
+    return found[begin:] if limit is None else found[begin : begin + limit]
 
 
 def _data(l2: L2NetworkInventory) -> L2NetworkData:

@@ -6,6 +6,3 @@ from caelum.kernel.settings import setting
 
 DELETE_BRIDGE = setting("l2Network", "deleteL2.bridge", True, bool, "Physically delete l2Network bridge")
 """Whether a bridge goes from the hosts when its network leaves them."""
-REALISE_PARALLELISM = setting(
-    "l2Network", "realise.parallelismDegree", 50, int, "How many hosts an L2 network is realised on at once", minimum=1
-)

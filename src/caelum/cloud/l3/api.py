@@ -100,6 +100,8 @@ class UsedIpInventory(Inventory, kw_only=True):
     gateway: str | None = None
     used_for: str | None = None
     ip_in_long: int | None = None
+    ip_in_binary: list[int] | None = None
+    """The address's bytes, signed, as the original's clients read them."""
     vm_nic_uuid: str | None = None
     create_date: datetime
     last_op_date: datetime

@@ -7,6 +7,7 @@ per L3 network and IP version; a service type has at most one provider per L3 ne
 from __future__ import annotations
 
 from datetime import datetime
+from ipaddress import ip_address
 from typing import Any
 
 from sqlalchemy import BigInteger, ForeignKey, Index, String, UniqueConstraint
@@ -138,6 +139,10 @@ class UsedIpModel(Resource):
     used_for: Mapped[str | None] = mapped_column(String(128))
     ip_in_long: Mapped[int | None] = mapped_column(BigInteger)
     vm_nic_uuid: Mapped[str | None] = mapped_column(String(32), index=True)
+
+    def extra_view(self) -> dict[str, Any]:
+        """The bytes of the address."""
+        return {"ip_in_binary": [byte - 256 if byte > 127 else byte for byte in ip_address(self.ip).packed]}
 
 
 class L3NetworkDnsModel(Base):

@@ -13,11 +13,14 @@ from collections.abc import Sequence
 from caelum.agent.protocol import DumpHost
 from caelum.cloud.host.api import HostInventory
 from caelum.cloud.host.extension import HostConnect
+from caelum.cloud.host.messages import ListHosts
 from caelum.cloud.host.spec import NicSpec, VmSpec
-from caelum.cloud.l2.messages import GetL2
+from caelum.cloud.l2.api import L2NetworkInventory
+from caelum.cloud.l2.extension import L2BeforeDetach
+from caelum.cloud.l2.messages import GetL2, GetL2Hosts
 from caelum.cloud.l3.api import IpRangeInventory, L3NetworkInventory, UsedIpInventory
 from caelum.cloud.l3.extension import IpRangeAdded, L3BeforeDelete, L3Changed
-from caelum.cloud.l3.messages import AllocateIp, ReturnIp
+from caelum.cloud.l3.messages import AllocateIp, ListL3s, ReturnIp
 from caelum.cloud.network_service.extension import NetworkServiceDriver
 from caelum.cloud.vm.extension import VmResourceProvider
 from caelum.cloud.vm.messages import GetVmSpecs, ListVms
@@ -35,6 +38,8 @@ from caelum.kernel.service import Service, handles
 
 log = logging.getLogger(__name__)
 
+_QUICK = 60.0
+
 
 class FlatNetworkDriver(Service):
     """The provider's services: the DHCP server's address, and refreshing hosts."""
@@ -45,7 +50,7 @@ class FlatNetworkDriver(Service):
         super().__init__(node)
         self.networks = Networks(node)
         node.drivers.add(NetworkServiceDriver, TYPE, FlatProvider(self))
-        for one in (FlatVmResources(self), FlatAtHostConnect(self), FlatL3Events(self)):
+        for one in (FlatVmResources(self), FlatAtHostConnect(self), FlatL3Events(self), FlatL2Events(self)):
             node.extensions.add(one)
 
     @handles(EnsureDhcpServer, queue="flat-{l3_network_uuid}")
@@ -70,7 +75,7 @@ class FlatNetworkDriver(Service):
         vms = (await self.node.bus.call(ListVms(l3_network_uuids=[uuid]))).vms
         for host_uuid in sorted({one.host_uuid for one in vms if one.host_uuid}):
             try:
-                await self.rebuild(host_uuid, only=uuid)
+                await self._rebuild(host_uuid, uuid)
             except CloudError as error:
                 log.warning("host %s does not know yet that L3 network %s has changed: %s", host_uuid, uuid, error)
 
@@ -92,11 +97,17 @@ class FlatNetworkDriver(Service):
         await asyncio.gather(*(one(l3) for l3 in networks))
         return {l3.uuid for l3 in networks}
 
-    async def rebuild(self, host_uuid: str, only: str | None = None) -> set[str]:
-        """Replace what a host serves, for all networks of its machines or for one."""
+    async def _rebuild(self, host_uuid: str, l3_uuid: str) -> None:
+        """Replace what a host serves on one network."""
         specs = (await self.node.bus.call(GetVmSpecs(host_uuid=host_uuid))).specs
-        guests = {l3: found for l3, found in guests_by_network(specs).items() if only in (None, l3)}
-        return await self.serve_guests(host_uuid, guests, rebuild=True)
+        guests = guests_by_network(specs).get(l3_uuid)
+        if guests:
+            await self.serve_guests(host_uuid, {l3_uuid: guests}, rebuild=True)
+
+    async def remove_everywhere(self, l3: L3NetworkInventory, services: frozenset[str]) -> None:
+        """Take services off every host that may have them."""
+        hosts = await self.bus.call(GetL2Hosts(l2_network_uuid=l3.l2_network_uuid))
+        await remove_services(self.node, l3, services, hosts.host_uuids)
 
 
 def holder(l3_uuid: str) -> str:
@@ -134,7 +145,7 @@ class FlatProvider(NetworkServiceDriver):
 
     async def detached(self, l3: L3NetworkInventory, services: list[str]) -> None:
         """Remove what hosts have, and the DHCP server's address."""
-        await remove_services(self._flat.node, l3, frozenset(services))
+        await self._flat.remove_everywhere(l3, frozenset(services))
         if DHCP in services:
             await self._forget_server(l3.uuid)
         else:
@@ -183,12 +194,24 @@ class FlatAtHostConnect(HostConnect):
         self._flat = flat
 
     async def connect(self, host: HostInventory) -> None:
-        """Rebuild the networks of its machines, and remove what is left of others."""
-        wanted = await self._flat.rebuild(host.uuid)
-        there = await on_host(self._flat.node.bus, host.uuid, DumpHost(), timeout=60)
+        """Rebuild the networks of its machines and those that it has; remove those that it should not have."""
+        node = self._flat.node
+        there = await on_host(node.bus, host.uuid, DumpHost(), timeout=_QUICK)
+        known = await self._of_cluster({*there.dhcp, *there.nat}, host.cluster_uuid)
+        specs = (await node.bus.call(GetVmSpecs(host_uuid=host.uuid))).specs
+        guests = {**{l3_uuid: list[Guest]() for l3_uuid in known}, **guests_by_network(specs)}
+        wanted = await self._flat.serve_guests(host.uuid, guests, rebuild=True)
         for l3_uuid in sorted({*there.dhcp, *there.nat} - wanted):
             # Only the network's UUID says what is to go: the network itself may be gone, and its bridge with it.
-            await send(self._flat.node, host.uuid, remove(l3_uuid, "", (DHCP, SNAT)))
+            await send(node, host.uuid, remove(l3_uuid, "", (DHCP, SNAT)))
+
+    async def _of_cluster(self, l3_uuids: set[str], cluster_uuid: str) -> list[str]:
+        """Those of the networks that exist, that Flat serves, and whose L2 network is in the cluster."""
+        networks = await self._flat.networks.served(sorted(l3_uuids))
+        l2_uuids = sorted({one.l2_network_uuid for one in networks})
+        found = [await self._flat.bus.call(GetL2(l2_network_uuid=uuid)) for uuid in l2_uuids]
+        here = {one.inventory.uuid for one in found if cluster_uuid in one.inventory.attached_cluster_uuids}
+        return [one.uuid for one in networks if one.l2_network_uuid in here]
 
 
 class FlatL3Events(L3BeforeDelete, L3Changed, IpRangeAdded):
@@ -201,7 +224,7 @@ class FlatL3Events(L3BeforeDelete, L3Changed, IpRangeAdded):
         """Nothing of it stays on hosts."""
         services = await self._flat.networks.services(l3)
         if services:
-            await remove_services(self._flat.node, l3, services)
+            await self._flat.remove_everywhere(l3, services)
 
     async def l3_changed(self, l3: L3NetworkInventory) -> None:
         """Hosts with guests on it are told; nobody waits for that."""
@@ -216,6 +239,22 @@ class FlatL3Events(L3BeforeDelete, L3Changed, IpRangeAdded):
         """The DHCP server gets its address before guests take them all."""
         if DHCP in await self._flat.networks.services(l3) and _has_range(l3):
             await self._flat.node.bus.call(EnsureDhcpServer(l3_network_uuid=l3.uuid))
+
+
+class FlatL2Events(L2BeforeDetach):
+    """What the life of an L2 network asks of the provider."""
+
+    def __init__(self, flat: FlatNetworkDriver) -> None:
+        self._flat = flat
+
+    async def before_detach(self, l2: L2NetworkInventory, cluster_uuid: str) -> None:
+        """Nothing of the L3 networks on it stays on the cluster's hosts: their bridge goes."""
+        request = ListL3s(l2_network_uuids=[l2.uuid], provider_uuid=await self._flat.networks.provider())
+        networks = (await self._flat.bus.call(request)).networks
+        hosts = (await self._flat.bus.call(ListHosts(cluster_uuids=[cluster_uuid]))).hosts if networks else []
+        for l3 in networks:
+            services = await self._flat.networks.services(l3)
+            await remove_services(self._flat.node, l3, services, [one.uuid for one in hosts])
 
 
 def _has_range(l3: L3NetworkInventory) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 from caelum.agent.protocol import Command, Empty, ReleaseDhcp, ReleaseMetadata
 from caelum.cloud.host.errors import HOST_DISCONNECTED
 from caelum.cloud.host.events import HostStatusChanged
-from caelum.cloud.l2.messages import GetL2, GetL2Hosts
+from caelum.cloud.l2.messages import GetL2
 from caelum.cloud.l3.api import L3NetworkInventory
 from caelum.cloud.vm.messages import GetVmSpecs
 from caelum.drivers.flat_network.commands import Guest, guests_by_network, release, remove
@@ -36,13 +36,14 @@ async def send(node: Node, host_uuid: str, commands: Sequence[Command[Empty]]) -
         await on_host(node.bus, host_uuid, command, timeout=TIMEOUT)
 
 
-async def remove_services(node: Node, l3: L3NetworkInventory, services: frozenset[str]) -> None:
-    """Take services off every host that may have them. A host that is away does it later; one that refuses stops us."""
-    hosts = await node.bus.call(GetL2Hosts(l2_network_uuid=l3.l2_network_uuid))
+async def remove_services(
+    node: Node, l3: L3NetworkInventory, services: frozenset[str], host_uuids: Sequence[str]
+) -> None:
+    """Take services off hosts. One that is away does it later; one that refuses stops us, once all were asked."""
     bridge = (await node.bus.call(GetL2(l2_network_uuid=l3.l2_network_uuid))).bridge
     refusals = []
-    for start in range(0, len(hosts.host_uuids), PARALLELISM):
-        chunk = hosts.host_uuids[start : start + PARALLELISM]
+    for start in range(0, len(host_uuids), PARALLELISM):
+        chunk = host_uuids[start : start + PARALLELISM]
         refusals += await gather(*(_remove_on(node, host, l3.uuid, bridge, services) for host in chunk))
     errors = [one for one in refusals if one is not None]
     if errors:
