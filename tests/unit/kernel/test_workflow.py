@@ -335,6 +335,36 @@ async def test_a_database_that_is_away_delays_but_loses_nothing(node: Node, monk
     assert failures == 0
 
 
+class PivotFlow(TraceFlow):
+    """Cannot be taken back once it has notified."""
+
+    name = "test.pivot"
+    pivot = "notify"
+
+
+async def test_behind_the_pivot_nothing_is_undone_but_tried_until_it_holds(node: Node) -> None:
+    await node.workflows.run(PivotFlow, TraceContext(fail={"last": 2}))
+    assert TRACE == ["first", "second", "notify", "last", "last", "last"]
+
+
+async def test_before_the_pivot_a_failure_is_undone(node: Node) -> None:
+    with pytest.raises(CloudError, match="second fails"):
+        await node.workflows.run(PivotFlow, TraceContext(fail={"second": 1}))
+    assert TRACE == ["first", "second", "unfirst", "abort"]
+
+
+async def test_behind_the_pivot_it_cannot_be_cancelled(node: Node) -> None:
+    task = asyncio.create_task(node.workflows.run(PivotFlow, TraceContext(wait={"last": 0.2})))
+
+    async def waits() -> bool:
+        return "last" in TRACE
+
+    await _until(waits)
+    assert not node.workflows.cancel(node.workflows.dump()[0]["uuid"])
+    await task
+    assert TRACE[-1] == "last"
+
+
 # --- nesting ----------------------------------------------------------------------------------------------------------
 
 
