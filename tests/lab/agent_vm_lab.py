@@ -46,7 +46,14 @@ class PrivateLibvirt:
         self.home = Path(tempfile.mkdtemp(prefix="clv-"))
         self.socket = self.home / "run" / "libvirt" / "libvirt-sock"
         self.uri = f"qemu+unix:///system?socket={self.socket}"
+        self.small = self.home / "small"
+        """A file system of 2 MiB that takes no direct I/O; mounted before the daemon's own mount namespace is made."""
+        self.small.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(self.small)], check=True, timeout=10)
         self._process: subprocess.Popen[bytes] | None = None
+
+    def enlarge_small(self) -> None:
+        subprocess.run(["mount", "-o", "remount,size=32m", str(self.small)], check=True, timeout=10)
 
     def start(self) -> None:
         command = [sys.executable, "-m", "caelum.onemachine.libvirtd", str(self.home), "--hide-kvm"]
@@ -74,6 +81,7 @@ class PrivateLibvirt:
             domain.undefine()
         connection.close()
         self.kill()
+        subprocess.run(["umount", str(self.small)], check=True, timeout=10)
         shutil.rmtree(self.home, ignore_errors=True)
 
 

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from agent_vm_lab import Lab, definition, disk, eventually, nic, read_until, root_disk
+from agent_vm_lab import Lab, PrivateLibvirt, definition, disk, eventually, nic, read_until, root_disk
 
 from caelum.agent.protocol import (
     AttachDisk,
@@ -26,7 +26,9 @@ pytest_plugins = ("agent_vm_lab",)
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(240)]
 
 
-async def test_a_guest_lives_and_everything_is_reported(lab: Lab, lan: str, tmp_path: Path) -> None:
+async def test_a_guest_lives_and_everything_is_reported(
+    lab: Lab, lan: str, libvirtd: PrivateLibvirt, tmp_path: Path
+) -> None:
     connected = await lab.connect()
     assert connected.facts.hypervisor == "tcg"
     assert connected.facts.total_memory > 1 << 30
@@ -72,8 +74,19 @@ async def test_a_guest_lives_and_everything_is_reported(lab: Lab, lan: str, tmp_
         await lab.run(DetachNic(vm_uuid=vm, nic=extra))
         assert extra.name not in _ports(lan)
 
+        data = disk(libvirtd.small, 2)
+        await lab.run(AttachDisk(vm_uuid=vm, disk=data))
+        await serial.send_str("dd if=/dev/zero of=/dev/vdb bs=1M count=8; echo written\n")
+        await eventually(lambda: lab.states(vm)[-1] == "Paused")
+        full = [one["body"] for one in lab.reports if one["kind"] == "storage-full"]
+        assert full == [{"vmUuid": vm, "path": data.install_path}]
+        libvirtd.enlarge_small()
+        await lab.run(ResumeVm(vm_uuid=vm))
+        await read_until(serial, "\nwritten")
+        await lab.run(DetachDisk(vm_uuid=vm, disk=data))
+
         async with lab.socket(f"/console/serial/{vm}") as second:
-            await read_until(second, extra.mac)  # from the log, said before this viewer came
+            await read_until(second, "\nwritten")  # from the log, said before this viewer came
             await second.send_str("echo both\n")
             await read_until(second, "\nboth")
             await read_until(serial, "\nboth")

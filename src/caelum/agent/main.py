@@ -20,6 +20,7 @@ from caelum.agent.core import AgentConfig
 from caelum.agent.server import AgentServer
 
 PID_FILE = "agent.pid"
+CHATTY = ("pyroute2", "asyncio")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,9 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         filename=options.log_file,
     )
-    # These tell every packet and every poll.
-    for chatty in ("pyroute2", "asyncio"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    for output in logging.getLogger().handlers:
+        output.addFilter(_worth_reading)
     config = AgentConfig(
         state_dir=options.state_dir.resolve(),
         listen=options.listen,
@@ -48,6 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         asyncio.run(_serve(config))
         pid_file.truncate(0)
     return 0
+
+
+def _worth_reading(record: logging.LogRecord) -> bool:
+    """Not what libraries tell of every packet and every poll; one of them undoes a level that is set on its logger."""
+    return record.levelno > logging.DEBUG or not record.name.startswith(CHATTY)
 
 
 def _parser() -> argparse.ArgumentParser:

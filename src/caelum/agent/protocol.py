@@ -392,7 +392,7 @@ class DownloadToCache(Command[FileInfo]):
     sha256: str | None = None
     size: int | None = None
     format: str | None = None
-    """What the image was declared as: qcow2, raw or iso. None takes qcow2 and ISO by their signatures; raw must be declared."""
+    """What the image was declared as: qcow2, raw or iso. None takes qcow2 and ISO by signature, not raw."""
 
 
 class CreateVolume(Command[FileInfo]):

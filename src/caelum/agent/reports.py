@@ -2,6 +2,7 @@
 
 Invariant: reports leave in the order of their numbers, one at a time; one that the server has not taken holds back the
 next. Progress is worth nothing tomorrow: it is not kept on disk, and a newer one replaces one that has not left yet.
+Nor is the agent's farewell: told by the next agent, it would be a lie.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 MAX_PENDING = 10_000
 """Undelivered reports beyond which the oldest are dropped: the server compares everything when it connects again."""
 POST_TIMEOUT = 15.0
+VOLATILE = ("progress", "agent-stopping")
+"""Kinds that are not kept on disk."""
 BACK_OFF = (0.5, 1, 2, 5, 10, 30)
 """Seconds between two tries; the last one for ever."""
 ACKNOWLEDGED = (200, 400, 404)
@@ -54,6 +57,7 @@ class Reports:
         self._queue: deque[Pending] = deque()
         self._wake = asyncio.Event()
         self._moved = asyncio.Event()
+        self._empty = asyncio.Event()
         self._target: tuple[str, str] | None = None
         self._sending: Pending | None = None
 
@@ -77,9 +81,10 @@ class Reports:
             return
         self._number += 1
         report = Pending(self.agent_uuid, self._number, kind, body)
-        if kind != "progress":
+        if kind not in VOLATILE:
             report.row = self._store.submit(lambda db: _insert(db, report))
         self._queue.append(report)
+        self._empty.clear()
         while len(self._queue) > MAX_PENDING:
             self._forget(self._queue.popleft())
         self._wake.set()
@@ -92,11 +97,21 @@ class Reports:
                 return True
         return False
 
+    async def flush(self, at_most: float) -> None:
+        """Wait until everything is delivered, `at_most` so many seconds."""
+        if self._target is None:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(at_most):
+                await self._empty.wait()
+
     async def deliver(self, http: aiohttp.ClientSession) -> None:
         """Deliver for ever."""
         tries = 0
         while True:
             if not self._queue or self._target is None:
+                if not self._queue:
+                    self._empty.set()
                 self._wake.clear()
                 await self._wake.wait()
                 continue

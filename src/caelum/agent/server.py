@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 MAX_BODY = 16 << 20
 MAX_TASK_UUID = 64
+FAREWELL_SECONDS = 1.5
+"""For the last reports to leave, when the agent stops."""
 STATUS = {STALE_ATTEMPT: 409, BUSY: 503}
 """HTTP status of a refusal by its code; every other one is 400."""
 
@@ -99,6 +101,8 @@ class AgentServer:
         if self._runner is not None:
             await self._runner.cleanup()
         await self.tasks.close()
+        self.agent.report("agent-stopping", {})
+        await self.reports.flush(FAREWELL_SECONDS)
         for hook in self.agent.hooks.stopping:
             try:
                 await hook(self.agent)

@@ -57,6 +57,7 @@ class Watch:
         self._libvirt = libvirt_
         self._states: dict[str, str] = {}
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
+        self._full: set[str] = set()
         self._first = True
         self._resync = asyncio.Event()
 
@@ -126,7 +127,12 @@ class Watch:
         def device(_conn: Any, domain: Any, _alias: str, _opaque: Any) -> None:
             to_loop(self._wake, domain)
 
+        def io_error(_c: Any, domain: Any, path: str, _alias: str, _action: int, reason: str, _opaque: Any) -> None:
+            if reason == "enospc":
+                to_loop(self._no_space, domain, path)
+
         register = connection.domainEventRegisterAny
+        register(None, libvirt.VIR_DOMAIN_EVENT_ID_IO_ERROR_REASON, io_error, None)
         register(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle, None)
         register(None, libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, device, None)
         register(None, libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVAL_FAILED, device, None)
@@ -153,6 +159,8 @@ class Watch:
         if known == state or (known == STARTING and state == "Paused"):
             return
         self._states[vm_uuid] = state
+        if state != "Paused":
+            self._full.discard(vm_uuid)
         self._report(vm_uuid, state, reason)
         if state not in _ACTIVE:
             self._agent.spawn(self._clean_up(vm_uuid), f"after the end of {vm_uuid}")
@@ -166,6 +174,12 @@ class Watch:
             for nic in await self._libvirt.call(_nics_of_stopped, vm_uuid):
                 for hook in self._agent.hooks.nic_unplugged:
                     await hook(self._agent, nic)
+
+    def _no_space(self, vm_uuid: str, path: str) -> None:
+        """A guest was paused because its disk cannot grow; each of its waiting writes says so, one report is enough."""
+        if vm_uuid in self._states and vm_uuid not in self._full:
+            self._full.add(vm_uuid)
+            self._agent.report("storage-full", {"vmUuid": vm_uuid, "path": path})
 
     async def _stranger(self, name: str) -> None:
         if await self._libvirt.call(_is_ours, name):
