@@ -190,7 +190,7 @@ class StorageContentsService(Service):
     async def get_volume_hosts(self, msg: GetVolumeHosts) -> VolumeHosts:
         query = select(Ref.resource_uuid, Ref.host_uuid).where(Ref.resource_uuid.in_(msg.volume_uuids))
         async with self.node.db.read() as session:
-            return VolumeHosts(dict((await session.execute(query)).tuples().all()))
+            return VolumeHosts({volume: host for volume, host in await session.execute(query)})
 
     @handles(GetVolumesOnHost)
     async def get_volumes_on_host(self, msg: GetVolumesOnHost) -> StorageContents:
