@@ -6,15 +6,15 @@ Invariant: a successful body is always a JSON object; a failed one has exactly o
 from __future__ import annotations
 
 import functools
-import types
 import typing
 from collections.abc import Iterator
-from typing import Any, Union
+from typing import Any
 
 import msgspec
 
+from caelum.gateway.reading import plain
 from caelum.kernel import resources
-from caelum.kernel.errors import CloudError, ErrorCode, to_wire
+from caelum.kernel.errors import ErrorCode, to_wire
 from caelum.kernel.message import ApiMeta, ApiQuery, Inventory, camel, inventories, reply_type
 from caelum.kernel.views import to_builtins
 
@@ -64,16 +64,16 @@ def body_types(meta: ApiMeta) -> dict[str, Any]:
 
 
 def _classes(path: str, hint: Any, value: Any) -> Iterator[tuple[str, str]]:
-    plain = _plain(hint)
-    origin, arguments = typing.get_origin(plain), typing.get_args(plain)
+    kind = plain(hint)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if isinstance(value, list) and origin is list:
         for index, one in enumerate(value):
             yield from _classes(f"{path}[{index}]", arguments[0], one)
     elif isinstance(value, dict) and origin is dict:
         for name, one in value.items():
             yield from _classes(f"{path}.{name}", arguments[1], one)
-    elif isinstance(value, dict) and isinstance(plain, type) and issubclass(plain, msgspec.Struct):
-        yield from _struct_classes(path, plain, value)
+    elif isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        yield from _struct_classes(path, kind, value)
 
 
 def _struct_classes(path: str, cls: type[msgspec.Struct], value: Body) -> Iterator[tuple[str, str]]:
@@ -122,15 +122,3 @@ def java_class(cls: type[msgspec.Struct]) -> str | None:
     """The class name by which typed clients know this struct."""
     meta = getattr(cls, "__inventory__", None)
     return meta.java_class if meta is not None else getattr(cls, "__java_class__", None)
-
-
-def _plain(hint: Any) -> Any:
-    if typing.get_origin(hint) in (Union, types.UnionType):
-        rest = [one for one in typing.get_args(hint) if one is not type(None)]
-        return rest[0] if len(rest) == 1 else hint
-    return hint
-
-
-def as_cloud_error(body: Body) -> CloudError:
-    """The error of a failed body."""
-    return CloudError.from_wire(msgspec.convert(body["error"], ErrorCode))

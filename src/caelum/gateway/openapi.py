@@ -7,19 +7,26 @@ OpenAPI operation whose body is one of their schemas.
 from __future__ import annotations
 
 import re
+import typing
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any
 
 import msgspec
 
 from caelum import __version__
 from caelum.gateway.answer import body_types
-from caelum.gateway.reading import api_parameters
+from caelum.gateway.reading import api_parameters, plain
 from caelum.kernel.errors import ErrorCode
 from caelum.kernel.message import ApiMeta, ApiQuery, ParamMeta, apis
 
 _TEMPLATE = "#/components/schemas/{name}"
-_TIME = r"^[A-Z][a-z]{2} \d{1,2}, \d{4} \d{1,2}:\d{2}:\d{2} (AM|PM)$"
+_TIME = {
+    "type": "string",
+    "pattern": r"^[A-Z][a-z]{2} \d{1,2}, \d{4} \d{1,2}:\d{2}:\d{2} (AM|PM)$",
+    "examples": ["Nov 22, 2026 7:15:56 PM"],
+}
+_VARIABLE = re.compile(r"\{(\w+)\}")
 _INT64 = 2**63
 Json = dict[str, Any]
 
@@ -29,9 +36,12 @@ def document(metas: Iterable[ApiMeta] | None = None) -> Json:
     known = sorted(apis() if metas is None else metas, key=lambda one: (one.path, one.method, one.name))
     schemas = _Schemas(known)
     paths: Json = {}
+    spellings: dict[str, str] = {}
     for meta in known:
         for path in (meta.path, *meta.also):
-            _enter(paths.setdefault("/zstack/v1" + path, {}), path, meta, schemas)
+            # Paths that differ in their variables' names only are one path; the first one's names stay.
+            shown = spellings.setdefault(_VARIABLE.sub("{}", path), path)
+            _enter(paths.setdefault("/zstack/v1" + shown, {}), path, shown, meta, schemas)
     paths["/zstack/v1/api-jobs/{uuid}"] = {"get": _job_operation()}
     return {
         "openapi": "3.1.0",
@@ -125,6 +135,15 @@ class _Schemas:
         )
         self._found = dict(zip(self._keys, map(_in_dialect, found), strict=False))
         self.components: Json = {name: _in_dialect(one) for name, one in components.items()}
+        for cls in _structs([*params.values(), *bodies.values()]):
+            self._tell_times(cls)
+
+    def _tell_times(self, cls: type[msgspec.Struct]) -> None:
+        """msgspec calls a time a string, and nothing more."""
+        properties = self.components.get(cls.__name__, {}).get("properties", {})
+        for field in msgspec.structs.fields(cls):
+            if plain(field.type) is datetime and field.encode_name in properties:
+                properties[field.encode_name] = _TIME
 
     def param(self, meta: ApiMeta, param: ParamMeta) -> Json:
         return _constrained(dict(self._found[(meta.name, param.wire)]), param)
@@ -134,22 +153,35 @@ class _Schemas:
         return {"type": "object", "properties": properties}
 
 
+def _structs(hints: Iterable[Any]) -> set[type[msgspec.Struct]]:
+    """The structs that these types are made of."""
+    found: set[type[msgspec.Struct]] = set()
+    pending = list(hints)
+    while pending:
+        hint = pending.pop()
+        if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+            if hint not in found:
+                found.add(hint)
+                pending += [one.type for one in msgspec.structs.fields(hint)]
+        else:
+            pending += typing.get_args(hint)
+    return found
+
+
 def _in_dialect(schema: Any) -> Any:
-    """msgspec's schema with times as this API writes them, and without the nulls that never travel."""
+    """msgspec's schema without the nulls, which never travel."""
     if isinstance(schema, list):
         return [_in_dialect(one) for one in schema]
     if not isinstance(schema, dict):
         return schema
-    if schema.get("format") == "date-time":
-        return {"type": "string", "pattern": _TIME, "examples": ["Nov 22, 2026 7:15:56 PM"]}
-    plain = {key: _in_dialect(value) for key, value in schema.items() if not (key == "default" and value is None)}
-    options = plain.get("anyOf")
+    made = {key: _in_dialect(value) for key, value in schema.items() if not (key == "default" and value is None)}
+    options = made.get("anyOf")
     if options is not None:
         rest = [one for one in options if one != {"type": "null"}]
         if len(rest) == 1:
-            del plain["anyOf"]
-            plain = {**rest[0], **plain}
-    return plain
+            del made["anyOf"]
+            made = {**rest[0], **made}
+    return made
 
 
 def _constrained(schema: Json, param: ParamMeta) -> Json:
@@ -172,10 +204,10 @@ def _constrained(schema: Json, param: ParamMeta) -> Json:
     return schema
 
 
-def _enter(item: Json, path: str, meta: ApiMeta, schemas: _Schemas) -> None:
+def _enter(item: Json, path: str, shown: str, meta: ApiMeta, schemas: _Schemas) -> None:
     """Add an operation to its path; a further PUT action joins the one that is there."""
     method = meta.method.lower()
-    made = _operation(path, meta, schemas)
+    made = _operation(path, shown, meta, schemas)
     known = item.get(method)
     if known is None:
         item[method] = made
@@ -208,15 +240,16 @@ def _schema_of(response: Json) -> Json:
     return found
 
 
-def _operation(path: str, meta: ApiMeta, schemas: _Schemas) -> Json:
-    variables = set(re.findall(r"\{(\w+)\}", path))
+def _operation(path: str, shown: str, meta: ApiMeta, schemas: _Schemas) -> Json:
+    variables = _VARIABLE.findall(path)
+    names = dict(zip(variables, _VARIABLE.findall(shown), strict=True))
     suffix = "" if path == meta.path else "_" + str((meta.path, *meta.also).index(path))
     made: Json = {
         "operationId": meta.cls.__name__ + suffix,
         "tags": [meta.category],
         "summary": meta.cls.__name__,
         "description": _description(meta),
-        "parameters": [_path_parameter(name, meta, schemas) for name in sorted(variables)],
+        "parameters": [_path_parameter(name, names[name], meta, schemas) for name in variables],
         "responses": _responses(meta, schemas),
         "x-api-message": meta.name,
         "x-admin-only": meta.admin_only,
@@ -246,20 +279,25 @@ def _description(meta: ApiMeta) -> str:
     return f"{' '.join(meta.doc.split())} {who}".strip()
 
 
-def _path_parameter(name: str, meta: ApiMeta, schemas: _Schemas) -> Json:
+def _path_parameter(name: str, shown: str, meta: ApiMeta, schemas: _Schemas) -> Json:
     known = api_parameters(meta).get(name)
     schema = schemas.param(meta, known) if known is not None else {"type": "string"}
-    return {"name": name, "in": "path", "required": True, "schema": {**schema, "minLength": 1}}
+    return {"name": shown, "in": "path", "required": True, "schema": {**schema, "minLength": 1}}
 
 
-def _request_body(meta: ApiMeta, variables: set[str], schemas: _Schemas) -> Json:
+def _request_body(meta: ApiMeta, variables: list[str], schemas: _Schemas) -> Json:
     params = [one for one in api_parameters(meta).values() if one.wire not in variables]
     inner: Json = {"type": "object", "properties": {one.wire: schemas.param(meta, one) for one in params}}
     if required := [one.wire for one in params if one.required]:
         inner["required"] = required
     key = meta.body_key or ""
     tags = {"type": "array", "items": {"type": "string"}}
-    whole: Json = {"type": "object", "properties": {key: inner, "systemTags": tags, "userTags": tags}}
+    whole: Json = {
+        "type": "object",
+        "properties": {key: inner, "systemTags": tags, "userTags": tags},
+        # One action per request: the key of a second one would not be an unknown property.
+        "additionalProperties": False,
+    }
     if required or meta.action:
         whole["required"] = [key]
     return {"required": True, "content": {"application/json": {"schema": whole}}}

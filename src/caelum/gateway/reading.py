@@ -11,7 +11,7 @@ import json
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn, Union
+from typing import Annotated, Any, NoReturn, Union
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -176,8 +176,10 @@ def _convert(wire: str, value: Any, hint: Any) -> Any:
         raise Refusal(400, f"the parameter {wire} is nested too deeply") from None
 
 
-def _plain(hint: Any) -> Any:
+def plain(hint: Any) -> Any:
     """`X` of `X | None`."""
+    if typing.get_origin(hint) is Annotated:
+        return plain(typing.get_args(hint)[0])
     if typing.get_origin(hint) in (Union, types.UnionType):
         rest = [one for one in typing.get_args(hint) if one is not type(None)]
         return rest[0] if len(rest) == 1 else hint
@@ -185,26 +187,26 @@ def _plain(hint: Any) -> Any:
 
 
 def _container(hint: Any) -> type | None:
-    plain = _plain(hint)
-    origin = typing.get_origin(plain) or plain
+    kind = plain(hint)
+    origin = typing.get_origin(kind) or kind
     return origin if origin in (list, dict) else None
 
 
 @functools.cache
 def _lenient(hint: Any) -> Callable[[Any], Any]:
     """What makes a value acceptable where text is declared: clients send numbers and booleans for strings."""
-    plain = _plain(hint)
-    origin, arguments = typing.get_origin(plain) or plain, typing.get_args(plain)
-    if plain is str:
+    kind = plain(hint)
+    origin, arguments = typing.get_origin(kind) or kind, typing.get_args(kind)
+    if kind is str:
         return _as_text
-    if plain is int:
+    if kind is int:
         return _in_range
     if origin is list and arguments:
         return functools.partial(_each, _lenient(arguments[0]))
     if origin is dict and len(arguments) == 2:
         return functools.partial(_each_value, _lenient(arguments[1]))
-    if isinstance(plain, type) and issubclass(plain, msgspec.Struct):
-        return functools.partial(_each_field, plain)
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        return functools.partial(_each_field, kind)
     return lambda value: value
 
 
@@ -215,9 +217,11 @@ def _as_text(value: Any) -> Any:
 
 
 def _in_range(value: Any) -> Any:
-    number = int(value) if isinstance(value, str) and value.lstrip("-").isdecimal() else value
+    number = value
+    if isinstance(value, str) and value.lstrip("-").isdecimal():
+        number = int(value) if len(value) < 32 else _INT64
     if isinstance(number, int) and not -_INT64 <= number < _INT64:
-        raise msgspec.ValidationError(f"{str(number)[:32]} does not fit into 64 bits")
+        raise msgspec.ValidationError(f"{str(value)[:32]} does not fit into 64 bits")
     return value
 
 

@@ -283,7 +283,7 @@ def reply_type(cls: type[Message[Any]]) -> Any:
 
 def _service_of(cls: type) -> str:
     """`caelum.cloud.zone.api` -> `zone`: the folder is the service, also for drivers and plugins."""
-    return cls.__module__.split(".")[-2]
+    return cls.__module__.split(".")[-2:][0]
 
 
 def message(

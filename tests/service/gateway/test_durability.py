@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from gateway.conftest import PASSWORD, SERVICES, Client
 
 from caelum.gateway.server import Gateway
 from caelum.testing.cloud import EmbeddedCloud
+from gateway.conftest import PASSWORD, SERVICES, Client
 
 SERVER = """
 import sys
@@ -64,7 +64,7 @@ class Server:
             sys.executable, "-c", script, *options, env=environment, stdout=asyncio.subprocess.DEVNULL
         )
         async with asyncio.timeout(30):
-            while await self.status("/readyz") != 200:
+            while await self.status("/readyz") != 200:  # noqa: ASYNC110 - it is another process
                 await asyncio.sleep(0.05)
         return time.monotonic() - started
 
