@@ -13,11 +13,15 @@ and addresses.
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol
 
+import caelum.testing
 from caelum.kernel.node import Node, PartSpec
 from caelum.testing.cloud import EmbeddedCloud
 
@@ -90,13 +94,19 @@ class Stage:
 class Rehearsal:
     """A prepared cloud and the operation to rehearse in it.
 
-    `ignore` names tables, or columns as "table.column", that are not state (logs, caches).
+    `ignore` names tables, or columns as "table.column", that are not state (logs, caches); `masks` are texts that
+    differ from one preparation to the next, such as directories and ports.
     """
 
     def __init__(
-        self, cloud: Cloud, trigger: Callable[[], Awaitable[Any]], *, ignore: frozenset[str] = frozenset()
+        self,
+        cloud: Cloud,
+        trigger: Callable[[], Awaitable[Any]],
+        *,
+        ignore: frozenset[str] = frozenset(),
+        masks: tuple[str, ...] = (),
     ) -> None:
-        self.cloud, self.trigger, self.ignore = cloud, trigger, ignore
+        self.cloud, self.trigger, self.ignore, self.masks = cloud, trigger, ignore, masks
 
 
 Factory = Callable[[], AbstractAsyncContextManager[Rehearsal]]
@@ -118,3 +128,12 @@ def rehearsal(name: str) -> Callable[[Factory], Factory]:
 def rehearsals() -> Mapping[str, Factory]:
     """Every declared scenario by name."""
     return _rehearsals
+
+
+def import_rehearsals() -> None:
+    """Load every module of scenarios: those here by name, those of plugins by entry point `caelum.rehearsals`."""
+    for found in pkgutil.iter_modules(caelum.testing.__path__, "caelum.testing."):
+        if found.name.startswith("caelum.testing.rehearsals_"):
+            importlib.import_module(found.name)
+    for point in entry_points(group="caelum.rehearsals"):
+        point.load()

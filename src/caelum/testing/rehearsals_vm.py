@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from caelum.cloud.host.messages import DestroyVmOnHost
 from caelum.cloud.vm.api import (
     AttachL3NetworkToVm,
     CreateVmInstance,
@@ -47,7 +46,7 @@ async def vm_create() -> AsyncIterator[Rehearsal]:
             data_disk_offering_uuids=[world.disk_offering],
             system_tags=["hostname::vm"],
         )
-        yield Rehearsal(world.stage, lambda: world.api(msg))
+        yield world.rehearse(lambda: world.api(msg))
 
 
 def _of_running_vm(name: str, trigger: Callable[[str], Any], prepare: Prepare | None = None) -> None:
@@ -60,7 +59,7 @@ def _of_running_vm(name: str, trigger: Callable[[str], Any], prepare: Prepare | 
             vm = await world.create_vm()
             if prepare is not None:
                 await prepare(world, vm)
-            yield Rehearsal(world.stage, lambda: world.api(trigger(vm.uuid)))
+            yield world.rehearse(lambda: world.api(trigger(vm.uuid)))
 
 
 async def _stop(world: SimulatedCloud, vm: VmInstanceInventory) -> None:
@@ -92,10 +91,9 @@ async def vm_gone() -> AsyncIterator[Rehearsal]:
     async with simulated_cloud() as world:
         vm = await world.create_vm()
         host = vm.host_uuid or ""
-        world.hosts.behaviour.silent = True
-        await world.cloud.node.bus.call(DestroyVmOnHost(host_uuid=host, vm_uuid=vm.uuid))
+        world.hosts[0].world.vms.pop(vm.uuid)
         seen = VmStateSeen(vm_uuid=vm.uuid, host_uuid=host, state="Stopped")
-        yield Rehearsal(world.stage, lambda: world.cloud.node.bus.call(seen))
+        yield world.rehearse(lambda: world.cloud.node.bus.call(seen))
 
 
 @rehearsal("vm_attach_volume")
@@ -106,7 +104,7 @@ async def vm_attach_volume() -> AsyncIterator[Rehearsal]:
         vm, volume = await _vm_and_volume(world)
         await world.api(DetachDataVolumeFromVm(uuid=volume))
         msg = AttachDataVolumeToVm(vm_instance_uuid=vm, volume_uuid=volume)
-        yield Rehearsal(world.stage, lambda: world.api(msg), ignore=_TIMES)
+        yield world.rehearse(lambda: world.api(msg), _TIMES)
 
 
 @rehearsal("vm_detach_volume")
@@ -115,7 +113,7 @@ async def vm_detach_volume() -> AsyncIterator[Rehearsal]:
     """An attached volume leaves a running VM."""
     async with simulated_cloud() as world:
         _, volume = await _vm_and_volume(world)
-        yield Rehearsal(world.stage, lambda: world.api(DetachDataVolumeFromVm(uuid=volume)), ignore=_TIMES)
+        yield world.rehearse(lambda: world.api(DetachDataVolumeFromVm(uuid=volume)), _TIMES)
 
 
 _TIMES = frozenset({"volume.last_vm_instance_uuid", "volume.last_attach_date", "volume.last_detach_date"})
@@ -139,7 +137,7 @@ async def vm_attach_nic() -> AsyncIterator[Rehearsal]:
         nic = await _attach_nic(world, vm.uuid, second)
         await world.api(DetachL3NetworkFromVm(vm_nic_uuid=nic))
         msg = AttachL3NetworkToVm(vm_instance_uuid=vm.uuid, l3_network_uuid=second)
-        yield Rehearsal(world.stage, lambda: world.api(msg))
+        yield world.rehearse(lambda: world.api(msg))
 
 
 @rehearsal("vm_detach_nic")
@@ -150,7 +148,7 @@ async def vm_detach_nic() -> AsyncIterator[Rehearsal]:
         second = await world.add_l3(2)
         vm = await world.create_vm()
         nic = await _attach_nic(world, vm.uuid, second)
-        yield Rehearsal(world.stage, lambda: world.api(DetachL3NetworkFromVm(vm_nic_uuid=nic)))
+        yield world.rehearse(lambda: world.api(DetachL3NetworkFromVm(vm_nic_uuid=nic)))
 
 
 async def _attach_nic(world: SimulatedCloud, vm_uuid: str, l3_uuid: str) -> str:
@@ -166,4 +164,4 @@ async def vm_change_ip() -> AsyncIterator[Rehearsal]:
         vm = await world.create_vm()
         await _stop(world, vm)
         msg = SetVmStaticIp(vm_instance_uuid=vm.uuid, l3_network_uuid=world.l3, ip="10.1.0.200")
-        yield Rehearsal(world.stage, lambda: world.api(msg))
+        yield world.rehearse(lambda: world.api(msg))

@@ -56,7 +56,14 @@ class SimulatedCloud:
 
     def rehearse(self, trigger: Callable[[], Awaitable[Any]], ignore: frozenset[str] = frozenset()) -> Rehearsal:
         """A rehearsal in this cloud; what differs from cloud to cloud by chance is left out."""
-        chance = frozenset({"backup_storage.available_capacity", "backup_storage.total_capacity"})
+        chance = frozenset(
+            {
+                "backup_storage.available_capacity",
+                "backup_storage.total_capacity",
+                "local_storage_host_ref.available_physical_capacity",
+                "primary_storage_capacity.available_physical_capacity",
+            }
+        )
         return Rehearsal(self.stage, trigger, ignore=ignore | chance, masks=(str(self.directory), str(self.hosts.port)))
 
     async def api(self, msg: Any, **more: Any) -> Any:
