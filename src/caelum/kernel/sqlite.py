@@ -87,7 +87,8 @@ def prepare(engine: Engine, pragmas: Sequence[str], begin: str) -> None:
 
     @event.listens_for(engine, "begin")
     def on_begin(connection: Any) -> None:
-        connection.connection.dbapi_connection.cursor().execute(begin)
+        # Not straight to the driver: when this statement is cancelled, SQLAlchemy must know to give the connection up.
+        connection.exec_driver_sql(begin)
 
 
 # The adapter makes its cursors of this class; there is no public way to choose another.

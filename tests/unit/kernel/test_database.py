@@ -169,16 +169,37 @@ async def test_cancelled_transactions_leak_nothing(db: Database) -> None:
             for _ in range(4):
                 await update_where(tx, shelf, {"used": shelf.used + 1}, shelf.uuid == "a")
 
-    for _ in range(60):
+    for number in range(120):
         tasks = [asyncio.create_task(work()) for _ in range(2)]
-        await asyncio.sleep(random.random() * 0.02)
+        # In wall time and in turns of the loop, so that every await of a transaction is hit.
+        for _ in range(number % 40):
+            await asyncio.sleep(0)
+        await asyncio.sleep(random.random() * 0.01 * (number % 2))
         tasks[0].cancel()
         await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
     async with db.transaction() as tx:
         used = await tx.scalar(select(shelf.used))
     assert used is not None
     assert used % 4 == 0, "a transaction was committed by halves"
-    assert used >= 60 * 4
+    assert used >= 120 * 4
+
+
+async def test_cancelled_readers_do_not_stay_in_the_past(db: Database) -> None:
+    await _add(db, ShelfModel(uuid="a", name="a"))
+
+    async def look() -> int | None:
+        async with db.read() as session:
+            return await session.scalar(select(ShelfModel.used))
+
+    for number in range(120):
+        task = asyncio.create_task(look())
+        for _ in range(number % 30):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+    async with db.transaction() as tx:
+        await update_where(tx, ShelfModel, {"used": 7})
+    assert await asyncio.gather(*(look() for _ in range(8))) == [7] * 8
 
 
 async def test_child_types_share_the_table_and_unknown_ones_load_as_the_parent(db: Database) -> None:
