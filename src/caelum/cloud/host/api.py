@@ -62,7 +62,7 @@ class UpdateHost(ApiMessage[HostInventory], kw_only=True):
     uuid: Annotated[str, Param(resource="HostVO")]
     name: Annotated[str | None, Param(max_length=255)] = None
     description: Annotated[str | None, Param(max_length=2048)] = None
-    management_ip: Annotated[str | None, Param(max_length=255)] = None
+    management_ip: Annotated[str | None, Param(max_length=255, empty_string=False)] = None
 
 
 @rest("DELETE /hosts/{uuid}", package=_PACKAGE, admin_only=True)

@@ -119,9 +119,11 @@ class DeleteImage(DeleteMessage[None]):
 
 
 @rest("PUT /images/{imageUuid}/actions", package=PACKAGE, route_by="image_uuid")
-class ExpungeImage(ApiMessage[None]):
+class ExpungeImage(ApiMessage[None], kw_only=True):
     """Delete the files of a deleted image for good."""
 
+    uuid: Annotated[str | None, Param(resource=IMAGE, check_account=True, target=True)] = None
+    """Ignored: the path names the image."""
     image_uuid: Annotated[str, Param(resource=IMAGE, check_account=True, target=True)]
     backup_storage_uuids: Annotated[list[str] | None, Param(nonempty=True, resource=BACKUP_STORAGE)] = None
 

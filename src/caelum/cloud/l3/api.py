@@ -414,11 +414,11 @@ class GetFreeIp(ApiMessage[list[FreeIpInventory]], kw_only=True):
     limit: int = 100
 
 
-@rest("GET /l3-networks/{l3NetworkUuid}/ip/{ip}/availability", package=_PACKAGE)
+@rest("GET /l3-networks/{l3NetworkUuid}/ip/{ip}/availability", package=_PACKAGE, route_by="l3_network_uuid")
 class CheckIpAvailability(ApiMessage[AvailabilityReply], kw_only=True):
     """Check whether an address of an L3 network is free."""
 
-    l3_network_uuid: L3Uuid
+    l3_network_uuid: Annotated[str, Param(resource="L3NetworkVO", check_account=True)]
     ip: Annotated[str, Param(max_length=255)]
     arp_check: bool | None = False
     ip_range_check: bool | None = True

@@ -239,7 +239,7 @@ class StopVmInstance(ApiMessage[VmInstanceInventory]):
 
     uuid: Uuid
     type: Annotated[str | None, Param(valid_values=("grace", "cold"))] = "grace"
-    stop_ha: Annotated[str | None, Param(valid_values=("true",))] = None
+    stop_ha: Annotated[str | None, Param(valid_values=("true",))] = msgspec.field(default=None, name="stopHA")
 
 
 @rest("PUT /vm-instances/{uuid}/actions", package=PACKAGE)
@@ -327,17 +327,17 @@ class DetachL3NetworkFromVm(ApiMessage[VmInstanceInventory]):
     vm_nic_uuid: Annotated[str, Param(resource="VmNicVO", check_account=True, target=True)]
 
 
-@rest("GET /vm-instances", also=("GET /vm-instances/{uuid}",), package=PACKAGE)
+@rest("GET /vm-instances", also=("/vm-instances/{uuid}",), package=PACKAGE)
 class QueryVmInstance(ApiQuery[VmInstanceInventory]):
     """Query VMs."""
 
 
-@rest("GET /vm-instances/nics", also=("GET /vm-instances/nics/{uuid}",), package=PACKAGE)
+@rest("GET /vm-instances/nics", also=("/vm-instances/nics/{uuid}",), package=PACKAGE)
 class QueryVmNic(ApiQuery[VmNicInventory]):
     """Query NICs of VMs."""
 
 
-@rest("GET /vm-instances/cdroms", also=("GET /vm-instances/cdroms/{uuid}",), package="org.zstack.header.vm.cdrom")
+@rest("GET /vm-instances/cdroms", also=("/vm-instances/cdroms/{uuid}",), package="org.zstack.header.vm.cdrom")
 class QueryVmCdRom(ApiQuery[VmCdRomInventory]):
     """Query CD-ROM drives of VMs."""
 
@@ -375,7 +375,7 @@ class SetVmSshKey(ApiMessage[VmInstanceInventory]):
     """Set the SSH public key that the guest takes from the metadata service."""
 
     uuid: Uuid
-    ssh_key: Annotated[str, Param(no_trim=True)]
+    ssh_key: Annotated[str, Param(no_trim=True)] = msgspec.field(name="SshKey")
 
 
 @rest("DELETE /vm-instances/{uuid}/ssh-keys", package=PACKAGE)

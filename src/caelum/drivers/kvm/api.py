@@ -34,7 +34,7 @@ class AddKVMHost(CreateMessage[HostInventory], kw_only=True):
     ssh_port: Annotated[int, Param(minimum=1, maximum=65535)] = 22
     name: Annotated[str, Param(max_length=255)]
     description: Annotated[str | None, Param(max_length=2048)] = None
-    management_ip: Annotated[str, Param()]
+    management_ip: Annotated[str, Param(empty_string=False)]
     cluster_uuid: Annotated[str, Param(resource="ClusterVO")]
 
 
@@ -42,10 +42,10 @@ class AddKVMHost(CreateMessage[HostInventory], kw_only=True):
 class UpdateKVMHost(ApiMessage[HostInventory], kw_only=True):
     """Change a KVM host's name, description, management address, or how it is logged in to."""
 
-    username: Annotated[str | None, Param(max_length=255)] = None
+    username: Annotated[str | None, Param(max_length=255, empty_string=False)] = None
     password: Annotated[str | None, Param(max_length=255, secret=True)] = None
     ssh_port: Annotated[int | None, Param(minimum=1, maximum=65535)] = None
     uuid: Annotated[str, Param(resource="HostVO", target=True)]
     name: Annotated[str | None, Param(max_length=255)] = None
     description: Annotated[str | None, Param(max_length=2048)] = None
-    management_ip: Annotated[str | None, Param(max_length=255)] = None
+    management_ip: Annotated[str | None, Param(max_length=255, empty_string=False)] = None
