@@ -33,6 +33,7 @@ SERVICES: list[str] = [
     "caelum.cloud.vm.cascade:VmNicCascade",
     "caelum.cloud.console.service:ConsoleService",
     "caelum.console.embedded:EmbeddedProxy",
+    "caelum.cloud.audit.service:AuditService",
 ]
 """Services, each `"caelum.cloud.<name>.service:<Class>"`; the class takes the node."""
 

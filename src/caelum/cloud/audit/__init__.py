@@ -1,0 +1,1 @@
+"""The auditor: compares database, hosts and storages both ways."""
