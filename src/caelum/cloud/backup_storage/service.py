@@ -61,6 +61,7 @@ from caelum.cloud.backup_storage.model import (
 )
 from caelum.cloud.backup_storage.settings import PING_INTERVAL, RESERVED_CAPACITY
 from caelum.cloud.image.messages import DropImagesOfBackupStorage, GetImage
+from caelum.cloud.interruptible import Interruptible
 from caelum.cloud.switch import ENABLED
 from caelum.kernel import context
 from caelum.kernel.cascade import CascadeExtension
@@ -85,6 +86,7 @@ class BackupStorageService(Service):
     def __init__(self, node: Node) -> None:
         super().__init__(node)
         self.storages = BackupStorages(node)
+        self._fetching = Interruptible()
         node.extensions.add(BackupStorageCascade(node, self.storages))
         node.extensions.add(BackupStorageOfZoneCascade(node))
 
@@ -222,7 +224,7 @@ class BackupStorageService(Service):
             )
         return bs
 
-    @handles(StoreImage, queue="image-file-{image_uuid}")
+    @handles(StoreImage, queue="image-file-{backup_storage_uuid}-{image_uuid}")
     async def store(self, msg: StoreImage) -> StoredImage:
         bs = await self._usable(msg.backup_storage_uuid)
         driver, reserved = self.storages.driver(bs), self.node.settings.get(RESERVED_CAPACITY)
@@ -238,7 +240,8 @@ class BackupStorageService(Service):
         async with self.db.transaction() as tx:
             await reserve(tx, bs.uuid, msg.image_uuid, size or 0, reserved)
         try:
-            stored = await driver.add_image(bs, source, self._tell_progress)
+            fetch = driver.add_image(bs, source, self._tell_progress)
+            stored = await self._fetching.run(f"{bs.uuid}-{msg.image_uuid}", fetch)
             async with self.db.transaction() as tx:
                 await written(tx, bs.uuid, msg.image_uuid, stored.actual_size)
         except Exception:
@@ -252,8 +255,14 @@ class BackupStorageService(Service):
         if job_uuid is not None:
             await self.node.jobs.progress(job_uuid, percent, text)
 
-    @handles(DeleteImageFile, queue="image-file-{image_uuid}")
+    @handles(DeleteImageFile)
     async def delete_image(self, msg: DeleteImageFile) -> None:
+        key = f"{msg.backup_storage_uuid}-{msg.image_uuid}"
+        self._fetching.call_off(key)
+        async with self.node.queues.turn(f"image-file-{key}", name="delete image file"):
+            await self._delete_file(msg)
+
+    async def _delete_file(self, msg: DeleteImageFile) -> None:
         try:
             await delete_file(self.node, msg.backup_storage_uuid, msg.image_uuid, msg.install_path)
         except CloudError as error:

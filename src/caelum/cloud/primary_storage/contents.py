@@ -10,6 +10,7 @@ from sqlalchemy import select
 
 from caelum.cloud.host.messages import ListHosts
 from caelum.cloud.image.messages import GetImage
+from caelum.cloud.interruptible import Interruptible
 from caelum.cloud.primary_storage.api import PrimaryStorageInventory
 from caelum.cloud.primary_storage.cache import ImageCache
 from caelum.cloud.primary_storage.capacity import Place, move, pin, release, reserve
@@ -55,6 +56,7 @@ class StorageContentsService(Service):
     def __init__(self, node: Node, storages: Storages, trash: Trash, cache: ImageCache) -> None:
         super().__init__(node)
         self.storages, self.trash, self.cache = storages, trash, cache
+        self._making = Interruptible()
 
     # --- space --------------------------------------------------------------------------------------------------------
 
@@ -99,7 +101,7 @@ class StorageContentsService(Service):
         ps = await self.storages.find(msg.primary_storage_uuid)
         host_uuid, place = await self.storages.worker(ps, msg.host_uuid), self.storages.place(ps, msg.host_uuid)
         path = await self._choose_path(msg, ps, place)
-        bits = await self._make(msg, ps, host_uuid, path)
+        bits = await self._making.run(msg.volume_uuid, self._make(msg, ps, host_uuid, path))
         if place.host_bound:
             async with self.node.db.transaction() as tx:
                 await tx.merge(
@@ -146,6 +148,16 @@ class StorageContentsService(Service):
 
     @handles(DeleteBitsOnStorage)
     async def delete_bits(self, msg: DeleteBitsOnStorage) -> None:
+        if msg.key is None:
+            await self._delete_bits(msg)
+            return
+        if _is_anothers(await self._reservation(msg.key), msg):
+            return
+        self._making.call_off(msg.key)
+        async with self.node.queues.turn(f"bits-{msg.key}", name="delete bits"):
+            await self._delete_bits(msg)
+
+    async def _delete_bits(self, msg: DeleteBitsOnStorage) -> None:
         try:
             ps = await self.storages.find(msg.primary_storage_uuid)
         except CloudError as error:
@@ -153,7 +165,7 @@ class StorageContentsService(Service):
                 return  # the storage went, and what was on it with it
             raise
         known = await self._reservation(msg.key)
-        if msg.maker is not None and known is not None and known.maker not in (None, msg.maker):
+        if _is_anothers(known, msg):
             return
         path = msg.install_path or (known.install_path if known else None)
         host_uuid = msg.host_uuid or (known.host_uuid if known else None) or None
@@ -190,7 +202,7 @@ class StorageContentsService(Service):
     async def get_volume_hosts(self, msg: GetVolumeHosts) -> VolumeHosts:
         query = select(Ref.resource_uuid, Ref.host_uuid).where(Ref.resource_uuid.in_(msg.volume_uuids))
         async with self.node.db.read() as session:
-            return VolumeHosts({volume: host for volume, host in await session.execute(query)})
+            return VolumeHosts({row.resource_uuid: row.host_uuid for row in await session.execute(query)})
 
     @handles(GetVolumesOnHost)
     async def get_volumes_on_host(self, msg: GetVolumesOnHost) -> StorageContents:
@@ -202,3 +214,8 @@ class StorageContentsService(Service):
         """The connected hosts of the clusters that the storage serves."""
         found = await self.node.bus.call(ListHosts(cluster_uuids=ps.attached_cluster_uuids))
         return [one.uuid for one in found.hosts if one.status == CONNECTED]
+
+
+def _is_anothers(known: StorageReservationModel | None, msg: DeleteBitsOnStorage) -> bool:
+    """Whether an undo comes so late that somebody else has made new bits under its key."""
+    return msg.maker is not None and known is not None and known.maker not in (None, msg.maker)
