@@ -13,6 +13,7 @@ from agent_vm_lab import Lab, PrivateLibvirt, definition, disk, eventually, nic
 
 from caelum.agent.protocol import (
     INTERRUPTED,
+    INVALID,
     NOT_FOUND,
     STALE_ATTEMPT,
     Cdrom,
@@ -184,6 +185,10 @@ async def test_only_a_management_node_is_obeyed(lab: Lab) -> None:
         other_host.post(f"{lab.base}/host/echo", server_hostname=lab.host_uuid) as reply,
     ):
         assert reply.status == 403
+    answer = await lab.answer(await lab.submit(DestroyVm(vm_uuid="..")))
+    assert answer.error is not None
+    assert answer.error.code == INVALID
+    assert (lab.state / "agent.db").exists()
     status, body = await lab.post(PauseVm(vm_uuid="x"))
     assert (status, body["error"]["code"]) == (400, "AGENT.1001")
 

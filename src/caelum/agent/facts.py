@@ -40,7 +40,9 @@ def collect(connection: Any, hypervisor: Literal["kvm", "tcg"], addresses: list[
 def capacity(connection: Any) -> HostCapacity:
     """Processors and memory. What every running domain takes counts, ours or not: it is not there for others."""
     cpus = memory = 0
-    flags = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE
+    # A guest that is busy with something tells less, but holds up nobody.
+    nowait = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
+    flags = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE | nowait
     wanted = libvirt.VIR_DOMAIN_STATS_VCPU | libvirt.VIR_DOMAIN_STATS_BALLOON
     for _, stats in connection.getAllDomainStats(wanted, flags):
         cpus += stats.get("vcpu.current", 0)

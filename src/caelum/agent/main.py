@@ -45,9 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not _claim(pid_file):
             print(f"an agent runs already with {config.state_dir}", file=sys.stderr)
             return 1
-        asyncio.run(_serve(config))
+        status = _clean(config) if options.clean else asyncio.run(_serve(config))
         pid_file.truncate(0)
-    return 0
+    return status
 
 
 def _worth_reading(record: logging.LogRecord) -> bool:
@@ -62,6 +62,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--listen", default="0.0.0.0:7070", metavar="HOST:PORT")
     parser.add_argument("--libvirt-uri", default="qemu:///system")
     parser.add_argument("--hypervisor", choices=("auto", "kvm", "tcg"), default="auto")
+    parser.add_argument(
+        "--clean",
+        action="store_true",
+        help="do not run, but remove all guests and networks of ours from this host; volumes stay",
+    )
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     parser.add_argument("--log-file", default=None)
     return parser
@@ -79,7 +84,14 @@ def _claim(pid_file: IO[str]) -> bool:
     return True
 
 
-async def _serve(config: AgentConfig) -> None:
+def _clean(config: AgentConfig) -> int:
+    # Only now: it brings the parts of the agent with all that they need.
+    from caelum.agent import cleanup
+
+    return cleanup.run(config)
+
+
+async def _serve(config: AgentConfig) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -90,6 +102,7 @@ async def _serve(config: AgentConfig) -> None:
         await stop.wait()
     finally:
         await server.stop()
+    return 0
 
 
 if __name__ == "__main__":

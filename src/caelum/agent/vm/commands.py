@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import msgspec
 
 from caelum.agent.core import Agent, NicHook
 from caelum.agent.protocol import (
+    INVALID,
     NOT_FOUND,
     STORAGE,
     ConsoleAddress,
@@ -48,6 +51,7 @@ POLL_SECONDS = 2.0
 KILL_SECONDS = 60.0
 """A guest whose disk hangs dies only when the kernel lets it."""
 
+UUID = re.compile("[0-9a-f]{32}")
 _LOCK = "vm-{vm_uuid}"
 
 
@@ -138,7 +142,9 @@ async def get_console(agent: Agent, cmd: GetConsole) -> ConsoleAddress:
 
 
 def vm_directory(agent: Agent, vm_uuid: str) -> Path:
-    """Where the files of a guest are that are not volumes."""
+    """Where the files of a guest are that are not volumes. Refuses what is not a UUID: it would lead elsewhere."""
+    if not UUID.fullmatch(vm_uuid):
+        raise AgentFailure(INVALID, f"vmUuid[{vm_uuid}] is not 32 hexadecimal digits")
     return agent.state_dir / "vm" / vm_uuid
 
 
@@ -181,11 +187,11 @@ async def _stop(agent: Agent, vm_uuid: str, grace_seconds: float) -> None:
 async def _ask(agent: Agent, vm_uuid: str, grace_seconds: float) -> None:
     """Ask a guest to stop, again and again, until it does or the grace is over."""
     end = time.monotonic() + grace_seconds
-    next_question = 0.0
+    next_question, button = 0.0, False
     while (now := time.monotonic()) < end:
         if now >= next_question:
-            await agent.part(Libvirt).call(_if_active, vm_uuid, domains.ask_to_stop)
-            next_question = now + ASK_AGAIN_SECONDS
+            await agent.part(Libvirt).call(_if_active, vm_uuid, partial(domains.ask_to_stop, button=button))
+            next_question, button = now + ASK_AGAIN_SECONDS, not button
         if not await _is_active(agent, vm_uuid):
             return
         await agent.part(Watch).changed(vm_uuid, min(POLL_SECONDS, end - now))

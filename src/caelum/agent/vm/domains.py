@@ -9,11 +9,14 @@ import xml.etree.ElementTree as ET
 from typing import Any
 
 import libvirt  # type: ignore[import-untyped]
+import libvirt_qemu  # type: ignore[import-untyped]
 
 from caelum.agent.protocol import LIBVIRT, NOT_FOUND, Nic
 from caelum.agent.registry import AgentFailure
 from caelum.agent.vm.xml import NAMESPACE, PREFIX, nic_mark
 
+AGENT_SECONDS = 3
+"""Time for a guest's agent to answer."""
 STATES = {
     libvirt.VIR_DOMAIN_NOSTATE: "NoState",
     libvirt.VIR_DOMAIN_RUNNING: "Running",
@@ -149,18 +152,18 @@ def define_paused(connection: Any, xml: str) -> Any:
     return domain
 
 
-def ask_to_stop(domain: Any) -> None:
-    """Ask a guest to shut down: by its agent when that is there, else by the power button."""
+def ask_to_stop(domain: Any, button: bool) -> None:
+    """Ask a guest to shut down: by its agent if it has one, or by the power `button`."""
     if state(domain) == "Paused":
         domain.resume()  # a paused guest cannot answer
-    if _agent_connected(domain):
-        try:
-            domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT)
-        except libvirt.libvirtError:
-            pass  # it hung or went away: the button remains
-        else:
-            return
-    domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
+    if button or not _agent_connected(domain):
+        domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
+        return
+    try:
+        # Not by libvirt's own shutdown call, which waits a minute for the guest to go.
+        libvirt_qemu.qemuAgentCommand(domain, '{"execute": "guest-shutdown"}', AGENT_SECONDS, 0)
+    except libvirt.libvirtError:
+        pass  # an agent that obeys does not answer either; the button comes next
 
 
 def _agent_connected(domain: Any) -> bool:
