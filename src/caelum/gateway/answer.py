@@ -21,16 +21,6 @@ from caelum.kernel.views import to_builtins
 Body = dict[str, Any]
 
 
-def success_body(meta: ApiMeta, reply: Any) -> Body:
-    """What a client gets for this reply, as plain JSON values."""
-    if reply is None:
-        return {}
-    value = to_builtins(reply)
-    if meta.reply_key is not None:
-        return {meta.reply_key: value}
-    return value if isinstance(value, dict) else {}
-
-
 def error_body(error: BaseException | ErrorCode) -> Body:
     """`{"error": {...}}`; `details` is never empty, because some clients show nothing else."""
     wire = to_wire(error)

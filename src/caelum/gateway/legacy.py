@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from caelum.gateway.answer import error_body, success_body
+from caelum.gateway.answer import error_body
 from caelum.gateway.http import SECURITY_HEADERS, json_answer, read_body, to_text
 from caelum.gateway.portal import Request
 from caelum.gateway.reading import read_json, typed
@@ -22,6 +22,7 @@ from caelum.gateway.settings import MAX_BODY
 from caelum.kernel.database import utcnow
 from caelum.kernel.errors import CloudError
 from caelum.kernel.ids import new_uuid
+from caelum.kernel.jobs import reply_value
 from caelum.kernel.message import ApiMeta, api
 from caelum.kernel.views import format_time
 
@@ -77,7 +78,7 @@ class Legacy:
             uuid = await self._runner.submit(request)
             return {"uuid": uuid, "state": "Processing", "createdDate": started}
         try:
-            body = success_body(request.meta, await self._runner.call(request, http))
+            body = reply_value(request.meta, await self._runner.call(request, http))
         except CloudError as error:
             body = error_body(error)
         text = to_text(_envelope(request.meta, body))

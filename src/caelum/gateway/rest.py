@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from aiohttp import web
 
-from caelum.gateway.answer import error_body, success_body, with_schema
+from caelum.gateway.answer import error_body, with_schema
 from caelum.gateway.http import base_url, json_answer, oauth_session, raw_json, read_body
 from caelum.gateway.portal import Request
 from caelum.gateway.querying import from_query_string
@@ -24,6 +24,7 @@ from caelum.gateway.settings import MAX_BODY
 from caelum.gateway.webhook import check_url
 from caelum.kernel.errors import CloudError
 from caelum.kernel.ids import new_uuid
+from caelum.kernel.jobs import reply_value
 from caelum.kernel.message import ApiMeta, api
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class Rest:
             reply = await self._runner.call(request, http)
         except CloudError as error:
             return json_answer(error_body(error), 503)
-        body = success_body(request.meta, reply)
+        body = reply_value(request.meta, reply)
         return json_answer(with_schema(request.meta, body) if _wants_schema(http, request.meta) else body)
 
     async def _accept(self, http: web.BaseRequest, prefix: str, request: Request) -> web.Response:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from caelum.cloud.identity.errors import AUTHENTICATION_ERROR
-from caelum.gateway.answer import success_body
-from caelum.gateway.http import client_of, to_text
+from caelum.gateway.http import client_of
 from caelum.gateway.limits import LoginLimit
 from caelum.gateway.portal import NOBODY, Portal, Request
 from caelum.gateway.refusal import Refusal
 from caelum.kernel.context import Actor
 from caelum.kernel.errors import INVALID_ARGUMENT, CloudError, as_cloud_error
+from caelum.kernel.jobs import reply_body
 
 if TYPE_CHECKING:
     from caelum.kernel.node import Node
@@ -85,7 +85,7 @@ class Runner:
 
     async def _run(self, uuid: str, request: Request) -> None:
         try:
-            answer: str | CloudError = to_text(success_body(request.meta, await self._portal.handle(request)))
+            answer: str | CloudError = reply_body(request.meta.name, await self._portal.handle(request))
         except CloudError as error:
             answer = error
         except Exception as error:

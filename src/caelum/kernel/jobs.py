@@ -235,13 +235,17 @@ async def progress_in(tx: AsyncSession, uuid: str, percent: int, text: str | Non
 
 def reply_body(api: str, reply: Any) -> str:
     """The JSON body that answers the operation `api` with `reply`."""
-    meta = message.api(api)
+    return msgspec.json.encode(reply_value(message.api(api), reply)).decode()
+
+
+def reply_value(meta: message.ApiMeta | None, reply: Any) -> dict[str, Any]:
+    """The same as plain JSON values, always an object."""
     if reply is None:
-        return "{}"
+        return {}
     value = to_builtins(reply)
     if meta is not None and meta.reply_key is not None:
-        value = {meta.reply_key: value}
-    return msgspec.json.encode(value if isinstance(value, dict) else {}).decode()
+        return {meta.reply_key: value}
+    return value if isinstance(value, dict) else {}
 
 
 def _job(row: JobModel) -> Job:

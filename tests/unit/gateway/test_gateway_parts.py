@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caelum.gateway import limits, syntax
-from caelum.gateway.answer import error_body, success_body, with_schema
+from caelum.gateway.answer import error_body, with_schema
 from caelum.gateway.limits import Concurrency, LoginLimit, RateLimit
 from caelum.gateway.openapi import document
 from caelum.gateway.querying import condition, from_query_string, sort
@@ -21,6 +21,7 @@ from caelum.gateway.reading import MAX_DEPTH, api_parameters, from_body, from_qu
 from caelum.gateway.refusal import Refusal
 from caelum.gateway.routes import RouteTable
 from caelum.kernel.errors import INTERNAL, CloudError, ErrorCode
+from caelum.kernel.jobs import reply_value
 from caelum.kernel.message import (
     ApiMessage,
     ApiMeta,
@@ -313,19 +314,19 @@ class TestAnswers:
     box = BoxInventory(uuid="7", lids=[LidInventory(colour="red")], made=datetime(2026, 11, 22, 19, 15, 56))
 
     def test_bodies(self) -> None:
-        body = success_body(OpenBox.__api__, self.box)
+        body = reply_value(OpenBox.__api__, self.box)
         assert body["inventory"]["made"] == "Nov 22, 2026 7:15:56 PM"
-        assert success_body(ShutBox.__api__, None) == {}
-        assert success_body(QueryBox.__api__, QueryReply(total=3)) == {"total": 3}
-        assert set(success_body(WeighBoxes.__api__, WeighReply(weights={"7": self.box}))) == {"weights"}
+        assert reply_value(ShutBox.__api__, None) == {}
+        assert reply_value(QueryBox.__api__, QueryReply(total=3)) == {"total": 3}
+        assert set(reply_value(WeighBoxes.__api__, WeighReply(weights={"7": self.box}))) == {"weights"}
 
     def test_schema_names_every_object_by_its_path(self) -> None:
         box, lid = f"{_PACKAGE}.BoxInventory", f"{_PACKAGE}.LidInventory"
-        made = with_schema(OpenBox.__api__, success_body(OpenBox.__api__, self.box))
+        made = with_schema(OpenBox.__api__, reply_value(OpenBox.__api__, self.box))
         assert made["schema"] == {"inventory": box, "inventory.lids[0]": lid}
-        queried = with_schema(QueryBox.__api__, success_body(QueryBox.__api__, QueryReply(inventories=[self.box])))
+        queried = with_schema(QueryBox.__api__, reply_value(QueryBox.__api__, QueryReply(inventories=[self.box])))
         assert queried["schema"] == {"inventories[0]": box, "inventories[0].lids[0]": lid}
-        weighed = with_schema(WeighBoxes.__api__, success_body(WeighBoxes.__api__, WeighReply(weights={"7": self.box})))
+        weighed = with_schema(WeighBoxes.__api__, reply_value(WeighBoxes.__api__, WeighReply(weights={"7": self.box})))
         assert weighed["schema"] == {"weights.7": box, "weights.7.lids[0]": lid}
 
     def test_errors_always_have_details_and_stand_alone(self) -> None:
