@@ -7,7 +7,7 @@ that it concerns as soon as it is committed.
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -22,10 +22,12 @@ from caelum.cloud.zone import tags as zone_tags
 from caelum.kernel.database import after_commit
 from caelum.kernel.errors import CloudError, not_found
 from caelum.kernel.node import Node
-from caelum.kernel.settings import ResourceConfigUpdated, Setting, parse_size
-from caelum.kernel.tag import Tokens
+from caelum.kernel.settings import ResourceConfigUpdated, Setting, overrides, parse_size
+from caelum.kernel.tag import SystemTagModel, Tokens
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _SETTINGS: tuple[Setting[Any], ...] = (CPU_RATIO, MEMORY_RATIO, RESERVED_MEMORY)
 _TAGS = (host_tags.RESERVED_MEMORY, cluster_tags.RESERVED_MEMORY, zone_tags.RESERVED_MEMORY)
@@ -72,19 +74,21 @@ class Limits:
             )
 
     async def _terms(self, host_uuid: str) -> tuple[int, float, int]:
+        """CPU ratio, memory ratio and reserve of a host: its own, else its cluster's, its zone's, or everybody's."""
         async with self._node.db.read() as session:
             query = select(HOST.c.cluster_uuid, HOST.c.zone_uuid).where(HOST.c.uuid == host_uuid)
             row = (await session.execute(query)).one_or_none()
             places = [host_uuid] if row is None else [host_uuid, row.cluster_uuid, row.zone_uuid]
-            tagged = await _reserved_by_tag(session, places)
-        settings = self._node.settings
-        if tagged is None:
-            tagged = await settings.get_for(RESERVED_MEMORY, *places)
-        return (
-            await settings.get_for(CPU_RATIO, *places),
-            await settings.get_for(MEMORY_RATIO, *places),
-            tagged,
-        )
+            reserved = await _reserved_by_tag(session, places)
+            if reserved is None:
+                reserved = await self._value(session, RESERVED_MEMORY, places)
+            cpu_ratio = await self._value(session, CPU_RATIO, places)
+            return cpu_ratio, await self._value(session, MEMORY_RATIO, places), reserved
+
+    async def _value(self, session: AsyncSession, setting: Setting[T], places: list[str]) -> T:
+        texts = await overrides(session, setting, places)
+        nearest = next((texts[uuid] for uuid in places if uuid in texts), None)
+        return self._node.settings.get(setting) if nearest is None else setting.parse(nearest)
 
     async def _on_setting(self, _value: object) -> None:
         await self.apply(None)
@@ -114,8 +118,10 @@ class Limits:
 
 async def _reserved_by_tag(session: AsyncSession, places: list[str]) -> int | None:
     """The reserve that a tag names, the host's own before its cluster's and its zone's."""
-    for tag, uuid in zip(_TAGS, places, strict=False):
-        tokens = await tag.get(session, uuid)
+    row = SystemTagModel
+    found = (await session.execute(select(row.resource_uuid, row.tag).where(row.resource_uuid.in_(places)))).all()
+    for tag, place in zip(_TAGS, places, strict=False):
+        tokens = tag.find(text for uuid, text in found if uuid == place)
         if tokens is not None:
             return parse_size(tokens["capacity"])
     return None

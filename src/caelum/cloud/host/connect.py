@@ -12,6 +12,8 @@ import logging
 import time
 from typing import Any
 
+from sqlalchemy import select
+
 from caelum.cloud.allocator.messages import ReportHostCapacity
 from caelum.cloud.host import records, tags
 from caelum.cloud.host.api import HostInventory
@@ -30,7 +32,7 @@ from caelum.kernel import context
 from caelum.kernel.errors import CloudError, as_cloud_error, not_found
 from caelum.kernel.message import Message
 from caelum.kernel.node import Node
-from caelum.kernel.tag import SystemTag
+from caelum.kernel.tag import SystemTag, SystemTagModel
 
 log = logging.getLogger(__name__)
 
@@ -134,8 +136,12 @@ class Connector:
             row = await records.load(tx, host.uuid, lock=True)
             for name, value in values.items():
                 setattr(row, name, value)
+            query = select(SystemTagModel.tag).where(SystemTagModel.resource_uuid == host.uuid)
+            present = set(await tx.scalars(query))
+            # Nearly all are as they were: at a start with thousands of hosts, writing them again would be most of it.
             for tag, tokens in [*_common_tags(connection), *connection.tags]:
-                await tag.set(tx, host.uuid, **tokens)
+                if tag.text(**tokens) not in present:
+                    await tag.set(tx, host.uuid, **tokens)
         return await records.get(self._node, host.uuid)
 
     def _failure(self, host_uuid: str, error: Exception) -> CloudError:
