@@ -197,7 +197,7 @@ class BackupStorageService(Service):
 
     @handles(FindBackupStorages)
     async def find(self, msg: FindBackupStorages) -> BackupStoragesReply:
-        reserved = self.node.settings.get(RESERVED_CAPACITY)
+        reserved = int(self.node.settings.get(RESERVED_CAPACITY))
         found = [
             bs
             for bs in await self.storages.all()
@@ -227,7 +227,7 @@ class BackupStorageService(Service):
     @handles(StoreImage, queue="image-file-{backup_storage_uuid}-{image_uuid}")
     async def store(self, msg: StoreImage) -> StoredImage:
         bs = await self._usable(msg.backup_storage_uuid)
-        driver, reserved = self.storages.driver(bs), self.node.settings.get(RESERVED_CAPACITY)
+        driver, reserved = self.storages.driver(bs), int(self.node.settings.get(RESERVED_CAPACITY))
         source = ImageSource(
             msg.image_uuid,
             msg.account_uuid,

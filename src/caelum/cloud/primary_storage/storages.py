@@ -50,7 +50,7 @@ class Storages:
     async def terms(self, ps_uuid: str) -> Terms:
         """The storage's ratio, and what must stay free."""
         ratio = await self.node.settings.get_for(OVER_PROVISIONING, ps_uuid)
-        return Terms(ratio, self.node.settings.get(RESERVED_CAPACITY))
+        return Terms(ratio, int(self.node.settings.get(RESERVED_CAPACITY)))
 
     def place(self, ps: PrimaryStorageInventory, host_uuid: str | None) -> Place:
         """Where on the storage a host's space is taken."""

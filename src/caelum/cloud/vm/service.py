@@ -141,6 +141,8 @@ class VmService(Service):
 
     @handles(StopVm, queue="vm-{vm_uuid}")
     async def stop_quietly(self, msg: StopVm) -> None:
+        if not await self.node.resources.exists("VmInstanceVO", msg.vm_uuid):
+            return  # a VM that went meanwhile does not run
         if await self._state(msg.vm_uuid) != VmState.STOPPED:
             await self._run(StopVmFlow, StopContext(vm_uuid=msg.vm_uuid, kind=msg.kind), STOP_FAILED, answers=False)
 

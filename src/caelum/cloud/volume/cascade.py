@@ -20,7 +20,8 @@ from caelum.kernel.errors import CloudError
 from caelum.kernel.node import Node
 
 ACCOUNT = "AccountVO"
-HOST = "HostVO"
+HOST_SHARE = "LocalStorageHostRefVO"
+"""A host's share of a host-bound storage; it goes with the host."""
 AT_ONCE = 10
 
 
@@ -31,13 +32,13 @@ class VolumeCascade(CascadeExtension):
     """
 
     resource = VOLUME
-    parents = (HOST, "PrimaryStorageVO", ACCOUNT)
+    parents = (HOST_SHARE, "PrimaryStorageVO", ACCOUNT)
 
     def __init__(self, node: Node) -> None:
         self._node = node
 
     async def children(self, parent_type: str, uuids: list[str]) -> list[str]:
-        if parent_type == HOST:
+        if parent_type == HOST_SHARE:
             answers = await self._node.bus.call_all([GetVolumesOnHost(uuid) for uuid in uuids])
             return [uuid for one in answers if not isinstance(one, CloudError) for uuid in one.uuids]
         row, ref = VolumeModel, AccountResourceRefModel

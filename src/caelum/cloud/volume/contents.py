@@ -80,9 +80,16 @@ class VolumeRecordsService(Service):
         )
         return await self.node.workflows.run(InstantiateFlow, ctx)
 
-    @handles(DeleteVolume, queue="volume-{volume_uuid}")
+    @handles(DeleteVolume)
     async def delete_volume(self, msg: DeleteVolume) -> None:
-        await self.delete_by_policy(msg.volume_uuid, msg.policy)
+        self.call_off(msg.volume_uuid)
+        await self.in_queue(msg.volume_uuid, self.delete_by_policy, msg.policy)
+
+    def call_off(self, uuid: str) -> None:
+        """Stop the making of a volume's bits: what is to be deleted need not be finished first."""
+        for one in self.node.workflows.dump():
+            if (one["name"], one["subject"]) == (InstantiateFlow.name, uuid):
+                self.node.workflows.cancel(one["uuid"], "the volume is deleted")
 
     async def delete_by_policy(self, uuid: str, policy: str | None, answers: bool = False) -> None:
         """Delete a volume, in its queue. One without bits has nothing to keep."""

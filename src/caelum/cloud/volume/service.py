@@ -109,6 +109,7 @@ class VolumeService(VolumeRecordsService):
         volume = await self.lookup(msg.uuid)
         if volume is None:
             return
+        self.call_off(msg.uuid)
         if volume.vm_instance_uuid is not None:
             # Outside of the volume's queue: the virtual machine tells this service of the detachment.
             await self.bus.call(DetachDataVolumeFromVm(uuid=msg.uuid))
