@@ -10,6 +10,7 @@ by the checks.
 from __future__ import annotations
 
 import time
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -86,11 +87,11 @@ class Portal:
         if not self._node.bus.serves(meta.cls):
             raise CloudError(NO_SERVICE, f"no service on this node handles {meta.name}", api=meta.name)
         values = syntax.trimmed(meta, request.values)
-        async with self._node.db.read() as session:
+        async with self._reader(meta, values) as session:
             for param in api_parameters(meta).values():
                 value = values.get(param.name)
                 syntax.check(meta, param, value)
-                if missing := await _missing(session, param, value):
+                if session is not None and (missing := await _missing(session, param, value)):
                     if param.param.success_if_missing:
                         return None
                     raise _not_found(param, missing)
@@ -100,6 +101,11 @@ class Portal:
                 "resourceUuid", f"{msg.resource_uuid[:64]} is no UUID of version 1 to 5 without hyphens, in lower case"
             )
         return msg
+
+    def _reader(self, meta: ApiMeta, values: dict[str, Any]) -> AbstractAsyncContextManager[AsyncSession | None]:
+        """A session of the database when some parameter names a resource; most operations need none."""
+        named = any(one.param.resource and values.get(one.name) is not None for one in api_parameters(meta).values())
+        return self._node.db.read() if named else nullcontext()
 
     async def _authorise(self, meta: ApiMeta, msg: ApiMessage[Any], actor: Actor) -> None:
         if not meta.login or actor.is_admin:
