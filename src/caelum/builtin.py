@@ -48,6 +48,6 @@ DRIVERS: list[str] = [
 
 
 def import_declarations() -> None:
-    """Load every built-in module, so that its messages, settings, tags and workflows are declared. No node is needed."""
+    """Load every built-in module, so that its messages, settings, tags and workflows are declared."""
     for target in (*SERVICES, *DRIVERS):
         importlib.import_module(target.partition(":")[0])

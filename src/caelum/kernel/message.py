@@ -252,8 +252,12 @@ def inventory(
 
     def declare(cls: type[Inventory]) -> type[Inventory]:
         cls.__inventory__ = InventoryMeta(  # type: ignore[attr-defined]
-            java_class=f"{package}.{cls.__name__}", vo=vo, parent=parent, type_value=type_value,
-            expands=expands, aliases=aliases,
+            java_class=f"{package}.{cls.__name__}",
+            vo=vo,
+            parent=parent,
+            type_value=type_value,
+            expands=expands,
+            aliases=aliases,
         )
         _inventories[cls.__name__] = cls
         return cls
@@ -347,9 +351,21 @@ def rest(
             raise TypeError(f"{cls.__name__} has no docstring: it is the operation's documentation")
         meta = ApiMeta(
             cls=cls,  # type: ignore[arg-type]
-            name=name, java_class=f"{package}.{name}", method=method, path=path, also=also, body_key=key,
-            action=action, kind=kind, reply_key=reply_key or _default_reply_key(cls), admin_only=admin_only,
-            login=login, timeout=limit, tags_for=tags_for, category=_service_of(cls), doc=cls.__doc__,
+            name=name,
+            java_class=f"{package}.{name}",
+            method=method,
+            path=path,
+            also=also,
+            body_key=key,
+            action=action,
+            kind=kind,
+            reply_key=reply_key or _default_reply_key(cls),
+            admin_only=admin_only,
+            login=login,
+            timeout=limit,
+            tags_for=tags_for,
+            category=_service_of(cls),
+            doc=cls.__doc__,
         )
         cls.__api__ = meta  # type: ignore[attr-defined]
         _apis[name] = meta

@@ -38,9 +38,7 @@ class Provisioner:
         backup = self._backup_storage(zone)
         image = self._image(backup)
         network = self._network(zone, cluster)
-        offering = self._ensure(
-            "InstanceOffering", "small", "CreateInstanceOffering", cpuNum=1, memorySize=128 * MEBI
-        )
+        offering = self._ensure("InstanceOffering", "small", "CreateInstanceOffering", cpuNum=1, memorySize=128 * MEBI)
         self._ensure("DiskOffering", "1G", "CreateDiskOffering", diskSize=1 << 30)
         self._say(f"host {host['name']} is {host['status']}, storage {primary['name']} is {primary['status']}")
         return self._vm(image, network, offering)
