@@ -73,7 +73,7 @@ def _audit(options: argparse.Namespace) -> int:
 
 
 def _print_report(report: dict[str, Any]) -> None:
-    looked_at = ", ".join(f"{number} {kind}" for kind, number in sorted(report["checked"].items()))
+    looked_at = ", ".join(f"{number} {kind}" for kind, number in sorted(report["checked"].items()) if number)
     for one in report["findings"]:
         print(
             f"{one['severity']:8} {one['kind']}  {one['resourceType']} {one['resourceUuid']}\n         {one['details']}"
