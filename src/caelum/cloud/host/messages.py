@@ -215,6 +215,17 @@ class HostAgentSeen(Message[None], kw_only=True):
     agent_uuid: str | None = None
 
 
+@message(route_by="host_uuid")
+class AwaitHost(Message[None], kw_only=True):
+    """Return when no connect of the host is under way or due since this node's start, whether it succeeded or not.
+
+    A connect brings what the host serves to what the records say; work of a VM that ran at the same time could be
+    undone by it, or undo it.
+    """
+
+    host_uuid: str
+
+
 @message(route_by="host_uuid", timeout=60)
 class HostSuspected(Message[None], kw_only=True):
     """Somebody could not reach a host: ping it now rather than at the next turn."""

@@ -6,6 +6,7 @@ Connected. What changes the host itself runs in a queue of its own, so that neit
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from sqlalchemy import ColumnElement
@@ -76,6 +77,12 @@ class HostService(Service):
 
     async def _on_deleted(self, event: HostDeleted) -> None:
         self.tracker.forget(event.host_uuid)
+
+    @handles(m.AwaitHost)
+    async def await_host(self, msg: m.AwaitHost) -> None:
+        await self.tracker.tried(msg.host_uuid)
+        with contextlib.suppress(CloudError):
+            await self.connector.connected(msg.host_uuid)
 
     # --- public operations ------------------------------------------------------------------------------------------
 

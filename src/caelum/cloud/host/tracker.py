@@ -98,6 +98,13 @@ class HostTracker:
         await self._started.wait()
         await asyncio.gather(*(one.tried.wait() for one in list(self._followed.values())))
 
+    async def tried(self, host_uuid: str) -> None:
+        """Return when the host was tried once since the start; at once when it is not followed here."""
+        await self._started.wait()
+        followed = self._followed.get(host_uuid)
+        if followed is not None:
+            await followed.tried.wait()
+
     async def stop(self) -> None:
         """Follow no host any more."""
         self._stopping = True

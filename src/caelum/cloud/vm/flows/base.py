@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from caelum.cloud.host.messages import DestroyVmOnHost, GetVmStatesOnHost
+from caelum.cloud.host.messages import AwaitHost, DestroyVmOnHost, GetVmStatesOnHost
 from caelum.cloud.host.spec import VmSpec
 from caelum.cloud.vm.api import VmInstanceInventory
 from caelum.cloud.vm.extension import VmResourceProvider
@@ -69,6 +69,7 @@ async def inventory_of(node: Node, vm_uuid: str) -> VmInstanceInventory:
 
 async def prepare_on(node: Node, vm_uuid: str, host_uuid: str) -> VmSpec:
     """Have networks and services of a VM ready on a host. Returns the complete description."""
+    await node.bus.call(AwaitHost(host_uuid=host_uuid))
     spec = await build_spec(node, vm_uuid, realise_on=host_uuid)
     await node.extensions.each(VmResourceProvider, "prepare", spec, host_uuid)
     return spec
@@ -76,6 +77,7 @@ async def prepare_on(node: Node, vm_uuid: str, host_uuid: str) -> VmSpec:
 
 async def release_from(node: Node, vm_uuid: str, host_uuid: str) -> None:
     """Take back what `prepare_on` made; nothing happens when it made nothing."""
+    await node.bus.call(AwaitHost(host_uuid=host_uuid))
     spec = await build_spec(node, vm_uuid)
     await node.extensions.each(VmResourceProvider, "release", spec, host_uuid)
 
