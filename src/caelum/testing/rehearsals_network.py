@@ -17,7 +17,8 @@ from caelum.cloud.l2.api import (
     DeleteL2Network,
     DetachL2NetworkFromCluster,
 )
-from caelum.cloud.l3.api import DeleteL3Network
+from caelum.cloud.l3.api import AddIpRangeByNetworkCidr, CreateL3Network, DeleteL3Network
+from caelum.cloud.network_service.api import AttachNetworkServiceToL3Network, DetachNetworkServiceFromL3Network
 from caelum.cloud.vm.extension import VmResourceProvider
 from caelum.cloud.zone.api import CreateZone
 from caelum.kernel import resources
@@ -79,6 +80,30 @@ async def l2_delete() -> AsyncIterator[Rehearsal]:
     async with _cluster(hosts=2) as world:
         l2 = await _l2(world, "eth1", attached=True)
         yield Rehearsal(world.stage, lambda: world.api(DeleteL2Network(uuid=l2)), ignore=NOT_NETWORKS)
+
+
+@rehearsal("network_service_attach")
+@asynccontextmanager
+async def network_service_attach() -> AsyncIterator[Rehearsal]:
+    """DHCP and translation come to a network."""
+    async with _cluster(hosts=1) as world:
+        world.l2 = await _l2(world, "private0", attached=True)
+        l3 = await world.api(CreateL3Network(name="bare", l2_network_uuid=world.l2))
+        await world.api(AddIpRangeByNetworkCidr(l3_network_uuid=l3.uuid, name="range", network_cidr="10.2.0.0/24"))
+        msg = AttachNetworkServiceToL3Network(l3_network_uuid=l3.uuid, network_services={"Flat": ["DHCP", "SNAT"]})
+        yield Rehearsal(world.stage, lambda: world.api(msg), ignore=NOT_NETWORKS)
+
+
+@rehearsal("network_service_detach")
+@asynccontextmanager
+async def network_service_detach() -> AsyncIterator[Rehearsal]:
+    """All services leave a network whose last guest is gone."""
+    async with _cluster(hosts=1) as world:
+        world.l2 = await _l2(world, "private0", attached=True)
+        world.l3 = await world.add_l3(1)
+        await _guest_came_and_went(world)
+        msg = DetachNetworkServiceFromL3Network(l3_network_uuid=world.l3)
+        yield Rehearsal(WithoutIdleServices(world), lambda: world.api(msg), ignore=NOT_NETWORKS)
 
 
 class WithoutIdleServices:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import NamedTuple, cast
 
-from sqlalchemy import Table, and_, func, insert, select
+from sqlalchemy import ScalarSelect, Table, and_, func, insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
@@ -21,10 +21,11 @@ from caelum.cloud.l3.errors import ALLOCATE_IP_ERROR
 from caelum.cloud.l3.messages import AllocateIp
 from caelum.cloud.l3.model import IpRangeModel, L3NetworkModel, ReservedIpRangeModel, UsedIpModel
 from caelum.cloud.l3.settings import FIRST_AVAILABLE, IP_STRATEGY
+from caelum.cloud.switch import ENABLED
 from caelum.kernel.database import Database, is_unique_violation, utcnow
 from caelum.kernel.errors import CloudError, invalid, not_found
 from caelum.kernel.ids import new_uuid
-from caelum.kernel.settings import overrides
+from caelum.kernel.settings import ResourceConfigModel
 
 ATTEMPTS = 20
 """How often a loser of a race chooses again, before it says that the network is too busy."""
@@ -32,12 +33,16 @@ _TABLE = cast(Table, UsedIpModel.__table__)
 
 
 class _Network(NamedTuple):
-    """What choosing needs of an L3 network; loading the whole of it would take most of the time."""
+    """What choosing needs of an L3 network, read by one statement: this is the hot path of a VM's creation."""
 
     uuid: str
     name: str
     state: str
     enable_ipam: bool
+    strategy: str | None
+    has_reserved: bool
+    held: UsedIpModel | None
+    ranges: list[IpRangeModel]
 
 
 def holder_of(msg: AllocateIp) -> str:
@@ -53,7 +58,10 @@ async def allocate(db: Database, cloud_strategy: str, msg: AllocateIp) -> UsedIp
     for _ in range(ATTEMPTS):
         try:
             async with db.transaction() as tx:
-                return await _held(tx, msg) or await _take(tx, msg, cloud_strategy)
+                l3 = await _network(tx, msg)
+                if l3.held is not None:
+                    return _check_held(l3.held, msg)
+                return await _take(tx, l3, msg, cloud_strategy)
         except IntegrityError as error:
             if not is_unique_violation(error):
                 raise
@@ -64,49 +72,42 @@ async def allocate(db: Database, cloud_strategy: str, msg: AllocateIp) -> UsedIp
     )
 
 
-async def _take(tx: AsyncSession, msg: AllocateIp, cloud_strategy: str) -> UsedIpModel:
-    l3, ranges = await _network(tx, msg)
-    if l3.state != "Enabled":
+async def _take(tx: AsyncSession, l3: _Network, msg: AllocateIp, cloud_strategy: str) -> UsedIpModel:
+    if l3.state != ENABLED:
         raise CloudError(
             ALLOCATE_IP_ERROR, f"L3 network[{l3.uuid}, {l3.name}] is {l3.state}; it gives no addresses", state=l3.state
         )
     if msg.required_ip is not None:
-        row = await _required(tx, l3, ranges, msg, any_ip("ip", msg.required_ip))
+        row = await _required(tx, l3, msg, any_ip("ip", msg.required_ip))
     else:
-        own = await overrides(tx, IP_STRATEGY, [l3.uuid])
-        row = await _free(tx, l3, ranges, msg, msg.strategy or own.get(l3.uuid, cloud_strategy))
-    # Past the ORM's bookkeeping, which would take longer than all the rest: this is the hot path of a VM's creation.
+        row = await _free(tx, l3, msg, msg.strategy or l3.strategy or cloud_strategy)
+    # Past the ORM's bookkeeping, which would take longer than the insert.
     await tx.execute(insert(_TABLE), {one.name: getattr(row, one.name) for one in _TABLE.columns})
     return row
 
 
-async def _held(tx: AsyncSession, msg: AllocateIp) -> UsedIpModel | None:
-    row = UsedIpModel
-    held = await tx.scalar(
-        select(row).where(
-            row.l3_network_uuid == msg.l3_network_uuid,
-            row.holder == holder_of(msg),
-            row.ip_version == msg.ip_version,
-        )
-    )
-    if held is not None and msg.required_ip is not None and ip_address(held.ip) != any_ip("ip", msg.required_ip):
+def _check_held(held: UsedIpModel, msg: AllocateIp) -> UsedIpModel:
+    if msg.required_ip is not None and ip_address(held.ip) != any_ip("ip", msg.required_ip):
         raise CloudError(
             ALLOCATE_IP_ERROR,
-            f"{holder_of(msg)} holds {held.ip} of L3 network[{msg.l3_network_uuid}] already, so not {msg.required_ip}",
+            f"{held.holder} holds {held.ip} of L3 network[{msg.l3_network_uuid}] already, so not {msg.required_ip}",
             held=held.ip,
             required=msg.required_ip,
         )
     return held
 
 
-async def _network(tx: AsyncSession, msg: AllocateIp) -> tuple[_Network, list[IpRangeModel]]:
-    """The network, and the ranges that the request may be served from, oldest first."""
-    l3, row = L3NetworkModel, IpRangeModel
+async def _network(tx: AsyncSession, msg: AllocateIp) -> _Network:
+    """The network, what the holder has of it, and the ranges that may serve the request, oldest first."""
+    l3, row, held = L3NetworkModel, IpRangeModel, UsedIpModel
     fitting = [row.ip_version == msg.ip_version, row.ip_range_type == msg.ip_range_type]
     if msg.ip_range_uuid is not None:
         fitting.append(row.uuid == msg.ip_range_uuid)
+    mine = and_(held.l3_network_uuid == l3.uuid, held.holder == holder_of(msg), held.ip_version == msg.ip_version)
+    reserved = select(ReservedIpRangeModel.uuid).where(ReservedIpRangeModel.l3_network_uuid == l3.uuid)
     query = (
-        select(l3.uuid, l3.name, l3.state, l3.enable_ipam, row)
+        select(l3.uuid, l3.name, l3.state, l3.enable_ipam, _own_strategy(), reserved.exists(), held, row)
+        .outerjoin(held, mine)
         .outerjoin(row, and_(row.l3_network_uuid == l3.uuid, *fitting))
         .where(l3.uuid == msg.l3_network_uuid)
         .order_by(row.create_date, row.uuid)
@@ -114,12 +115,21 @@ async def _network(tx: AsyncSession, msg: AllocateIp) -> tuple[_Network, list[Ip
     found = (await tx.execute(query)).all()
     if not found:
         raise not_found("L3Network", msg.l3_network_uuid)
-    return _Network(*found[0][:4]), [one for *_, one in found if one is not None]
+    return _Network(*found[0][:7], [one[7] for one in found if one[7] is not None])
 
 
-async def _required(
-    tx: AsyncSession, l3: _Network, ranges: Sequence[IpRangeModel], msg: AllocateIp, wanted: Address
-) -> UsedIpModel:
+def _own_strategy() -> ScalarSelect[str]:
+    """The network's override of the strategy."""
+    row = ResourceConfigModel
+    mine = (
+        row.resource_uuid == L3NetworkModel.uuid,
+        row.category == IP_STRATEGY.category,
+        row.name == IP_STRATEGY.name,
+    )
+    return select(row.value).where(*mine).scalar_subquery()
+
+
+async def _required(tx: AsyncSession, l3: _Network, msg: AllocateIp, wanted: Address) -> UsedIpModel:
     taken = await tx.scalar(
         select(UsedIpModel).where(UsedIpModel.l3_network_uuid == l3.uuid, UsedIpModel.ip == str(wanted))
     )
@@ -130,12 +140,12 @@ async def _required(
             ip=str(wanted),
             holder=taken.holder,
         )
-    for one in ranges:
+    for one in l3.ranges:
         distance = offset(one, wanted)
         if distance is not None:
             return _row(msg, wanted, one, distance)
     if l3.enable_ipam:
-        spans = ", ".join(f"{one.start_ip}-{one.end_ip}" for one in ranges) or "none"
+        spans = ", ".join(f"{one.start_ip}-{one.end_ip}" for one in l3.ranges) or "none"
         raise CloudError(
             ALLOCATE_IP_ERROR,
             f"{wanted} is in no {msg.ip_range_type} range of L3 network[{l3.uuid}, {l3.name}]; its ranges: {spans}",
@@ -144,17 +154,15 @@ async def _required(
     return _row(msg, wanted, None, None)
 
 
-async def _free(
-    tx: AsyncSession, l3: _Network, ranges: Sequence[IpRangeModel], msg: AllocateIp, strategy: str
-) -> UsedIpModel:
-    reserved = await reserved_of(tx, l3.uuid)
-    order = list(ranges) if strategy == FIRST_AVAILABLE else random.sample(ranges, len(ranges))
+async def _free(tx: AsyncSession, l3: _Network, msg: AllocateIp, strategy: str) -> UsedIpModel:
+    reserved = await reserved_of(tx, l3.uuid) if l3.has_reserved else []
+    order = l3.ranges if strategy == FIRST_AVAILABLE else random.sample(l3.ranges, len(l3.ranges))
     for one in order:
         segments = usable(one, reserved)
         distance = await find_free(tx, one.uuid, segments, at_random=strategy != FIRST_AVAILABLE)
         if distance is not None:
             return _row(msg, at(one, distance), one, distance)
-    raise await _exhausted(tx, l3, ranges, reserved)
+    raise await _exhausted(tx, l3, reserved)
 
 
 async def reserved_of(tx: AsyncSession, l3_uuid: str) -> Sequence[ReservedIpRangeModel]:
@@ -199,9 +207,8 @@ async def _first_free(tx: AsyncSession, range_uuid: str, first: int, last: int) 
     return await tx.scalar(gap)
 
 
-async def _exhausted(
-    tx: AsyncSession, l3: _Network, ranges: Sequence[IpRangeModel], reserved: Sequence[ReservedIpRangeModel]
-) -> CloudError:
+async def _exhausted(tx: AsyncSession, l3: _Network, reserved: Sequence[ReservedIpRangeModel]) -> CloudError:
+    ranges = l3.ranges
     total = sum(size(one) for one in ranges)
     left = sum(segment.size for one in ranges for segment in usable(one, reserved))
     used = await tx.scalar(select(func.count()).where(UsedIpModel.ip_range_uuid.in_([one.uuid for one in ranges])))

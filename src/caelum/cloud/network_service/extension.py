@@ -22,4 +22,8 @@ class NetworkServiceDriver:
         """The provider now serves these on the network. An exception takes the attachment back."""
 
     async def detached(self, l3: L3NetworkInventory, services: list[str]) -> None:
-        """The provider no longer serves these on the network. Idempotent."""
+        """The provider no longer serves these on the network: take them off the hosts. Idempotent; may be undone by
+        `attached`."""
+
+    async def released(self, l3: L3NetworkInventory, services: list[str]) -> None:
+        """No host serves these any more: give back what was kept for them. Idempotent, and never undone."""

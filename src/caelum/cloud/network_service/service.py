@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import msgspec
 from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from caelum.cloud.l3.api import L3NetworkInventory, NetworkServiceL3NetworkRefInventory
-from caelum.cloud.l3.messages import ChangeL3Services, GetL3
+from caelum.cloud.l3.api import L3NetworkInventory
+from caelum.cloud.l3.messages import GetL3
 from caelum.cloud.network_service.api import (
     AttachNetworkServiceToL3Network,
     DetachNetworkServiceFromL3Network,
@@ -21,9 +22,9 @@ from caelum.cloud.network_service.api import (
     NetworkServiceTypesReply,
 )
 from caelum.cloud.network_service.extension import NetworkServiceDriver
+from caelum.cloud.network_service.flows import AttachServicesFlow, Chosen, DetachServicesFlow, ServicesContext
 from caelum.cloud.network_service.messages import GetProvider
 from caelum.cloud.network_service.model import (
-    NetworkServiceProviderL2RefModel,
     NetworkServiceProviderModel,
     NetworkServiceTypeModel,
 )
@@ -32,8 +33,6 @@ from caelum.kernel.errors import OPERATION_ERROR, CloudError, invalid, not_found
 from caelum.kernel.ids import derived_uuid
 from caelum.kernel.service import Service, handles
 from caelum.kernel.views import view, views
-
-Refs = list[NetworkServiceL3NetworkRefInventory]
 
 
 class NetworkServiceService(Service):
@@ -49,47 +48,35 @@ class NetworkServiceService(Service):
 
     @handles(AttachNetworkServiceToL3Network, queue="network-service-{l3_network_uuid}")
     async def attach(self, msg: AttachNetworkServiceToL3Network) -> L3NetworkInventory:
-        """Record the services and let the drivers begin; what a driver refuses is taken back."""
+        """Let providers serve; what they serve already stays as it is."""
         l3 = await self._l3(msg.l3_network_uuid)
-        wanted = await self._resolve(msg.network_services, l3)
         known = {(one.network_service_provider_uuid, one.network_service_type) for one in l3.network_services}
-        fresh = [(provider, [one for one in types if (provider.uuid, one) not in known]) for provider, types in wanted]
-        for provider, types in fresh:
-            await self._driver(provider).check(l3, types)
-        refs = _refs(l3, fresh)
-        l3 = await self.node.bus.call(ChangeL3Services(l3_network_uuid=l3.uuid, attach=refs))
-        try:
-            for provider, types in fresh:
-                await self._driver(provider).attached(l3, types)
-        except Exception:
-            await self._undo(l3, fresh, refs)
-            raise
-        await self._remember_l2(l3, [provider for provider, _ in fresh])
-        return l3
-
-    async def _undo(
-        self, l3: L3NetworkInventory, fresh: list[tuple[NetworkServiceProviderInventory, list[str]]], refs: Refs
-    ) -> None:
-        for provider, types in fresh:
-            await self._driver(provider).detached(l3, types)
-        await self.node.bus.call(ChangeL3Services(l3_network_uuid=l3.uuid, detach=refs))
+        fresh = []
+        for one in await self._resolve(msg.network_services, l3):
+            services = [kind for kind in one.services if (one.provider_uuid, kind) not in known]
+            if services:
+                fresh.append(msgspec.structs.replace(one, services=services))
+        return await self._run(AttachServicesFlow, l3, fresh)
 
     @handles(DetachNetworkServiceFromL3Network, queue="network-service-{l3_network_uuid}")
     async def detach(self, msg: DetachNetworkServiceFromL3Network) -> L3NetworkInventory:
-        """Let the drivers end, then forget the services; repeated after a failure it goes on."""
+        """Let providers end; what they do not serve counts as detached."""
         l3 = await self._l3(msg.l3_network_uuid)
         if msg.network_services is not None:
             gone = await self._resolve(msg.network_services, l3)
         else:
             gone = await self._attached(l3, msg.service)
-        remaining = await self.node.bus.call(ChangeL3Services(l3_network_uuid=l3.uuid, detach=_refs(l3, gone)))
-        for provider, types in gone:
-            await self._driver(provider).detached(remaining, types)
-        return remaining
+        return await self._run(DetachServicesFlow, l3, gone)
 
-    async def _attached(
-        self, l3: L3NetworkInventory, service: str | None
-    ) -> list[tuple[NetworkServiceProviderInventory, list[str]]]:
+    async def _run(
+        self, flow: type[AttachServicesFlow | DetachServicesFlow], l3: L3NetworkInventory, chosen: list[Chosen]
+    ) -> L3NetworkInventory:
+        if not chosen:
+            return l3
+        ctx = ServicesContext(l3_network_uuid=l3.uuid, l2_network_uuid=l3.l2_network_uuid, chosen=chosen)
+        return await self.node.workflows.run(flow, ctx, answers=True)
+
+    async def _attached(self, l3: L3NetworkInventory, service: str | None) -> list[Chosen]:
         by_provider: dict[str, list[str]] = {}
         for one in l3.network_services:
             if service in (None, one.network_service_type):
@@ -102,11 +89,9 @@ class NetworkServiceService(Service):
             )
         return await self._resolve(by_provider, l3)
 
-    async def _resolve(
-        self, named: Mapping[str, Iterable[str]], l3: L3NetworkInventory
-    ) -> list[tuple[NetworkServiceProviderInventory, list[str]]]:
+    async def _resolve(self, named: Mapping[str, Iterable[str]], l3: L3NetworkInventory) -> list[Chosen]:
         """The providers behind UUIDs or types, each with service types that it offers."""
-        async with self.node.db.read() as session:
+        async with self.db.read() as session:
             rows = views(await session.scalars(select(NetworkServiceProviderModel)))
         known = {key: row for row in rows for key in (row.uuid, row.type)}
         found = []
@@ -122,7 +107,7 @@ class NetworkServiceService(Service):
                     f"provider[uuid:{provider.uuid}, type:{provider.type}] offers {provider.network_service_types},"
                     f" not {foreign or 'nothing'}, to L3 network[uuid:{l3.uuid}]",
                 )
-            found.append((provider, wanted))
+            found.append(Chosen(provider.uuid, provider.type, wanted))
         return found
 
     @handles(GetNetworkServiceTypes)
@@ -144,29 +129,8 @@ class NetworkServiceService(Service):
                 raise not_found("NetworkServiceProvider", msg.type)
             return view(found)  # type: ignore[no-any-return]
 
-    def _driver(self, provider: NetworkServiceProviderInventory) -> NetworkServiceDriver:
-        return self.node.drivers.get(NetworkServiceDriver, provider.type)
-
     async def _l3(self, uuid: str) -> L3NetworkInventory:
-        return (await self.node.bus.call(GetL3(l3_network_uuids=[uuid]))).networks[0]
-
-    async def _remember_l2(self, l3: L3NetworkInventory, providers: list[NetworkServiceProviderInventory]) -> None:
-        row = NetworkServiceProviderL2RefModel
-        async with self.node.db.transaction() as tx:
-            for one in providers:
-                key = {"network_service_provider_uuid": one.uuid, "l2_network_uuid": l3.l2_network_uuid}
-                if await tx.scalar(select(row.id).filter_by(**key)) is None:
-                    tx.add(row(**key))
-
-
-def _refs(l3: L3NetworkInventory, chosen: list[tuple[NetworkServiceProviderInventory, list[str]]]) -> Refs:
-    return [
-        NetworkServiceL3NetworkRefInventory(
-            l3_network_uuid=l3.uuid, network_service_provider_uuid=provider.uuid, network_service_type=one
-        )
-        for provider, types in chosen
-        for one in types
-    ]
+        return (await self.bus.call(GetL3(l3_network_uuids=[uuid]))).networks[0]
 
 
 async def _ensure_provider(tx: AsyncSession, kind: str, driver: NetworkServiceDriver) -> None:

@@ -144,17 +144,18 @@ class FlatProvider(NetworkServiceDriver):
         self._bus.send(RefreshL3(l3_network_uuid=l3.uuid))
 
     async def detached(self, l3: L3NetworkInventory, services: list[str]) -> None:
-        """Remove what hosts have, and the DHCP server's address."""
+        """Remove what hosts have; without DHCP among it, tell them what is left."""
         await self._flat.remove_everywhere(l3, frozenset(services))
-        if DHCP in services:
-            await self._forget_server(l3.uuid)
-        else:
+        if DHCP not in services:
             self._bus.send(RefreshL3(l3_network_uuid=l3.uuid))
 
-    async def _forget_server(self, l3_uuid: str) -> None:
-        await self._bus.call(ReturnIp(vm_nic_uuid=holder(l3_uuid), l3_network_uuid=l3_uuid))
+    async def released(self, l3: L3NetworkInventory, services: list[str]) -> None:
+        """Give the DHCP server's address back."""
+        if DHCP not in services:
+            return
+        await self._bus.call(ReturnIp(vm_nic_uuid=holder(l3.uuid), l3_network_uuid=l3.uuid))
         async with self._flat.node.db.transaction() as tx:
-            await DHCP_SERVER.delete(tx, l3_uuid)
+            await DHCP_SERVER.delete(tx, l3.uuid)
 
 
 class FlatVmResources(VmResourceProvider):
