@@ -26,6 +26,7 @@ from caelum.cloud.allocator.limits import Limits
 from caelum.cloud.allocator.model import HOST, HostCapacityModel, HostReservationModel
 from caelum.cloud.allocator.settings import CONCURRENT, CONCURRENT_LEVEL
 from caelum.cloud.allocator.strategies import STRATEGIES
+from caelum.cloud.host.messages import AwaitHosts
 from caelum.kernel.errors import CloudError
 from caelum.kernel.node import Node
 from caelum.kernel.service import Service, handles
@@ -58,7 +59,13 @@ class AllocatorService(Service):
             return await Chooser(self.node, msg).choose()
         settings = self.node.settings
         level = settings.get(CONCURRENT_LEVEL) if settings.get(CONCURRENT) else 1
-        return await self.node.queues.run("host-allocator", level, self._allocate, msg, name="AllocateHost")
+        try:
+            return await self.node.queues.run("host-allocator", level, self._allocate, msg, name="AllocateHost")
+        except CloudError:
+            # After a restart of this node, hosts that are still to be connected may take what these could not.
+            if not await self.node.bus.call(AwaitHosts()):
+                raise
+            return await self.node.queues.run("host-allocator", level, self._allocate, msg, name="AllocateHost")
 
     async def _allocate(self, msg: m.AllocateHost) -> m.HostAllocation:
         return await self._repeated(msg) or await Chooser(self.node, msg).choose()

@@ -226,6 +226,11 @@ class AwaitHost(Message[None], kw_only=True):
     host_uuid: str
 
 
+@message()
+class AwaitHosts(Message[bool]):
+    """Return when every host of this node was tried once since its start; whether that had to be waited for."""
+
+
 @message(route_by="host_uuid", timeout=60)
 class HostSuspected(Message[None], kw_only=True):
     """Somebody could not reach a host: ping it now rather than at the next turn."""

@@ -84,6 +84,13 @@ class HostService(Service):
         with contextlib.suppress(CloudError):
             await self.connector.connected(msg.host_uuid)
 
+    @handles(m.AwaitHosts)
+    async def await_hosts(self, _msg: m.AwaitHosts) -> bool:
+        if self.tracker.is_settled:
+            return False
+        await self.tracker.settled()
+        return True
+
     # --- public operations ------------------------------------------------------------------------------------------
 
     @intercepts(UpdateHost)

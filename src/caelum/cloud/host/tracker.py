@@ -93,6 +93,11 @@ class HostTracker:
         await self._rescan(connect=settings.get(LOAD_ALL) and settings.get(RECONNECT_ON_BOOT))
         self._started.set()
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether every host that this node had at its start was tried once."""
+        return self._started.is_set() and all(one.tried.is_set() for one in self._followed.values())
+
     async def settled(self) -> None:
         """Return when every host that this node had at its start was tried once."""
         await self._started.wait()
