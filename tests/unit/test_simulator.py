@@ -253,4 +253,5 @@ async def test_only_management_nodes_command_hosts(rig: Rig) -> None:
 
 
 def test_the_simulator_knows_every_command() -> None:
-    assert known_paths() == frozenset(p.commands())
+    # Other tests have commands of their own.
+    assert known_paths() == {path for path, cls in p.commands().items() if cls.__module__ == p.__name__}

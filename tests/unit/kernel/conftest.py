@@ -4,12 +4,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.unit.kernel.bakery import BakeryService
 
 from caelum.kernel.database import Database
 from caelum.kernel.node import Node
 from caelum.testing.cloud import EmbeddedCloud
-
-from .bakery import BakeryService
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unit.kernel.zoo import Fed, Feed, Sleepy, Unheard, Wash
 
 from caelum.kernel import node as node_module
 from caelum.kernel.errors import INVALID_ARGUMENT, UNDELIVERABLE, CloudError, invalid
@@ -15,8 +16,6 @@ from caelum.kernel.message import Message
 from caelum.kernel.node import Node, NodeLifecycle
 from caelum.kernel.service import Service, handles, intercepts
 from caelum.testing.cloud import EmbeddedCloud
-
-from .zoo import Fed, Feed, Sleepy, Unheard, Wash
 
 ORDER: list[str] = []
 

@@ -149,7 +149,7 @@ async def test_ten_thousand_waiting_tasks_are_quick_to_add_and_to_cancel(queues:
 
     first = asyncio.create_task(holder())
     await asyncio.sleep(0)
-    begun = time.perf_counter()
+    begun = time.process_time()
     tasks = [asyncio.create_task(queues.run("sig", 1, probe.work, n, 0)) for n in range(10_000)]
     await asyncio.sleep(0)
     assert queues.depth() == (1, 1, 10_000)
@@ -158,7 +158,7 @@ async def test_ten_thousand_waiting_tasks_are_quick_to_add_and_to_cancel(queues:
     await asyncio.sleep(0)
     release.set()
     await asyncio.gather(first, *tasks, return_exceptions=True)
-    assert time.perf_counter() - begun < 3
+    assert time.process_time() - begun < 3
     assert probe.started == [9999]
 
 

@@ -2,11 +2,10 @@
 
 import msgspec
 import pytest
+from tests.unit.kernel.zoo import Fed, Feed, Wash
 
 from caelum.kernel.events import CanonicalEvent, canonical, from_wire, matches, to_wire
 from caelum.kernel.service import compile_signature, handles, handlings, interceptings, intercepts
-
-from .zoo import Fed, Feed, Wash
 
 
 def test_queue_names_are_compiled_and_checked_when_declared() -> None:

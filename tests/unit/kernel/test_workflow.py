@@ -10,6 +10,17 @@ import msgspec
 import pytest
 from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
+from tests.unit.kernel.bakery import (
+    BakeCake,
+    BakeContext,
+    BakeFlow,
+    BakeryService,
+    CakeModel,
+    FlourModel,
+    IceCake,
+    IceFlow,
+    oven_of,
+)
 
 from caelum.kernel import context, journal
 from caelum.kernel.errors import CANCELED, OPERATION_ERROR, TIMEOUT, CloudError
@@ -18,8 +29,6 @@ from caelum.kernel.journal import JournalModel
 from caelum.kernel.node import Node
 from caelum.kernel.workflow import Retry, Run, Workflow, db_step, is_transient, step
 from caelum.testing.cloud import EmbeddedCloud
-
-from .bakery import BakeCake, BakeContext, BakeFlow, BakeryService, CakeModel, FlourModel, IceCake, IceFlow, oven_of
 
 
 class TraceContext(msgspec.Struct, kw_only=True):

@@ -7,13 +7,21 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from tests.unit.kernel.bakery import (
+    BakeCake,
+    BakeContext,
+    BakeFlow,
+    BakeryService,
+    CakeInventory,
+    IceCake,
+    IceFlow,
+    oven_of,
+)
 
 from caelum.kernel.ids import derived_uuid
 from caelum.kernel.workflow import Run, Workflow, step
 from caelum.testing.harness import Case, Failure, Harness, cases
 from caelum.testing.rehearsals import Rehearsal, Stage
-
-from .bakery import BakeCake, BakeContext, BakeFlow, BakeryService, CakeInventory, IceCake, IceFlow, oven_of
 
 CAKE = derived_uuid("cake")
 

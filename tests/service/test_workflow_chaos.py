@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import select
+from tests.unit.kernel.bakery import BakeCake, BakeFlow, BakeryService, CakeModel, FlourModel, IceFlow, oven_of
 
 from caelum.kernel.crashpoints import Plan, ProcessDied
 from caelum.kernel.errors import CloudError
@@ -13,8 +14,6 @@ from caelum.kernel.ids import new_uuid
 from caelum.testing.dump import unfinished
 from caelum.testing.harness import kill
 from caelum.testing.rehearsals import Stage
-
-from .bakery import BakeCake, BakeFlow, BakeryService, CakeModel, FlourModel, IceFlow, oven_of
 
 POINTS = [
     f"{flow.name}/{point}"
