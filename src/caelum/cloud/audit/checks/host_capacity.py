@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from caelum.cloud.allocator.model import HostCapacityModel, HostReservationModel
+from caelum.cloud.audit.checks.machines import IDLE
 from caelum.cloud.audit.evidence import Evidence
 from caelum.cloud.audit.extension import AuditCheck, Finding, finding
 from caelum.cloud.host.model import HostModel
-from caelum.cloud.vm.model import TRANSITIONAL, VmInstanceModel, VmState
+from caelum.cloud.vm.model import TRANSITIONAL, VmInstanceModel
 
-IDLE = frozenset({VmState.CREATED, VmState.STOPPED, VmState.DESTROYED, VmState.ERROR})
-"""States in which a machine needs no host."""
 _VO = "VmInstanceVO"
 
 

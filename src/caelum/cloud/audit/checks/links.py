@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from caelum.cloud.audit.checks.machines import IDLE
 from caelum.cloud.audit.evidence import Evidence
 from caelum.cloud.audit.extension import AuditCheck, Finding, finding
 from caelum.cloud.host.messages import HostContents
@@ -31,7 +32,12 @@ _LONGEST_TAP = 15
 
 
 class Needed(msgspec.Struct):
-    """What one host must have, each with the NIC or network that needs it."""
+    """What one host may have for the machines that are placed there, each with the NIC that needs it.
+
+    It must have what the NICs in `running` need; of other machines, nobody knows whether they run.
+    """
+
+    running: set[str] = set()
 
     leases: dict[tuple[str, str], Any] = {}
     metadata: dict[tuple[str, str], Any] = {}
@@ -106,31 +112,38 @@ class LinkCheck(AuditCheck):
         return plan
 
     def _needed(self, seen: Evidence, plan: Plan) -> dict[str, Needed]:
-        running = {vm.uuid: vm.host_uuid for vm in seen.rows(VmInstanceModel) if vm.state in ON_HOST}
+        placed = {vm.uuid: vm for vm in seen.rows(VmInstanceModel) if vm.host_uuid and vm.state not in IDLE}
         needed: dict[str, Needed] = defaultdict(Needed)
         for nic in seen.rows(VmNicModel):
-            if nic.vm_instance_uuid in running:
-                _need(needed[running[nic.vm_instance_uuid]], nic, plan.services.get(nic.l3_network_uuid, set()))
+            vm = placed.get(nic.vm_instance_uuid)
+            if vm is not None:
+                _need(needed[vm.host_uuid], nic, plan.services.get(nic.l3_network_uuid, set()))
+                needed[vm.host_uuid].running |= {nic.uuid} if vm.state in ON_HOST else set()
         return needed
 
     # --- what is missing ----------------------------------------------------------------------------------------------
 
     def _missing(self, host: Any, contents: HostContents, needed: Needed, plan: Plan) -> Iterator[Finding]:
+        for nic, kind, what in self._absent(host, contents, needed, plan):
+            if nic.uuid in needed.running:
+                yield _lacks(kind, host, nic, what)
+
+    def _absent(self, host: Any, contents: HostContents, needed: Needed, plan: Plan) -> Iterator[tuple[Any, str, str]]:
         there = {(l3, mac.lower()) for l3, macs in contents.dhcp.items() for mac in macs}
         for (l3, mac), nic in needed.leases.items():
             if (l3, mac) not in there:
-                yield _lacks("LeaseMissing", host, nic, f"no DHCP lease for {mac} ({nic.ip})")
+                yield nic, "LeaseMissing", f"no DHCP lease for {mac} ({nic.ip})"
         served = {(l3, ip) for l3, ips in contents.metadata.items() for ip in ips}
         for (l3, ip), nic in needed.metadata.items():
             if (l3, ip) not in served:
-                yield _lacks("MetadataMissing", host, nic, f"no metadata for {ip}")
+                yield nic, "MetadataMissing", f"no metadata for {ip}"
         for l3, nic in needed.nat.items():
             if l3 not in contents.nat:
-                yield _lacks("TranslationMissing", host, nic, f"no address translation for L3 network[uuid:{l3}]")
+                yield nic, "TranslationMissing", f"no address translation for L3 network[uuid:{l3}]"
         known = {one.uuid for name, one in plan.bridges.get(host.cluster_uuid, {}).items() if name in contents.bridges}
         for tap, nic in needed.taps.items():
             if tap not in contents.taps and plan.l2_of.get(nic.l3_network_uuid) in known:
-                yield _lacks("TapMissing", host, nic, f"no tap {tap}")
+                yield nic, "TapMissing", f"no tap {tap}"
 
     # --- what is too much ---------------------------------------------------------------------------------------------
 

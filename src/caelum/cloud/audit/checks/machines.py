@@ -12,6 +12,8 @@ from caelum.cloud.vm.model import TRANSITIONAL, VmInstanceModel, VmState
 
 PLACED = frozenset({VmState.RUNNING, VmState.PAUSED, VmState.CRASHED, VmState.NO_STATE})
 """States in which a host has the machine."""
+IDLE = frozenset({VmState.CREATED, VmState.STOPPED, VmState.DESTROYED, VmState.ERROR})
+"""States in which no host has it, and it needs none."""
 _UNCERTAIN = TRANSITIONAL | {VmState.UNKNOWN}
 _VO = "VmInstanceVO"
 
@@ -50,7 +52,7 @@ class MachineCheck(AuditCheck):
         elif vm.state == VmState.UNKNOWN and contents is not None:
             details = f"{where} is {vm.state} although host[uuid:{vm.host_uuid}] answers"
             yield finding("VmStateUnknown", _VO, vm.uuid, details, hostUuid=vm.host_uuid)
-        elif vm.state not in PLACED | _UNCERTAIN and vm.host_uuid is not None:
+        elif vm.state in IDLE and vm.host_uuid is not None:
             details = f"{where} is {vm.state}, and yet placed on host[uuid:{vm.host_uuid}]"
             yield finding("IdleVmHasHost", _VO, vm.uuid, details, hostUuid=vm.host_uuid, state=vm.state)
 

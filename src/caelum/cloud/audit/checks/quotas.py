@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from caelum.cloud.audit.checks.host_capacity import IDLE
+from caelum.cloud.audit.checks.machines import IDLE
 from caelum.cloud.audit.evidence import Evidence
 from caelum.cloud.audit.extension import AuditCheck, Finding, finding
 from caelum.cloud.image.model import ImageModel

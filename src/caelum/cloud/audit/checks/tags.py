@@ -28,6 +28,7 @@ class TagCheck(AuditCheck):
                     yield finding("TagOnNothing", vo, row.uuid, details, about=about, resourceUuid=row.resource_uuid)
         for row in seen.rows(ResourceConfigModel):
             if not seen.exists(row.resource_uuid):
-                details = f"setting {row.category}/{row.name} is given for resource[uuid:{row.resource_uuid}], gone"
+                what = f"setting {row.category}/{row.name}[uuid:{row.uuid}]"
+                details = f"{what} is given for resource[uuid:{row.resource_uuid}], gone"
                 about = (row.resource_uuid,)
                 yield finding("SettingOnNothing", "ResourceConfigVO", row.uuid, details, about=about, name=row.name)

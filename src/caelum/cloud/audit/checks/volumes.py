@@ -84,22 +84,26 @@ class VolumeCheck(AuditCheck):
             storage, contents = storages.get(ref.primary_storage_uuid), seen.hosts.get(ref.host_uuid)
             if storage is None or contents is None:
                 continue
+            mine = {**owners[storage.uuid, ""], **owners[storage.uuid, ref.host_uuid]}
             for path in contents.files.get(storage.url, ()):
-                if path not in owners:
+                if path not in mine:
                     whole = next((path.removesuffix(one) for one in _UNFINISHED if path.endswith(one)), path)
                     details = f"{path} on {self._at(storage, ref.host_uuid)} belongs to no volume and no image"
                     yield finding(
                         "StrayFile", "PrimaryStorageVO", storage.uuid, details,
-                        about=(path, whole, *sorted(owners.get(whole, ()))), path=path, hostUuid=ref.host_uuid,
+                        about=(path, whole, *mine.get(whole, ())), path=path, hostUuid=ref.host_uuid,
                     )  # fmt: skip
 
-    def _owners(self, seen: Evidence) -> dict[str, set[str]]:
-        """Path to the UUIDs of what has its bits there. What is being made, or waits for its end, is reserved."""
-        owners: dict[str, set[str]] = defaultdict(set)
-        for volume in seen.rows(VolumeModel):
-            owners[volume.install_path].add(volume.uuid)
-        for row in seen.rows(ImageCacheModel):
-            owners[row.install_path].add(row.image_uuid)
+    def _owners(self, seen: Evidence) -> dict[tuple[str, str], dict[str, tuple[str, ...]]]:
+        """By storage and host ("": any): path to the UUIDs of what has its bits there, or will have, or had."""
+        owners: dict[tuple[str, str], dict[str, tuple[str, ...]]] = defaultdict(dict)
+        places = {one.resource_uuid: one.host_uuid for one in seen.rows(LocalStorageResourceRefModel)}
         for one in seen.rows(StorageReservationModel):
-            owners[one.install_path] |= {part for part in one.key.split("-") if len(part) == 32}
+            uuids = tuple(part for part in one.key.split("-") if len(part) == 32)
+            owners[one.primary_storage_uuid, one.host_uuid][one.install_path] = uuids
+        for row in seen.rows(ImageCacheModel):
+            owners[row.primary_storage_uuid, row.host_uuid][row.install_path] = (row.image_uuid,)
+        for volume in seen.rows(VolumeModel):
+            place = volume.primary_storage_uuid, places.get(volume.uuid, "")
+            owners[place][volume.install_path] = (volume.uuid,)
         return owners
