@@ -1,21 +1,20 @@
 """Where a one-machine cloud keeps its things, and on which ports it listens.
 
 Everything is below one directory: `purge` removes that directory and nothing else. Environment: `CAELUM_HOME`,
-`CAELUM_API_PORT`, `CAELUM_AGENT_PORT`, `CAELUM_CONSOLE_PORT`, `CAELUM_CALLBACK_PORT`.
+`CAELUM_API_PORT`, `CAELUM_AGENT_PORT`, `CAELUM_CONSOLE_PORT`, `CAELUM_CALLBACK_PORT`, and `CAELUM_GUEST_CIDR` where the
+guests' network would overlap one of the machine's own (/24 or larger).
 """
 
 from __future__ import annotations
 
 import os
+from ipaddress import IPv4Network
 from pathlib import Path
 
 import msgspec
 
 DEFAULT_HOME = Path("/var/lib/caelum")
 GUEST_CIDR = "10.77.0.0/24"
-GUEST_GATEWAY = "10.77.0.1"
-GUEST_FIRST = "10.77.0.10"
-GUEST_LAST = "10.77.0.250"
 
 
 class Layout(msgspec.Struct, frozen=True):
@@ -27,6 +26,7 @@ class Layout(msgspec.Struct, frozen=True):
     console_port: int = 4900
     callback_port: int = 8443
     address: str = "127.0.0.1"
+    guest_cidr: str = GUEST_CIDR
 
     @classmethod
     def from_environment(cls) -> Layout:
@@ -41,7 +41,12 @@ class Layout(msgspec.Struct, frozen=True):
             agent_port=port("AGENT", 7070),
             console_port=port("CONSOLE", 4900),
             callback_port=port("CALLBACK", 8443),
+            guest_cidr=os.environ.get("CAELUM_GUEST_CIDR", GUEST_CIDR),
         )
+
+    def guest_address(self, number: int) -> str:
+        """An address of the guests' network: 1 is the gateway, 10 to 250 are the guests'."""
+        return str(IPv4Network(self.guest_cidr)[number])
 
     @property
     def api(self) -> str:

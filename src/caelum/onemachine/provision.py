@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from ipaddress import IPv4Network
 from typing import Any
 
-from caelum.onemachine.layout import GUEST_CIDR, GUEST_FIRST, GUEST_GATEWAY, GUEST_LAST, Layout
+from caelum.onemachine.layout import Layout
 from caelum.sdk import ApiError, Client
 
 ACCOUNT = "admin"
@@ -127,15 +128,14 @@ class Provisioner:
             self._client.call("AttachL2NetworkToCluster", l2NetworkUuid=l2["uuid"], clusterUuid=cluster["uuid"])
         l3 = self._ensure("L3Network", "guests", "CreateL3Network", l2NetworkUuid=l2["uuid"], type="L3BasicNetwork")
         if not l3.get("ipRanges"):
-            netmask = _netmask(GUEST_CIDR)
             self._client.call(
                 "AddIpRange",
                 l3NetworkUuid=l3["uuid"],
                 name="guests",
-                startIp=GUEST_FIRST,
-                endIp=GUEST_LAST,
-                gateway=GUEST_GATEWAY,
-                netmask=netmask,
+                startIp=self._layout.guest_address(10),
+                endIp=self._layout.guest_address(250),
+                gateway=self._layout.guest_address(1),
+                netmask=str(IPv4Network(self._layout.guest_cidr).netmask),
             )
         for server in _resolvers():
             if server not in l3.get("dns", []):
@@ -164,12 +164,6 @@ class Provisioner:
             self._say("starting the VM first")
             vm = self._client.call("StartVmInstance", uuid=vm["uuid"])
         return vm
-
-
-def _netmask(cidr: str) -> str:
-    bits = int(cidr.partition("/")[2])
-    value = (0xFFFFFFFF << (32 - bits)) & 0xFFFFFFFF
-    return ".".join(str(value >> shift & 0xFF) for shift in (24, 16, 8, 0))
 
 
 def _resolvers() -> list[str]:
