@@ -45,5 +45,5 @@ lock:
 		--no-header -o requirements/dev.lock
 
 format:
-	$(VENV)/bin/ruff format src tests
-	$(VENV)/bin/ruff check --fix src tests
+	$(VENV)/bin/ruff format src tests bench tools examples
+	$(VENV)/bin/ruff check --fix src tests bench tools examples
