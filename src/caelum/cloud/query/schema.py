@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import inspect
+from sqlalchemy.ext.hybrid import HybridExtensionType
 from sqlalchemy.orm import QueryableAttribute
 
 from caelum.cloud.query.errors import unknown_field
@@ -84,7 +85,12 @@ def target(cls: type[Inventory]) -> Target:
     meta = inventory_meta(cls)
     model = resources.model(meta.vo)
     mapper = inspect(model)
-    stored = {*mapper.column_attrs.keys(), *mapper.all_orm_descriptors.keys()} - {*mapper.relationships.keys()}
+    hybrids = {
+        name
+        for name, one in mapper.all_orm_descriptors.items()
+        if one.extension_type is HybridExtensionType.HYBRID_PROPERTY
+    }
+    stored = hybrids | set(mapper.column_attrs.keys())
     fields = [(one.encode_name, one.name) for one in msgspec.structs.fields(cls)]
     return Target(
         inventory=cls,
