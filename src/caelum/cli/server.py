@@ -24,8 +24,6 @@ from caelum.kernel.node import Node
 
 log = logging.getLogger(__name__)
 
-_GATEWAY_STOP_SECONDS = 5.0
-
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command's options."""
@@ -60,7 +58,7 @@ async def serve(config: Config) -> None:
         print(f"caelum is ready: http://{config.resolved_host()}:{gateway.port}/ (node {node.uuid})", flush=True)
         await stopped.wait()
     finally:
-        await gateway.stop(_GATEWAY_STOP_SECONDS)
+        await gateway.stop(config.stop_seconds / 2)
         await node.stop()
 
 
