@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from typing import Any
 
 from caelum.onemachine import guest_image, libvirtd
@@ -93,17 +95,33 @@ def _start(layout: Layout) -> str:
 
 
 def _wait_ready(layout: Layout) -> None:
+    """Wait for all parts: a host whose libvirt is still starting would be refused."""
     deadline = time.monotonic() + READY_TIMEOUT
-    while time.monotonic() < deadline:
-        try:
-            with urllib.request.urlopen(f"{layout.api}/readyz", timeout=5) as answer:
-                if answer.status == 200:
-                    say("the server is ready")
-                    return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            pass
-        time.sleep(0.1)
-    sys.exit(f"The server was not ready within {READY_TIMEOUT:.0f} s; {layout.logs}/server.out says why.")
+    parts: dict[str, Callable[[], bool]] = {
+        "libvirtd": lambda: _answers(socket.AF_UNIX, str(layout.libvirt_socket)),
+        "agent": lambda: _answers(socket.AF_INET, (layout.address, layout.agent_port)),
+        "server": lambda: _serves(layout),
+    }
+    for name, is_ready in parts.items():
+        while not is_ready():
+            if time.monotonic() > deadline:
+                sys.exit(f"{name} was not ready within {READY_TIMEOUT:.0f} s; {layout.logs}/{name}.out says why.")
+            time.sleep(0.1)
+    say("the server is ready")
+
+
+def _answers(family: int, address: Any) -> bool:
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.settimeout(5)
+        return probe.connect_ex(address) == 0
+
+
+def _serves(layout: Layout) -> bool:
+    try:
+        with urllib.request.urlopen(f"{layout.api}/readyz", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return False
 
 
 def _wait_guest(vm: dict[str, Any]) -> None:
