@@ -370,6 +370,17 @@ class InitStorage(Command[StorageCapacity]):
     first: bool = False
 
 
+class LeaveStorage(Command[Empty]):
+    """Take the mark of a primary storage away, so that the directory can become another's. What is in it stays.
+
+    Success when there is no mark, or another storage's.
+    """
+
+    path = "/localstorage/leave"
+    storage_uuid: str
+    storage_path: str
+
+
 class GetStorageCapacity(Command[StorageCapacity]):
     path = "/localstorage/capacity"
     storage_path: str

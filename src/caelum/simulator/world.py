@@ -282,6 +282,12 @@ def _init_storage(world: World, cmd: p.InitStorage) -> p.StorageCapacity:
     return _storage(world)
 
 
+@_does(p.LeaveStorage)
+def _leave_storage(world: World, cmd: p.LeaveStorage) -> None:
+    if world.storages.get(cmd.storage_path) == cmd.storage_uuid:
+        del world.storages[cmd.storage_path]
+
+
 @_does(p.GetStorageCapacity)
 def _storage_capacity(world: World, _: p.GetStorageCapacity) -> p.StorageCapacity:
     return _storage(world)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,40 +16,14 @@ from caelum.drivers.directory_backup.api import AddDirectoryBackupStorage
 from caelum.drivers.local_storage.api import AddLocalPrimaryStorage
 from caelum.kernel.context import ADMIN_ACCOUNT_UUID
 from caelum.kernel.ids import new_uuid
-from caelum.kernel.node import Node
 from caelum.testing.rehearsals import Rehearsal, rehearsal
 from caelum.testing.simcloud import MIB, SimulatedCloud, empty_qcow2, simulated_cloud
 
-FREE_SPACE = frozenset(
-    {
-        "backup_storage.total_capacity",
-        "backup_storage.available_capacity",
-        "primary_storage_capacity.available_physical_capacity",
-        "local_storage_host_ref.available_physical_capacity",
-    }
-)
-"""What the machine's own disk says, and it is shared with everybody."""
 
-
-class WithFiles:
-    """A cloud whose hosts' dump also tells which files are in its backup storages."""
-
-    def __init__(self, world: SimulatedCloud) -> None:
-        self._world = world
-
-    @property
-    def node(self) -> Node:
-        """The node that runs now."""
-        return self._world.stage.node
-
-    async def reboot(self) -> None:
-        """A new node on the same files."""
-        await self._world.stage.reboot()
-
-    async def dump_hosts(self) -> Any:
-        """The hosts, and the files of the backup storages with their sizes."""
-        files = await asyncio.to_thread(_files, self._world.directory)
-        return {"hosts": await self._world.stage.dump_hosts(), "files": files}
+async def hosts_and_files(world: SimulatedCloud) -> Any:
+    """What is on the hosts, and the files of the backup storages with their sizes."""
+    files = await asyncio.to_thread(_files, world.directory)
+    return {"hosts": await world.stage.dump_hosts(), "files": files}
 
 
 def _files(directory: Path) -> list[str]:
@@ -57,8 +31,12 @@ def _files(directory: Path) -> list[str]:
     return sorted(f"{one.relative_to(directory)} {one.stat().st_size}" for one in found)
 
 
+def _play(world: SimulatedCloud, trigger: Callable[[], Awaitable[Any]]) -> Rehearsal:
+    return world.rehearse(trigger, hosts=lambda: hosts_and_files(world))
+
+
 def _of(world: SimulatedCloud, message: Any) -> Rehearsal:
-    return Rehearsal(WithFiles(world), lambda: world.api(message), ignore=FREE_SPACE)
+    return _play(world, lambda: world.api(message))
 
 
 @rehearsal("primary_storage_add")
@@ -142,7 +120,7 @@ async def volume_instantiate() -> AsyncIterator[Rehearsal]:
         uuid = new_uuid()
         await bus.call(CreateVolume(uuid, "root", "Root", 0, ADMIN_ACCOUNT_UUID, root_image_uuid=world.image))
         msg = InstantiateVolume(uuid, host_uuid, world.primary_storage)
-        yield Rehearsal(WithFiles(world), lambda: world.cloud.node.bus.call(msg), ignore=FREE_SPACE)
+        yield _play(world, lambda: world.cloud.node.bus.call(msg))
 
 
 @rehearsal("volume_remove")

@@ -22,6 +22,7 @@ from caelum.agent.protocol import (
     GetFileInfo,
     GetStorageCapacity,
     InitStorage,
+    LeaveStorage,
     StorageCapacity,
 )
 from caelum.agent.registry import AgentFailure, handler
@@ -54,6 +55,19 @@ def _init(storage: Storage, cmd: InitStorage) -> None:
             f"{storage.root} belongs to the storage {present.storage_uuid}, not {cmd.storage_uuid}",
             path=str(storage.root), storage_uuid=present.storage_uuid,
         )  # fmt: skip
+
+
+@handler(LeaveStorage, lock="storage-{storage_path}")
+async def leave_storage(agent: Agent, cmd: LeaveStorage) -> Empty:
+    """Take our mark away."""
+    await agent.run_blocking(_leave, Storage(cmd.storage_path), cmd.storage_uuid)
+    return Empty()
+
+
+def _leave(storage: Storage, storage_uuid: str) -> None:
+    present = storage.read_marker()
+    if present is not None and present.storage_uuid == storage_uuid:
+        storage.marker.unlink(missing_ok=True)
 
 
 def _mark(storage: Storage, marker: Marker) -> None:

@@ -40,10 +40,10 @@ class PrimaryStorageCascade(CascadeExtension):
             await self._remove(row)
 
     async def _leave(self, row: PrimaryStorageModel) -> None:
-        ps, driver = view(row), self._storages.driver(row)
+        ps = view(row)
         hosts = await self._storages.hosts_of(row.uuid)
-        await on_hosts(hosts, lambda host_uuid: driver.disconnect(ps, host_uuid))
-        await driver.remove(ps)
+        await on_hosts(hosts, lambda host_uuid: self._storages.disconnect(ps, host_uuid))
+        await self._storages.driver(row).remove(ps)
 
     async def _remove(self, row: PrimaryStorageModel) -> None:
         news = PrimaryStorageDeleted(primary_storage_uuid=row.uuid, inventory=view(row))

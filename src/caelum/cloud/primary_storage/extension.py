@@ -56,10 +56,10 @@ class PrimaryStorageDriver(Protocol):
         """Undo `add`."""
 
     async def connect(self, ps: PrimaryStorageInventory, host_uuid: str, first: bool) -> PhysicalCapacity:
-        """Prepare the storage on a host. `first` says that this host has never had it."""
+        """Prepare the storage on a host. `first` says that nothing of it can be there yet."""
 
     async def disconnect(self, ps: PrimaryStorageInventory, host_uuid: str) -> None:
-        """Undo `connect` on a host that no longer uses the storage."""
+        """Undo `connect` on a host that has nothing of the storage left."""
 
     async def capacity(self, ps: PrimaryStorageInventory, host_uuid: str) -> PhysicalCapacity:
         """What is there now."""

@@ -26,7 +26,7 @@ from caelum.cloud.switch import ENABLED
 from caelum.kernel.database import unique
 from caelum.kernel.errors import RESOURCE_NOT_FOUND, CloudError, as_cloud_error
 from caelum.kernel.tag import drop_tags, save_system_tags, save_user_tags
-from caelum.kernel.workflow import Run, Workflow, db_step, step
+from caelum.kernel.workflow import Run, Workflow, step
 
 ClusterRef = PrimaryStorageClusterRefModel
 
@@ -204,10 +204,11 @@ class DetachFlow(Workflow[AttachContext, PrimaryStorageInventory]):
         await get(tx, ctx.uuid)
 
     async def complete(self, tx: AsyncSession, ctx: AttachContext) -> None:
-        """The reference went in the last step."""
+        await drop_reference(tx, ctx.uuid, ctx.cluster_uuid)
+        await drop_hosts(Storages(self.node), tx, ctx.uuid, ctx.host_uuids)
 
     async def abort(self, tx: AsyncSession, ctx: AttachContext, error: CloudError) -> None:
-        """Still attached: nothing was taken away yet."""
+        """It is still attached."""
 
     async def result(self, ctx: AttachContext) -> PrimaryStorageInventory:
         return await Storages(self.node).find(ctx.uuid)
@@ -219,13 +220,19 @@ class DetachFlow(Workflow[AttachContext, PrimaryStorageInventory]):
         found = await run.bus.call(ListHosts(cluster_uuids=[run.ctx.cluster_uuid]))
         run.ctx.host_uuids = [one.uuid for one in found.hosts]
 
-    @db_step(no_undo="the last step that can fail was before")  # type: ignore[untyped-decorator]
-    async def drop(self, tx: AsyncSession, run: Run[AttachContext]) -> None:
-        await drop_reference(tx, run.ctx.uuid, run.ctx.cluster_uuid)
+    @step(timeout=600)
+    async def leave_hosts(self, run: Run[AttachContext]) -> None:
+        storages = Storages(self.node)
+        ps = await storages.find(run.ctx.uuid)
+        # A host that cannot be reached keeps a directory that nobody uses.
+        await on_hosts(run.ctx.host_uuids, lambda host_uuid: storages.disconnect(ps, host_uuid))
 
-    @step(no_undo="hosts forget a storage that is no longer theirs; one that cannot now does at its next connect")
-    async def leave(self, run: Run[AttachContext]) -> None:
-        await leave_hosts(Storages(self.node), run.ctx.uuid, run.ctx.host_uuids)
+    @leave_hosts.undo
+    async def return_to_hosts(self, run: Run[AttachContext]) -> None:
+        storages = Storages(self.node)
+        ps = await storages.find(run.ctx.uuid)
+        if run.ctx.cluster_uuid in ps.attached_cluster_uuids:
+            await on_hosts(run.ctx.host_uuids, lambda host_uuid: storages.driver(ps).connect(ps, host_uuid, first=True))
 
 
 async def drop_reference(tx: AsyncSession, uuid: str, cluster_uuid: str) -> None:
@@ -236,19 +243,23 @@ async def drop_reference(tx: AsyncSession, uuid: str, cluster_uuid: str) -> None
 
 
 async def leave_hosts(storages: Storages, uuid: str, host_uuids: list[str]) -> None:
-    """Let hosts forget a storage. Those that cannot be reached keep a directory that nobody uses."""
+    """Let hosts forget a storage that they were being given. Those that cannot be reached keep a useless directory."""
     try:
         ps = await storages.find(uuid)
     except CloudError as error:
         if error.code == RESOURCE_NOT_FOUND.code:
             return
         raise
-    driver = storages.driver(ps)
-    known = [one for one in await storages.hosts_of(uuid) if one in host_uuids]
-    await on_hosts(known, lambda host_uuid: driver.disconnect(ps, host_uuid))
+    await on_hosts(host_uuids, lambda host_uuid: storages.disconnect(ps, host_uuid))
     async with storages.node.db.transaction() as tx:
-        for host_uuid in known:
-            await drop_host(tx, uuid, host_uuid, driver.host_bound)
+        await drop_hosts(storages, tx, uuid, host_uuids)
+
+
+async def drop_hosts(storages: Storages, tx: AsyncSession, uuid: str, host_uuids: list[str]) -> None:
+    """Take hosts, and what they add to its capacity, from a storage."""
+    host_bound = storages.driver(await get(tx, uuid)).host_bound
+    for host_uuid in host_uuids:
+        await drop_host(tx, uuid, host_uuid, host_bound)
 
 
 async def on_hosts(host_uuids: list[str], work: Any) -> dict[str, CloudError]:

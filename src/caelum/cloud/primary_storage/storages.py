@@ -21,6 +21,7 @@ from caelum.cloud.primary_storage.model import (
     LocalStorageHostRefModel,
     PrimaryStorageClusterRefModel,
     PrimaryStorageModel,
+    StorageReservationModel,
 )
 from caelum.cloud.primary_storage.settings import OVER_PROVISIONING, RESERVED_CAPACITY
 from caelum.kernel.database import after_commit
@@ -88,9 +89,21 @@ class Storages:
 
     async def connect(self, ps: PrimaryStorageInventory, host_uuid: str) -> None:
         """Prepare the storage on a host and enter its capacity."""
-        first = host_uuid not in await self.hosts_of(ps.uuid)
-        physical = await self.driver(ps).connect(ps, host_uuid, first)
+        known = host_uuid in await self.hosts_of(ps.uuid) or await self._has_contents(ps, host_uuid)
+        physical = await self.driver(ps).connect(ps, host_uuid, first=not known)
         await self.record(ps, host_uuid, physical)
+
+    async def disconnect(self, ps: PrimaryStorageInventory, host_uuid: str) -> None:
+        """Let a host forget a storage, unless it holds something of it that must be found again."""
+        if not await self._has_contents(ps, host_uuid):
+            await self.driver(ps).disconnect(ps, host_uuid)
+
+    async def _has_contents(self, ps: PrimaryStorageInventory, host_uuid: str) -> bool:
+        query = select(StorageReservationModel.key).where(
+            StorageReservationModel.primary_storage_uuid == ps.uuid, StorageReservationModel.host_uuid == host_uuid
+        )
+        async with self.node.db.read() as session:
+            return await session.scalar(query.limit(1)) is not None
 
     async def refresh(self, ps: PrimaryStorageInventory, host_uuid: str) -> None:
         """Read the capacity on a host again."""

@@ -69,7 +69,8 @@ class LocalStorage:
         return _capacity(await on_host(self._bus, host_uuid, command, timeout=SHORT))
 
     async def disconnect(self, ps: PrimaryStorageInventory, host_uuid: str) -> None:
-        """The directory stays, with its mark: attached again, it is the same storage."""
+        """The directory loses its mark, so that it can become another storage's; what is in it stays."""
+        await on_host(self._bus, host_uuid, protocol.LeaveStorage(storage_uuid=ps.uuid, storage_path=ps.url), SHORT)
 
     async def capacity(self, ps: PrimaryStorageInventory, host_uuid: str) -> PhysicalCapacity:
         command = protocol.GetStorageCapacity(storage_path=ps.url)
