@@ -51,14 +51,14 @@ def group_of(operation: Operation) -> str:
 
 
 def verb_of(operation: Operation) -> str:
-    """The second word of the command."""
+    """The second word of the command: the operation's name without the noun that the group says already."""
     noun = MAIN_NOUNS.get(operation.category) or "".join(one.title() for one in operation.category.split("_"))
     words = _WORDS.findall(operation.name)
     verb, rest = words[0].lower(), operation.name[len(words[0]) :]
     if operation.query:
         verb = "list"
-    if rest == noun or (rest.endswith(noun) and verb == "add"):
-        return verb if rest == noun else f"{verb}-{kebab(rest[: -len(noun)])}"
+    for name in (noun, noun.removesuffix("Instance")):
+        rest = re.sub(rf"^{name}(?=[A-Z]|$)|(To|From|On|Of)?{name}$", "", rest) or ""
     return f"{verb}-{kebab(rest)}" if rest else verb
 
 
