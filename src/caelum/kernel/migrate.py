@@ -1,8 +1,9 @@
 """Schema migrations, run by every node as it starts, and the tool that writes new ones.
 
-Invariant: after `upgrade` the schema is the models'. Tables of Caelum come from the revisions in
-`caelum/migrations/versions`; tables of separately installed plugins are created beside them. While there is no
-revision yet, every table is created from the models.
+Invariant: after `upgrade` the schema is the models'. An empty database gets its tables from the models, which is many
+times faster, and is marked as being at the newest revision; any other one is led there by the revisions in
+`caelum/migrations/versions`. A test holds both ways equal. So a revision changes structure and the rows that are there;
+the first rows of a new cloud are made by the services. Tables of separately installed plugins are created beside these.
 
 `python -m caelum.kernel.migrate "what changed"` writes a revision with the difference between the newest revision and
 the models of everything that ships with Caelum.
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 SCRIPTS = Path(__file__).parent.parent / "migrations"
+_VERSION_TABLE = "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"
 _ADVISORY_LOCK = 0x0CAE1
 """The key under which nodes that start together take turns on PostgreSQL."""
 
@@ -55,24 +57,49 @@ def newest_revision() -> str | None:
 def write_revision(connection: Connection, message: str) -> None:
     """Bring an empty database to the newest revision and write the one that leads from there to the models."""
     from alembic import command
+    from alembic.script import Script
 
     config = _config(connection)
     if newest_revision() is not None:
         command.upgrade(config, "head")
-    command.revision(config, message, autogenerate=True)
+    written = command.revision(config, message, autogenerate=True)
+    if isinstance(written, Script):
+        path = Path(written.path)
+        path.write_text(re.sub(r"^ *# ###.*\n", "", path.read_text(), flags=re.MULTILINE))
+
+
+def run_revisions(connection: Connection) -> None:
+    """Run all missing revisions, one after another."""
+    from alembic import command
+
+    command.upgrade(_config(connection), "head")
 
 
 def _upgrade(connection: Connection) -> None:
     newest = newest_revision()
-    if newest is None:
-        Base.metadata.create_all(connection)
-        return
     # Looked up without Alembic: loading it takes longer than the rest of a start.
-    if newest != _version(connection):
-        from alembic import command
+    if newest is not None and newest != _version(connection):
+        if inspect(connection).get_table_names() or not _all_models_loaded():
+            run_revisions(connection)
+        else:
+            _create(connection, newest)
+    Base.metadata.create_all(connection, tables=_plugin_tables() if newest else None)
 
-        command.upgrade(_config(connection), "head")
-    Base.metadata.create_all(connection, tables=_plugin_tables())
+
+def _create(connection: Connection, newest: str) -> None:
+    Base.metadata.create_all(connection, checkfirst=False, tables=_our_tables())
+    connection.execute(text(_VERSION_TABLE))
+    connection.execute(text("INSERT INTO alembic_version (version_num) VALUES (:newest)"), {"newest": newest})
+
+
+def _all_models_loaded() -> bool:
+    """Load them, also those of services that are switched off: they may be switched on later."""
+    try:
+        builtin.import_declarations()
+    except Exception:
+        # A broken service is reported elsewhere and must not keep the rest from starting.
+        return False
+    return True
 
 
 def _version(connection: Connection) -> str | None:
@@ -101,11 +128,15 @@ def _config(connection: Connection) -> Config:
 
 def _our_metadata() -> Any:
     """The tables of Caelum, without those of plugins."""
-    mine, foreign = type(Base.metadata)(naming_convention=Base.metadata.naming_convention), _plugin_tables()
-    for table in Base.metadata.sorted_tables:
-        if table not in foreign:
-            table.to_metadata(mine)
+    mine = type(Base.metadata)(naming_convention=Base.metadata.naming_convention)
+    for table in _our_tables():
+        table.to_metadata(mine)
     return mine
+
+
+def _our_tables() -> list[Table]:
+    foreign = _plugin_tables()
+    return [table for table in Base.metadata.sorted_tables if table not in foreign]
 
 
 def _plugin_tables() -> list[Table]:
