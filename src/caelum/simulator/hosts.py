@@ -6,9 +6,11 @@ Invariant: the n-th host has the same UUID, address, facts and disks in every ru
 from __future__ import annotations
 
 import asyncio
+import copy
 import ipaddress
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -116,6 +118,16 @@ class SimulatedHosts:
     def latency(self, *latencies: Latency) -> None:
         """How long commands take from now on."""
         self.behaviour.latencies = list(latencies)
+
+    def keep(self) -> Callable[[], None]:
+        """Remember what all hosts hold; calling the answer puts it back."""
+        kept = {host.uuid: copy.deepcopy(vars(host.world)) for host in self.hosts}
+
+        def put_back() -> None:
+            for host in self.hosts:
+                vars(host.world).update(copy.deepcopy(kept[host.uuid]))
+
+        return put_back
 
     def dump(self) -> dict[str, Any]:
         """What all hosts hold, by host UUID; equal for equal states."""

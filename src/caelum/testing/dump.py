@@ -37,6 +37,7 @@ _IDENTITY = re.compile(
     r"\b[0-9a-f]{32}\b|\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b"
     r"|\b(?:[0-9a-f]{2}:){5}[0-9a-f]{2}\b|\b(?:\d{1,3}[.-]){3}\d{1,3}\b"
 )
+_UUID = re.compile(r"[0-9a-f]{32}")
 _MOMENT = re.compile(r"\b(ConnectedTime::)\d+")
 """Times that are kept as text."""
 _ROUNDS = 6
@@ -72,14 +73,28 @@ def _replaced(value: Any, old: str, new: str) -> Any:
     return [_replaced(one, old, new) for one in value] if isinstance(value, list) else value
 
 
-def canonical(dump: Dump) -> list[str]:
-    """The dump as sorted lines in which each UUID and address is named by its place among the others."""
+def identities(dump: Dump) -> frozenset[str]:
+    """All UUIDs, MAC and IP addresses in a dump."""
+    lines = (line for key, value in dump.items() for line in _lines(key, value))
+    return frozenset(found for line in lines for found in _IDENTITY.findall(line))
+
+
+def uuids(dump: Dump) -> frozenset[str]:
+    """All UUIDs in a dump."""
+    return frozenset(one for one in identities(dump) if _UUID.fullmatch(one))
+
+
+def canonical(dump: Dump, known: frozenset[str] = frozenset()) -> list[str]:
+    """The dump as sorted lines in which each UUID and address is named by its place among the others.
+
+    Those that are `known` stay as they are.
+    """
     lines = [line for key, value in dump.items() for line in _lines(key, value)]
-    names = dict.fromkeys({found for line in lines for found in _IDENTITY.findall(line)}, "#")
+    names = dict.fromkeys(identities(dump) - known, "#")
     for _ in range(_ROUNDS):
         seen: dict[str, list[str]] = {one: [] for one in names}
         for line in lines:
-            for one in set(_IDENTITY.findall(line)):
+            for one in names.keys() & _IDENTITY.findall(line):
                 seen[one].append(_renamed(line, {**names, one: "@"}))
         names = {one: "#" + _digest("\n".join([names[one], *sorted(places)])) for one, places in seen.items()}
     return sorted(_renamed(line, names) for line in lines)

@@ -30,6 +30,7 @@ from caelum.testing.dump import (
     structural_differences,
     transitional,
     unfinished,
+    uuids,
 )  # fmt: skip
 from caelum.testing.rehearsals import Factory, Rehearsal, rehearsals
 
@@ -94,7 +95,7 @@ def _last_chance(cls: type[Workflow[Any, Any]]) -> str:
 
 
 class Harness:
-    """Rehearses one workflow. Clouds are reused as long as they are as they were."""
+    """Rehearses one workflow. A cloud that a case has changed is put back as it was, or else built anew."""
 
     def __init__(self, cls: type[Workflow[Any, Any]], factory: Factory | None = None) -> None:
         self.flow = cls
@@ -102,6 +103,7 @@ class Harness:
         self._scene: Rehearsal | None = None
         self._stack = contextlib.AsyncExitStack()
         self._before: Dump = {}
+        self._known: frozenset[str] = frozenset()
         self._success: list[str] | None = None
         self._changed = False
 
@@ -133,7 +135,7 @@ class Harness:
             raise
         if case.outcome == DONE or not reached or self._changed:
             self._changed = False
-            await self._close()
+            await self._reset(scene)
 
     async def _play(self, scene: Rehearsal, case: Case) -> bool:
         """Trigger the operation under the case's plan; False when its point does not exist (a skipped step)."""
@@ -179,15 +181,19 @@ class Harness:
             raise Failure(f"{self.flow.name}, {case}: " + "; ".join(bad))
         if case.outcome == UNDONE:
             found = differences(self._before, after)
-            if found and self.flow.pivot is not None and self._success == canonical(after):
+            if found and self.flow.pivot is not None and self._success == self._canonical(after):
                 found = []  # the pivot had happened, and its undo found that out
                 self._changed = True
         elif self._success is None:
-            self._success, found = canonical(after), []
+            self._success, found = self._canonical(after), []
         else:
-            found = [] if self._success == canonical(after) else structural_differences(self._success, canonical(after))
+            lines = self._canonical(after)
+            found = [] if self._success == lines else structural_differences(self._success, lines)
         if found:
             raise Failure(f"{self.flow.name}, {case}: not as it should be\n" + "\n".join(found))
+
+    def _canonical(self, found: Dump) -> list[str]:
+        return canonical(found, self._known)
 
     async def _steady_dump(self, scene: Rehearsal) -> Dump:
         """A dump in which nothing is under way, or the last one before patience ends: hosts are connected anew after
@@ -221,8 +227,18 @@ class Harness:
     async def _open(self) -> Rehearsal:
         if self._scene is None:
             self._scene = await self._stack.enter_async_context(self._factory())
-            self._before = await _dump(self._scene)
+            self._before = await self._steady_dump(self._scene)
+            if await self._scene.cloud.save():
+                self._known = uuids(self._before)
         return self._scene
+
+    async def _reset(self, scene: Rehearsal) -> None:
+        """Have the cloud as it was before the case. Its UUIDs are the same then, and can be compared as they are."""
+        if not await scene.cloud.restore():
+            await self._close()
+            return
+        if found := differences(self._before, await self._steady_dump(scene)):
+            raise Failure(f"{self.flow.name}: a restart changes the cloud\n" + "\n".join(found))
 
     async def _close(self) -> None:
         self._scene = None
@@ -250,5 +266,5 @@ async def _call(scene: Rehearsal) -> Any:
 
 async def _dump(scene: Rehearsal) -> Dump:
     tables = await dump_database(scene.cloud.node.db, scene.ignore)
-    found: Dump = masked({**tables, "hosts": await scene.cloud.dump_hosts()}, scene.masks)
+    found: Dump = masked({**tables, "hosts": await scene.dump_hosts()}, scene.masks)
     return found

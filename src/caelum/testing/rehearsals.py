@@ -13,8 +13,13 @@ and addresses.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import importlib
 import pkgutil
+import shutil
+import sqlite3
+import tempfile
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from importlib.metadata import entry_points
@@ -39,12 +44,18 @@ class Cloud(Protocol):
     async def dump_hosts(self) -> Any:
         """Everything that is on the hosts, as JSON values."""
 
+    async def save(self) -> bool:
+        """Remember everything as it is now; False when this cloud cannot do it."""
+
+    async def restore(self) -> bool:
+        """Put everything back as it was saved, with a new node; False when nothing was saved."""
+
 
 class Stage:
     """A `Cloud` on a directory, whose node can die and come back: `async with Stage(tmp_path, ...) as stage:`.
 
-    `hosts` tells what is on the simulated hosts, which outlive the node; `ready` waits, after each start of the node,
-    until the cloud works again (hosts connected).
+    `hosts` tells what is on the simulated hosts, which outlive the node; `keep` remembers it and returns what puts it
+    back; `ready` waits, after each start of the node, until the cloud works again (hosts connected).
     """
 
     def __init__(
@@ -54,14 +65,18 @@ class Stage:
         drivers: Sequence[PartSpec] | None = None,
         *,
         hosts: Callable[[], Awaitable[Any]] | None = None,
+        keep: Callable[[], Callable[[], None]] | None = None,
         ready: Callable[[EmbeddedCloud], Awaitable[None]] | None = None,
         **config: Any,
     ) -> None:
         def make() -> EmbeddedCloud:
             return EmbeddedCloud(directory, services, drivers, **config)
 
-        self._make = make
-        self._hosts, self._ready = hosts, ready
+        self._make, self._directory = make, directory
+        self._hosts, self._keep, self._ready = hosts, keep, ready
+        self._saved: Path | None = None
+        self._put_back: Callable[[], None] | None = None
+        self._stack = contextlib.ExitStack()
         self.cloud = self._make()
 
     @property
@@ -74,7 +89,8 @@ class Stage:
         return self
 
     async def __aexit__(self, *error: Any) -> None:
-        await self.cloud.__aexit__(*error)
+        with self._stack:
+            await self.cloud.__aexit__(*error)
 
     async def reboot(self) -> None:
         """Start a new node on the same directory."""
@@ -85,17 +101,56 @@ class Stage:
         """Everything that is on the hosts."""
         return None if self._hosts is None else await self._hosts()
 
+    async def save(self) -> bool:
+        """Remember the directory and the hosts."""
+        if self._keep is None:
+            return False
+        self._saved = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="caelum-saved-")))
+        self._put_back = self._keep()
+        await asyncio.to_thread(_copy, self._directory, self._saved)
+        return True
+
+    async def restore(self) -> bool:
+        """Put both back, and start a new node."""
+        if self._saved is None or self._put_back is None:
+            return False
+        await self.cloud.__aexit__(None, None, None)
+        self._put_back()
+        await asyncio.to_thread(_replace, self._saved, self._directory)
+        await self.reboot()
+        return True
+
     async def _start(self) -> None:
         await self.cloud.__aenter__()
         if self._ready is not None:
             await self._ready(self.cloud)
 
 
+def _copy(directory: Path, target: Path) -> None:
+    """Copy a cloud's files while its node runs."""
+    shutil.copytree(directory, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("caelum.db*"))
+    with (
+        contextlib.closing(sqlite3.connect(directory / "caelum.db")) as source,
+        contextlib.closing(sqlite3.connect(target / "caelum.db")) as copy,
+    ):
+        source.backup(copy)
+
+
+def _replace(saved: Path, directory: Path) -> None:
+    for found in directory.iterdir():
+        if found.is_dir():
+            shutil.rmtree(found)
+        else:
+            found.unlink()
+    shutil.copytree(saved, directory, dirs_exist_ok=True)
+
+
 class Rehearsal:
     """A prepared cloud and the operation to rehearse in it.
 
     `ignore` names tables, or columns as "table.column", that are not state (logs, caches); `masks` are texts that
-    differ from one preparation to the next, such as directories and ports.
+    differ from one preparation to the next, such as directories and ports; `hosts` tells what is compared besides the
+    database, by default everything that is on the hosts.
     """
 
     def __init__(
@@ -105,8 +160,10 @@ class Rehearsal:
         *,
         ignore: frozenset[str] = frozenset(),
         masks: tuple[str, ...] = (),
+        hosts: Callable[[], Awaitable[Any]] | None = None,
     ) -> None:
         self.cloud, self.trigger, self.ignore, self.masks = cloud, trigger, ignore, masks
+        self.dump_hosts = hosts or cloud.dump_hosts
 
 
 Factory = Callable[[], AbstractAsyncContextManager[Rehearsal]]

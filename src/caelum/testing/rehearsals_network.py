@@ -23,7 +23,6 @@ from caelum.cloud.vm.extension import VmResourceProvider
 from caelum.cloud.zone.api import CreateZone
 from caelum.kernel import resources
 from caelum.kernel.ids import new_uuid
-from caelum.kernel.node import Node
 from caelum.testing.rehearsals import Rehearsal, rehearsal
 from caelum.testing.simcloud import SimulatedCloud, simulated_cloud
 
@@ -103,35 +102,26 @@ async def network_service_detach() -> AsyncIterator[Rehearsal]:
         world.l3 = await world.add_l3(1)
         await _guest_came_and_went(world)
         msg = DetachNetworkServiceFromL3Network(l3_network_uuid=world.l3)
-        yield Rehearsal(WithoutIdleServices(world), lambda: world.api(msg), ignore=NOT_NETWORKS)
+        yield _without_idle_services(world, msg)
 
 
-class WithoutIdleServices:
-    """A cloud whose hosts' dump leaves out what serves no guest of a network that exists.
+def _without_idle_services(world: SimulatedCloud, msg: Any) -> Rehearsal:
+    return Rehearsal(
+        world.stage, lambda: world.api(msg), ignore=NOT_NETWORKS, hosts=lambda: hosts_without_idle_services(world)
+    )
+
+
+async def hosts_without_idle_services(world: SimulatedCloud) -> Any:
+    """What is on the hosts, but for what serves no guest of a network that exists.
 
     A host gets that with the network's first guest and keeps it; whether it is there says nothing. What is left of a
     network that does not exist is shown.
     """
-
-    def __init__(self, world: SimulatedCloud) -> None:
-        self._world = world
-
-    @property
-    def node(self) -> Node:
-        """The node that runs now."""
-        return self._world.stage.node
-
-    async def reboot(self) -> None:
-        """A new node with the same hosts."""
-        await self._world.stage.reboot()
-
-    async def dump_hosts(self) -> Any:
-        """The hosts, without idle services."""
-        model: Any = resources.model("L3NetworkVO")
-        async with self.node.db.read() as session:
-            known = set(await session.scalars(select(model.uuid)))
-        hosts = await self._world.stage.dump_hosts()
-        return {uuid: _without_idle(host, known) for uuid, host in hosts.items()}
+    model: Any = resources.model("L3NetworkVO")
+    async with world.cloud.node.db.read() as session:
+        known = set(await session.scalars(select(model.uuid)))
+    hosts = await world.stage.dump_hosts()
+    return {uuid: _without_idle(host, known) for uuid, host in hosts.items()}
 
 
 def _without_idle(host: dict[str, Any], known: set[str]) -> dict[str, Any]:
@@ -158,6 +148,4 @@ async def l3_delete() -> AsyncIterator[Rehearsal]:
         world.l2 = await _l2(world, "private0", attached=True)
         world.l3 = await world.add_l3(1)
         await _guest_came_and_went(world)
-        yield Rehearsal(
-            WithoutIdleServices(world), lambda: world.api(DeleteL3Network(uuid=world.l3)), ignore=NOT_NETWORKS
-        )
+        yield _without_idle_services(world, DeleteL3Network(uuid=world.l3))

@@ -90,10 +90,13 @@ async def vm_gone() -> AsyncIterator[Rehearsal]:
     """The guest of a running VM has ended by itself, and the host says so."""
     async with simulated_cloud() as world:
         vm = await world.create_vm()
-        host = vm.host_uuid or ""
-        world.hosts[0].world.vms.pop(vm.uuid)
-        seen = VmStateSeen(vm_uuid=vm.uuid, host_uuid=host, state="Stopped")
-        yield world.rehearse(lambda: world.cloud.node.bus.call(seen))
+        seen = VmStateSeen(vm_uuid=vm.uuid, host_uuid=vm.host_uuid or "", state="Stopped")
+
+        async def end() -> None:
+            world.hosts[0].world.vms.pop(vm.uuid)
+            await world.cloud.node.bus.call(seen)
+
+        yield world.rehearse(end)
 
 
 @rehearsal("vm_attach_volume")

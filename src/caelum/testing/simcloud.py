@@ -54,7 +54,12 @@ class SimulatedCloud:
         """The cloud that runs now: another one after a reboot."""
         return self.stage.cloud
 
-    def rehearse(self, trigger: Callable[[], Awaitable[Any]], ignore: frozenset[str] = frozenset()) -> Rehearsal:
+    def rehearse(
+        self,
+        trigger: Callable[[], Awaitable[Any]],
+        ignore: frozenset[str] = frozenset(),
+        hosts: Callable[[], Awaitable[Any]] | None = None,
+    ) -> Rehearsal:
         """A rehearsal in this cloud; what differs from cloud to cloud by chance is left out."""
         chance = frozenset(
             {
@@ -64,7 +69,8 @@ class SimulatedCloud:
                 "primary_storage_capacity.available_physical_capacity",
             }
         )
-        return Rehearsal(self.stage, trigger, ignore=ignore | chance, masks=(str(self.directory), str(self.hosts.port)))
+        masks = (str(self.directory), str(self.hosts.port))
+        return Rehearsal(self.stage, trigger, ignore=ignore | chance, masks=masks, hosts=hosts)
 
     async def api(self, msg: Any, **more: Any) -> Any:
         """Send an API message as the administrator."""
@@ -186,7 +192,7 @@ async def simulated_cloud(
         async def dump() -> dict[str, Any]:
             return agents.dump()
 
-        stage = Stage(directory, hosts=dump, ready=_hosts_connected, **config)
+        stage = Stage(directory, hosts=dump, keep=agents.keep, ready=_hosts_connected, **config)
         await stack.enter_async_context(stage)
         made = SimulatedCloud(stage, agents, directory)
         if furnish:
