@@ -114,6 +114,10 @@ TRANSITIONAL = frozenset(
 """States that only a running workflow may leave a VM in."""
 
 
+NIC_THERE, NIC_LEAVING = "enable", "disable"
+"""A NIC's state while it is taken away: a host that connects meanwhile must not get anything for it any more."""
+
+
 class VmSequenceModel(Base):
     """Gives out internal ids: small numbers that name a VM where a UUID is too long."""
 
@@ -148,7 +152,7 @@ class VmNicModel(Resource):
     internal_name: Mapped[str] = mapped_column(String(128))
     device_id: Mapped[int]
     type: Mapped[str] = mapped_column(String(32), default="VNIC")
-    state: Mapped[str] = mapped_column(String(32), default="enable")
+    state: Mapped[str] = mapped_column(String(32), default=NIC_THERE)
 
 
 class VmCdRomModel(Resource):

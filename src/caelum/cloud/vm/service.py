@@ -401,7 +401,7 @@ class VmService(Service):
                 VmInstanceModel.host_uuid == msg.host_uuid, VmInstanceModel.state.in_(states)
             )
             uuids = list(await session.scalars(query))
-        return VmSpecsReply(specs=[await build_spec(self.node, one) for one in uuids])
+        return VmSpecsReply(specs=[await build_spec(self.node, one, with_leaving=False) for one in uuids])
 
     @handles(ListVms)
     async def list_vms(self, msg: ListVms) -> VmsReply:

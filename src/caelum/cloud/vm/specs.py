@@ -14,7 +14,7 @@ from caelum.cloud.l3.api import L3NetworkInventory
 from caelum.cloud.l3.messages import GetL3, GetMtu
 from caelum.cloud.ownership import owner_of
 from caelum.cloud.vm import tags
-from caelum.cloud.vm.model import VmInstanceModel, VmNicModel
+from caelum.cloud.vm.model import NIC_LEAVING, VmInstanceModel, VmNicModel
 from caelum.cloud.vm.settings import CLEAN_TRAFFIC
 from caelum.cloud.volume.api import VolumeInventory
 from caelum.cloud.volume.messages import GetVolumes
@@ -30,15 +30,19 @@ async def load_vm(session: AsyncSession, vm_uuid: str) -> VmInstanceModel:
     return vm
 
 
-async def build_spec(node: Node, vm_uuid: str, *, realise_on: str | None = None) -> VmSpec:
-    """The VM as a host needs it; with `realise_on`, its L2 networks are made on that host and bridges filled in."""
+async def build_spec(node: Node, vm_uuid: str, *, realise_on: str | None = None, with_leaving: bool = True) -> VmSpec:
+    """The VM as a host needs it; with `realise_on`, its L2 networks are made on that host and bridges filled in.
+
+    Without `with_leaving`, NICs are left out that an operation is taking away.
+    """
     async with node.db.read() as session:
         vm = await load_vm(session, vm_uuid)
         texts = await _tag_texts(session, vm_uuid)
         account = await owner_of(session, vm_uuid)
     volumes = (await node.bus.call(GetVolumes(vm_instance_uuid=vm_uuid))).volumes
     clean = texts.get("cleanTraffic", str(node.settings.get(CLEAN_TRAFFIC))).lower() == "true"
-    nics = await nic_specs(node, vm, vm.vm_nics, anti_spoofing=clean, realise_on=realise_on)
+    there = [one for one in vm.vm_nics if with_leaving or one.state != NIC_LEAVING]
+    nics = await nic_specs(node, vm, there, anti_spoofing=clean, realise_on=realise_on)
     return VmSpec(
         vm_uuid=vm.uuid,
         name=vm.name,

@@ -48,6 +48,8 @@ class VmGoneFlow(VmFlow[VmContext]):
     async def begin(self, tx: AsyncSession, ctx: VmContext) -> None:
         vm = await load_vm(tx, ctx.vm_uuid)
         ctx.former_state, ctx.host_uuid = vm.state, vm.host_uuid
+        # From now on a host that connects gets nothing for it any more.
+        vm.host_uuid, vm.last_host_uuid = None, vm.host_uuid or vm.last_host_uuid
 
     @step(no_undo="a machine that is gone needs nothing on a host")
     async def release(self, run: Run[VmContext]) -> None:
@@ -58,7 +60,7 @@ class VmGoneFlow(VmFlow[VmContext]):
         await run.bus.call(ReturnHost(vm_uuid=run.ctx.vm_uuid))
 
     async def complete(self, tx: AsyncSession, ctx: VmContext) -> None:
-        vm = await move(self.node, tx, ctx.vm_uuid, "stopped", host_uuid=None, last_host_uuid=ctx.host_uuid)
+        vm = await move(self.node, tx, ctx.vm_uuid, "stopped")
         await give_running_quota(tx, vm)
 
 

@@ -11,7 +11,7 @@ from caelum.cloud.host.messages import AwaitHost, DestroyVmOnHost, GetVmStatesOn
 from caelum.cloud.host.spec import VmSpec
 from caelum.cloud.vm.api import VmInstanceInventory
 from caelum.cloud.vm.extension import VmResourceProvider
-from caelum.cloud.vm.model import VmState
+from caelum.cloud.vm.model import TRANSITIONAL, VmInstanceModel, VmState
 from caelum.cloud.vm.specs import build_spec, load_vm
 from caelum.kernel.errors import CloudError
 from caelum.kernel.gc import gc_runner
@@ -82,6 +82,17 @@ async def release_from(node: Node, vm_uuid: str, host_uuid: str) -> None:
     await node.extensions.each(VmResourceProvider, "release", spec, host_uuid)
 
 
+async def leave_host(node: Node, vm_uuid: str, host_uuid: str) -> None:
+    """The VM is not on the host any more: first in the records, or else a host that connects meanwhile would be given
+    again what is released.
+    """
+    async with node.db.transaction() as tx:
+        vm = await tx.get(VmInstanceModel, vm_uuid)
+        if vm is not None and vm.host_uuid == host_uuid:
+            vm.host_uuid = None
+    await release_from(node, vm_uuid, host_uuid)
+
+
 async def state_on_host(node: Node, vm_uuid: str, host_uuid: str) -> str:
     """The VM's true state: what its host says, Stopped when it is not there, Unknown when the host does not answer."""
     try:
@@ -108,12 +119,15 @@ async def destroy_later(node: Node, tx: AsyncSession, vm_uuid: str, host_uuid: s
 
 @gc_runner(DESTROY_LATER)
 async def _destroy_on_host(node: Node, context: dict[str, str]) -> bool:
-    """Destroy the machine unless it has come to life again by an operation of its own."""
-    from caelum.cloud.vm.model import VmInstanceModel
+    """Destroy the machine unless it has come to life again there, in its VM's turn."""
+    vm_uuid, host_uuid = context["vm_uuid"], context["host_uuid"]
+    return await node.queues.run(queue_of(vm_uuid), 1, _destroy_unless_alive, node, vm_uuid, host_uuid, name="destroy")
 
+
+async def _destroy_unless_alive(node: Node, vm_uuid: str, host_uuid: str) -> bool:
     async with node.db.read() as session:
-        vm = await session.get(VmInstanceModel, context["vm_uuid"])
-        if vm is not None and vm.host_uuid == context["host_uuid"]:
-            return True
-    await node.bus.call(DestroyVmOnHost(host_uuid=context["host_uuid"], vm_uuid=context["vm_uuid"]))
+        vm = await session.get(VmInstanceModel, vm_uuid)
+    if vm is not None and vm.host_uuid == host_uuid:
+        return vm.state not in TRANSITIONAL  # one that is being made there, or taken away, is looked at again
+    await node.bus.call(DestroyVmOnHost(host_uuid=host_uuid, vm_uuid=vm_uuid))
     return True

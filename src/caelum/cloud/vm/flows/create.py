@@ -20,7 +20,7 @@ from caelum.cloud.l3.messages import AllocateIp, ReturnIp
 from caelum.cloud.ownership import own
 from caelum.cloud.primary_storage.messages import ReleaseStorage
 from caelum.cloud.vm.api import CreateVmInstance
-from caelum.cloud.vm.flows.base import LONG, VmContext, VmFlow, destroy_on_host, prepare_on, release_from
+from caelum.cloud.vm.flows.base import LONG, VmContext, VmFlow, destroy_on_host, leave_host, prepare_on
 from caelum.cloud.vm.model import VmCdRomModel, VmInstanceModel, VmNicModel, VmState
 from caelum.cloud.vm.records import forget_vm, give_running_quota, internal_id, move, new_mac, take_quota
 from caelum.cloud.volume.messages import CreateVolume, DeleteVolume, InstantiateVolume
@@ -212,7 +212,7 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
 
     @prepare_host.undo
     async def release_host(self, run: Run[CreateVmContext]) -> None:
-        await release_from(run.node, run.ctx.vm_uuid, _host(run.ctx))
+        await leave_host(run.node, run.ctx.vm_uuid, _host(run.ctx))
 
     @step(progress=95, skip=lambda ctx: not ctx.starts)
     async def start_on_host(self, run: Run[CreateVmContext]) -> None:

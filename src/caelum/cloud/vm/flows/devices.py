@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from caelum.cloud.host.messages import (
     AttachNicOnHost,
     AttachVolumeOnHost,
+    AwaitHost,
     DetachNicOnHost,
     DetachVolumeOnHost,
 )
@@ -23,7 +24,7 @@ from caelum.cloud.vm.extension import VmResourceProvider
 from caelum.cloud.vm.flows.base import LONG, VmContext, VmFlow, VmWork
 from caelum.cloud.vm.flows.create import NicPlan, allocate_address, nic_row
 from caelum.cloud.vm.flows.lifecycle import host_of, return_address
-from caelum.cloud.vm.model import ON_HOST, VmNicModel, VmState
+from caelum.cloud.vm.model import NIC_LEAVING, NIC_THERE, ON_HOST, VmNicModel, VmState
 from caelum.cloud.vm.records import require_state
 from caelum.cloud.vm.specs import build_spec, load_vm, volume_spec
 from caelum.cloud.volume.api import VolumeInventory
@@ -221,6 +222,8 @@ class AttachNicFlow(VmFlow[NicContext]):
 
     @prepare.undo
     async def release(self, run: Run[NicContext]) -> None:
+        async with run.db.transaction() as tx:
+            await mark_leaving(tx, run.ctx.plan.nic_uuid)
         spec, nic = await described(run, run.ctx.plan.nic_uuid)
         await run.node.extensions.each(VmResourceProvider, "release_nic", spec, nic, host_of(run.ctx))
 
@@ -259,6 +262,7 @@ class DetachNicFlow(VmFlow[DetachNicContext]):
         vm = await load_vm(tx, ctx.vm_uuid)
         require_state(vm, "DetachL3NetworkFromVm", ATTACHABLE | {VmState.DESTROYED})
         ctx.live, ctx.host_uuid = vm.state in ON_HOST, vm.host_uuid
+        await mark_leaving(tx, ctx.nic_uuid)
 
     @step(progress=50, skip=lambda ctx: not ctx.live)
     async def unplug(self, run: Run[DetachNicContext]) -> None:
@@ -292,7 +296,7 @@ class DetachNicFlow(VmFlow[DetachNicContext]):
         await forget_nic(tx, ctx.vm_uuid, ctx.nic_uuid)
 
     async def abort(self, tx: AsyncSession, ctx: DetachNicContext, error: CloudError) -> None:
-        """The undos have done all."""
+        await mark_leaving(tx, ctx.nic_uuid, False)
 
 
 class ChangeIpContext(VmContext, kw_only=True):
@@ -334,8 +338,16 @@ class ChangeIpFlow(VmWork[ChangeIpContext, None]):
         """The undo has done all."""
 
 
+async def mark_leaving(tx: AsyncSession, nic_uuid: str, leaving: bool = True) -> None:
+    """Have a host that connects meanwhile get nothing for a NIC that is taken away."""
+    nic = await tx.get(VmNicModel, nic_uuid)
+    if nic is not None:
+        nic.state = NIC_LEAVING if leaving else NIC_THERE
+
+
 async def described(run: Run[D], nic_uuid: str) -> tuple[VmSpec, NicSpec]:
     """The VM's description and its NIC's."""
+    await run.bus.call(AwaitHost(host_uuid=host_of(run.ctx)))
     spec = await build_spec(run.node, run.ctx.vm_uuid, realise_on=host_of(run.ctx))
     nic = next((one for one in spec.nics if one.nic_uuid == nic_uuid), None)
     if nic is None:

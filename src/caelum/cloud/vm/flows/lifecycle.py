@@ -26,6 +26,7 @@ from caelum.cloud.vm.flows.base import (
     VmContext,
     VmFlow,
     destroy_on_host,
+    leave_host,
     prepare_on,
     release_from,
     state_on_host,
@@ -133,7 +134,7 @@ class StartVmFlow(VmFlow[StartContext]):
 
     @prepare_host.undo
     async def release_host(self, run: Run[StartContext]) -> None:
-        await release_from(run.node, run.ctx.vm_uuid, host_of(run.ctx))
+        await leave_host(run.node, run.ctx.vm_uuid, host_of(run.ctx))
 
     @step(progress=95)
     async def start_on_host(self, run: Run[StartContext]) -> None:
@@ -192,7 +193,7 @@ class OnHostFlow(VmFlow[X], Generic[X], abstract=True):
             return
         ctx.seen = await state_on_host(run.node, ctx.vm_uuid, ctx.host_uuid)
         if ctx.seen not in ON_HOST and ctx.seen != VmState.UNKNOWN:
-            await release_from(run.node, ctx.vm_uuid, ctx.host_uuid)
+            await leave_host(run.node, ctx.vm_uuid, ctx.host_uuid)
             await run.bus.call(ReturnHost(vm_uuid=ctx.vm_uuid))
 
     async def abort(self, tx: AsyncSession, ctx: X, error: CloudError) -> None:
@@ -200,7 +201,7 @@ class OnHostFlow(VmFlow[X], Generic[X], abstract=True):
         seen = ctx.seen or ctx.former_state
         set_state(self.node, tx, vm, seen)
         if seen not in ON_HOST and seen != VmState.UNKNOWN:
-            vm.last_host_uuid, vm.host_uuid = vm.host_uuid or vm.last_host_uuid, None
+            vm.last_host_uuid, vm.host_uuid = ctx.host_uuid or vm.last_host_uuid, None
             await give_running_quota(tx, vm)
 
 
