@@ -21,7 +21,7 @@ from caelum.kernel.errors import CloudError, not_found
 from caelum.kernel.node import Node
 from caelum.kernel.tag import drop_tags, save_system_tags, save_user_tags
 from caelum.kernel.views import view
-from caelum.kernel.workflow import Run, Workflow, db_step, step
+from caelum.kernel.workflow import BEGIN, Run, Workflow, db_step, step
 
 Ref = ImageBackupStorageRefModel
 
@@ -179,6 +179,7 @@ class ExpungeImageFlow(Workflow[ExpungeContext, None]):
 
     name = "image.expunge"
     rehearsal = "image_expunge"
+    pivot = BEGIN
 
     def subject(self, ctx: ExpungeContext) -> str:
         return ctx.uuid
@@ -198,10 +199,7 @@ class ExpungeImageFlow(Workflow[ExpungeContext, None]):
         if await tx.scalar(select(Ref.id).where(Ref.image_uuid == ctx.uuid).limit(1)) is None:
             await remove_image(tx, ctx.uuid)
 
-    async def abort(self, tx: AsyncSession, ctx: ExpungeContext, error: CloudError) -> None:
-        """It stays Deleted, and can be expunged again."""
-
-    @step(no_undo="a file that is gone is gone; a repetition deletes the rest")
+    @step(no_undo="a file that is gone is gone")
     async def delete_files(self, run: Run[ExpungeContext]) -> None:
         for uuid in run.ctx.backup_storage_uuids:
             await run.bus.call(DeleteImageFile(uuid, run.ctx.uuid))

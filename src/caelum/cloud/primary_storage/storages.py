@@ -5,7 +5,6 @@ from __future__ import annotations
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from caelum.cloud.host.errors import HOST_DISCONNECTED
 from caelum.cloud.primary_storage.api import PrimaryStorageInventory
 from caelum.cloud.primary_storage.capacity import Place, Terms, record
 from caelum.cloud.primary_storage.errors import DISCONNECTED as STORAGE_DISCONNECTED
@@ -169,8 +168,3 @@ async def get(session: AsyncSession, uuid: str) -> PrimaryStorageModel:
     if row is None:
         raise not_found("PrimaryStorageVO", uuid)
     return row
-
-
-def unreachable(error: CloudError) -> bool:
-    """Whether an operation failed because its host is away, so that it will hold later."""
-    return error.kind.transient or error.code == HOST_DISCONNECTED.code

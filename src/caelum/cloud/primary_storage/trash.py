@@ -20,7 +20,7 @@ from caelum.cloud.primary_storage.capacity import TRASH_PREFIX, Place, move, rel
 from caelum.cloud.primary_storage.extension import PrimaryStorageDriver
 from caelum.cloud.primary_storage.model import CONNECTED, StorageReservationModel
 from caelum.cloud.primary_storage.settings import DELETE_BITS_INTERVAL
-from caelum.cloud.primary_storage.storages import Storages, unreachable
+from caelum.cloud.primary_storage.storages import Storages
 from caelum.kernel.errors import RESOURCE_NOT_FOUND, CloudError
 from caelum.kernel.gc import GarbageCollectorModel, gc_runner
 from caelum.kernel.ids import derived_uuid, new_uuid
@@ -44,8 +44,7 @@ class Trash:
         try:
             await self._storages.driver(ps).delete_bits(ps, host_uuid, path)
         except CloudError as error:
-            if not unreachable(error):
-                raise
+            # Whatever the reason is: whoever deletes has no use for the bits, and need not wait.
             log.warning("%s on %s is deleted later: %s", path, place, error.details)
             await self._later(ps, place, host_uuid, path, key)
             return

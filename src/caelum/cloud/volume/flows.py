@@ -15,11 +15,11 @@ from caelum.cloud.primary_storage.messages import (
 )
 from caelum.cloud.volume.api import VOLUME, VolumeInventory
 from caelum.cloud.volume.messages import DeleteVolume, InstantiateVolume
-from caelum.cloud.volume.model import CREATING, DATA, DELETED, NOT_INSTANTIATED, VolumeModel
-from caelum.cloud.volume.records import add_volume, enter, find, get, move, remove_volume
+from caelum.cloud.volume.model import CREATING, DATA, NOT_INSTANTIATED, VolumeModel
+from caelum.cloud.volume.records import add_volume, find, get, move, remove_volume
 from caelum.kernel.errors import CloudError
 from caelum.kernel.tag import save_system_tags, save_user_tags
-from caelum.kernel.workflow import Retry, Run, Workflow, step
+from caelum.kernel.workflow import BEGIN, Retry, Run, Workflow, step
 
 BITS_TIMEOUT = 5 * 3600.0
 """Seconds for a volume's bits, with the download of its image."""
@@ -168,19 +168,19 @@ class InstantiateFlow(Workflow[InstantiateContext, VolumeInventory]):
 
 
 class RemoveContext(msgspec.Struct):
-    """A volume that goes for good, and what it was before."""
+    """A volume that goes for good."""
 
     uuid: str
-    former_status: str = DELETED
     primary_storage_uuid: str | None = None
     install_path: str | None = None
 
 
 class RemoveVolumeFlow(Workflow[RemoveContext, None]):
-    """Any status -> nothing: bits, record and reservation."""
+    """Any status -> nothing: bits, record and reservation. It goes forward only."""
 
     name = "volume.remove"
     rehearsal = "volume_remove"
+    pivot = BEGIN
 
     def subject(self, ctx: RemoveContext) -> str:
         return ctx.uuid
@@ -190,17 +190,13 @@ class RemoveVolumeFlow(Workflow[RemoveContext, None]):
 
     async def begin(self, tx: AsyncSession, ctx: RemoveContext) -> None:
         row = await get(tx, ctx.uuid)
-        ctx.former_status = row.status
         ctx.primary_storage_uuid, ctx.install_path = row.primary_storage_uuid, row.install_path
         await move(self.node, tx, row, "delete")
 
     async def complete(self, tx: AsyncSession, ctx: RemoveContext) -> None:
         await remove_volume(tx, ctx.uuid)
 
-    async def abort(self, tx: AsyncSession, ctx: RemoveContext, error: CloudError) -> None:
-        await enter(self.node, tx, await get(tx, ctx.uuid), ctx.former_status)
-
-    @step(no_undo="bits that are gone are gone; a volume whose bits cannot be deleted keeps them")
+    @step(no_undo="bits that are gone are gone")
     async def delete_bits(self, run: Run[RemoveContext]) -> None:
         ctx = run.ctx
         if ctx.primary_storage_uuid is not None:
