@@ -2,6 +2,8 @@
 
 The guests are stopped through the API, so that the records say so. Whatever is still there afterwards (the server may
 be dead) is removed by the agent's own clean-up, which knows our things by their marks.
+
+Invariant: data is deleted only where a one-machine cloud has put it, whatever `CAELUM_HOME` says.
 """
 
 from __future__ import annotations
@@ -11,64 +13,116 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import Any
 
 from caelum.onemachine.layout import Layout
-from caelum.onemachine.parts import agent_command
-from caelum.onemachine.processes import alive, terminate
+from caelum.onemachine.parts import agent_command, libvirtd_command
+from caelum.onemachine.processes import alive, answers, terminate
+from caelum.onemachine.progress import Progress
 from caelum.onemachine.provision import ACCOUNT, PASSWORD
+from caelum.onemachine.up import only_one
 from caelum.sdk import ApiError, Client
 
 STOP_TIMEOUT = 90.0
+LIBVIRT_TIMEOUT = 60.0
+AT_ONCE = 8
+"""Guests that are stopped at the same time."""
+PARTS = ("agent", "server", "libvirtd")
 
 
 def main() -> None:
     """Stop the cloud."""
-    parser = argparse.ArgumentParser(description="Stop the cloud on this machine.")
+    parser = argparse.ArgumentParser(prog="caelum down", description="Stop the cloud on this machine.")
     parser.add_argument("--purge", action="store_true", help="delete all data too")
     options = parser.parse_args()
     if os.geteuid() != 0:
         sys.exit("Root is needed, as it was to start the cloud.")
-    layout = Layout.from_environment()
-    take_down(layout)
-    if options.purge and layout.home.exists():
-        shutil.rmtree(layout.home)
-        print(f"Deleted {layout.home}.")
-
-
-def take_down(layout: Layout) -> None:
-    """Stop guests, then programs, then remove what they made on this machine."""
-    if not layout.home.exists():
-        print("There is no cloud on this machine.")
+    layout, progress = Layout.from_environment(), Progress()
+    if not layout.run.exists():
+        print(f"There is no cloud in {layout.home}.")
         return
-    if alive(layout.run / "supervisor.pid"):
-        _stop_guests(layout)
-        _clean_host(layout)
-    terminate(layout.run / "supervisor.pid", STOP_TIMEOUT)
-    for name in ("agent", "server", "libvirtd"):
-        terminate(layout.run / f"{name}.pid", 20.0)
-    print("The cloud is down.")
+    with only_one(layout, progress):
+        is_clean = take_down(layout, progress)
+        if options.purge and is_clean:
+            purge(layout)
+    sys.exit(0 if is_clean else 1)
 
 
-def _stop_guests(layout: Layout) -> None:
+def take_down(layout: Layout, progress: Progress) -> bool:
+    """Stop guests, then programs, then remove what they made on this machine. Whether nothing is left."""
+    supervisor = layout.run / "supervisor.pid"
+    if alive(supervisor):
+        _stop_guests(layout, progress)
+        progress.say("stopping agent, server and libvirt")
+        terminate(supervisor, STOP_TIMEOUT)
+    for name in PARTS:
+        terminate(layout.run / f"{name}.pid", 25.0)
+    is_clean = not layout.libvirt.exists() or _clean_host(layout, progress)
+    if is_clean:
+        print("The cloud is down; nothing of it is left on this machine but its data.")
+    else:
+        print("Not everything could be removed: see the lines above. `make down` tries again.", file=sys.stderr)
+    return is_clean
+
+
+def purge(layout: Layout) -> None:
+    """Delete what the cloud keeps in its home, and the home if nothing else is in it."""
+    for directory in layout.directories:
+        shutil.rmtree(directory, ignore_errors=True)
+    layout.host_uuid_file.unlink(missing_ok=True)
+    with suppress(OSError):
+        layout.home.rmdir()
+    print(f"Deleted {layout.home}." if not layout.home.exists() else f"Deleted the cloud in {layout.home}.")
+
+
+def _stop_guests(layout: Layout, progress: Progress) -> None:
     """Ask the cloud to stop its guests, so that the next start finds them stopped and not lost."""
     client = Client(layout.api)
+
+    def stop(vm: dict[str, Any]) -> None:
+        progress.say(f"stopping the VM {vm['name']}")
+        try:
+            client.call("StopVmInstance", uuid=vm["uuid"], timeout=STOP_TIMEOUT)
+        except (ApiError, OSError, TimeoutError) as error:
+            progress.say(f"the VM {vm['name']} is stopped without the server: {error}")
+
     try:
         client.login(ACCOUNT, PASSWORD)
-        for state in ("Running", "Paused"):
-            for vm in client.query("VmInstance", f"state={state}"):
-                print(f"stopping {vm['name']}", flush=True)
-                client.call("StopVmInstance", uuid=vm["uuid"], timeout=STOP_TIMEOUT)
+        vms = [vm for state in ("Running", "Paused") for vm in client.query("VmInstance", f"state={state}")]
     except (ApiError, OSError) as error:
-        print(f"The guests are stopped without the server: {error}", flush=True)
+        progress.say(f"the guests are stopped without the server: {error}")
+        return
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(stop, vms))
 
 
-def _clean_host(layout: Layout) -> None:
-    """Stop the agent for good and have its clean-up remove domains, bridges, namespaces and tables of ours."""
-    (layout.run / "agent.stop").touch()
-    terminate(layout.run / "agent.pid", 20.0)
-    done = subprocess.run(agent_command(layout, "--clean"), timeout=STOP_TIMEOUT, check=False)
-    if done.returncode != 0:
-        print("Not everything could be removed: see the lines above.", file=sys.stderr)
+def _clean_host(layout: Layout, progress: Progress) -> bool:
+    """Have the agent's clean-up remove domains, bridges, namespaces and tables of ours."""
+    progress.say("removing guests and networks that are left")
+    with _libvirt(layout):
+        done = subprocess.run(agent_command(layout, "--clean", "--log-level", "warning"), timeout=300, check=False)
+    return done.returncode == 0
+
+
+@contextmanager
+def _libvirt(layout: Layout) -> Iterator[None]:
+    """Our libvirt, for as long as the clean-up needs it."""
+    with (layout.logs / "libvirtd.out").open("ab") as log:
+        daemon = subprocess.Popen(libvirtd_command(layout), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    (layout.run / "libvirtd.pid").write_text(str(daemon.pid))
+    try:
+        deadline = time.monotonic() + LIBVIRT_TIMEOUT
+        while not answers(layout.libvirt_socket) and daemon.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        yield
+    finally:
+        daemon.terminate()
+        daemon.wait(30)
+        (layout.run / "libvirtd.pid").unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -7,21 +7,26 @@ the machine for them.
 
     python -m caelum.onemachine.guest_image OUT.qcow2
 
-Invariant: OUT appears whole or not at all.
+Invariant: OUT appears whole or not at all. A build that is killed leaves a directory beside OUT that the next one
+removes, and no mount: the boot loader is installed in a mount namespace of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 HERE = Path(__file__).parent / "guest"
+MODULE = "caelum.onemachine.guest_image"
+WORK = "guest-build-"
 SIZE_MB = 48
 BLOCK = 4096
 PASSWORD = "caelum"  # noqa: S105  the test guest's public password
@@ -43,23 +48,43 @@ def main() -> None:
     """Build the image named on the command line."""
     parser = argparse.ArgumentParser(description="Build the small test guest image.")
     parser.add_argument("out", type=Path)
-    build(parser.parse_args().out)
+    parser.add_argument(
+        "--boot-loader", nargs=3, type=Path, help=argparse.SUPPRESS, metavar=("MOUNT", "KERNEL", "INITRD")
+    )
+    options = parser.parse_args()
+    if options.boot_loader:
+        _install_boot_loader(options.out, *options.boot_loader)
+    else:
+        build(options.out)
 
 
 def build(out: Path) -> None:
     """Build the guest image as qcow2 at `out`. Needs root for one loop mount. Raises CalledProcessError."""
     os.environ["PATH"] = f"/usr/sbin:/sbin:{os.environ['PATH']}"
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="caelum-guest-") as name:
+    with _only_build_in(out.parent), tempfile.TemporaryDirectory(prefix=WORK, dir=out.parent) as name:
         work = Path(name)
         kernel, programs = _unpack_packages(work)
         modules = _Modules(kernel)
         initrd = _initramfs(work, modules)
         root = _root(work, programs, modules)
         disk = _disk(work, root, next((kernel / "boot").glob("vmlinuz-*")), initrd)
-        part = out.with_suffix(".part")
+        part = work / "guest.qcow2"
         _run("qemu-img", "convert", "-q", "-c", "-O", "qcow2", disk, part)
         part.replace(out)
+
+
+@contextmanager
+def _only_build_in(directory: Path) -> Iterator[None]:
+    """Wait for another build there, and remove what a killed one has left."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        for left in directory.glob(f"{WORK}*"):
+            shutil.rmtree(left)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _run(*arguments: object, cwd: Path | None = None, stdin: bytes | None = None) -> str:
@@ -73,11 +98,21 @@ def _run(*arguments: object, cwd: Path | None = None, stdin: bytes | None = None
 def _unpack_packages(work: Path) -> tuple[Path, Path]:
     """Fetch the packages and unpack them below `work`: the kernel's tree and the programs' tree."""
     (debs := work / "debs").mkdir()
-    _run("apt-get", "download", "-q", _kernel_package(), *PACKAGES, cwd=debs)
+    try:
+        _download(debs)
+    except (subprocess.CalledProcessError, LookupError):
+        # apt's lists are absent, or so old that they name files that are gone.
+        _run("apt-get", "update", "-q")
+        _download(debs)
     kernel, programs = work / "kernel", work / "programs"
     for deb in debs.glob("*.deb"):
         _run("dpkg-deb", "-x", deb, kernel if deb.name.startswith("linux-image") else programs)
     return kernel, programs
+
+
+def _download(debs: Path) -> None:
+    # As root: the unprivileged user that apt would use may not write into this directory.
+    _run("apt-get", "download", "-q", "-o", "APT::Sandbox::User=root", _kernel_package(), *PACKAGES, cwd=debs)
 
 
 def _kernel_package() -> str:
@@ -86,7 +121,7 @@ def _kernel_package() -> str:
         relation, _, name = line.strip().partition(": ")
         if relation == "Depends" and name.startswith("linux-image-"):
             return name
-    raise RuntimeError("no cloud kernel package is known to apt: run apt-get update first")
+    raise LookupError("no cloud kernel package is known to apt")
 
 
 class _Modules:
@@ -230,25 +265,20 @@ def _disk(work: Path, root: Path, kernel: Path, initrd: Path) -> Path:
         "-d", root, partition, blocks,
     )  # fmt: skip
     _run("dd", f"if={partition}", f"of={disk}", "bs=1M", "seek=1", "conv=notrunc,sparse", "status=none")
-    with _mounted(disk, work / "mnt") as mounted:
-        # Copied here and not by mke2fs -d, which leaves holes for zero blocks that extlinux cannot read.
-        _run("cp", "--sparse=never", kernel, mounted / "boot" / "vmlinuz")
-        _run("cp", "--sparse=never", initrd, mounted / "boot" / "initrd")
-        subprocess.run(
-            ["extlinux", "--install", mounted / "boot"],
-            check=True, capture_output=True, timeout=60,
-        )  # fmt: skip
+    mount = work / "mount"
+    mount.mkdir()
+    _run("unshare", "--mount", sys.executable, "-m", MODULE, disk, "--boot-loader", mount, kernel, initrd)
     return disk
 
 
-@contextmanager
-def _mounted(disk: Path, at: Path) -> Iterator[Path]:
-    at.mkdir()
-    _run("mount", "-o", "loop,offset=1048576", disk, at)
-    try:
-        yield at
-    finally:
-        _run("umount", at)
+def _install_boot_loader(disk: Path, mount: Path, kernel: Path, initrd: Path) -> None:
+    """Put kernel, initrd and extlinux onto the disk's file system; the mount ends with this process's namespace."""
+    _run("mount", "-o", "loop,offset=1048576", disk, mount)
+    # Copied here and not by mke2fs -d, which leaves holes for zero blocks that extlinux cannot read.
+    _run("cp", "--sparse=never", kernel, mount / "boot" / "vmlinuz")
+    _run("cp", "--sparse=never", initrd, mount / "boot" / "initrd")
+    _run("extlinux", "--install", mount / "boot")
+    _run("umount", mount)
 
 
 if __name__ == "__main__":

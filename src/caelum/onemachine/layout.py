@@ -95,3 +95,15 @@ class Layout(msgspec.Struct, frozen=True):
     @property
     def run(self) -> Path:
         return self.home / "run"
+
+    @property
+    def host_uuid_file(self) -> Path:
+        return self.home / "host_uuid"
+
+    @property
+    def directories(self) -> list[Path]:
+        """All directories of the cloud in its home."""
+        return [
+            self.server_data, self.agent_state, self.agent_tls, self.primary_storage, self.backup_storage,
+            self.guest_image.parent, self.libvirt, self.logs, self.run,
+        ]  # fmt: skip

@@ -5,12 +5,13 @@ The daemon runs in a mount namespace in which /etc/libvirt, /var/lib/libvirt, /v
 never see its. Where KVM does not truly work, /dev/kvm is hidden, so that libvirt does not probe it for a minute at
 each start of a guest.
 
-Run as `python -m caelum.onemachine.libvirtd HOME [--hide-kvm]`: it replaces itself by the daemon.
+Run as `python -m caelum.onemachine.libvirtd HOME [--hide-kvm | --agent-state DIR]`: it replaces itself by the daemon.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import ctypes
 import os
 import shutil
@@ -44,9 +45,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Run a private libvirt daemon.")
     parser.add_argument("home", type=Path)
     parser.add_argument("--hide-kvm", action="store_true")
+    parser.add_argument("--agent-state", type=Path, help="find out whether KVM works, and tell the agent")
     options = parser.parse_args()
     prepare(options.home)
-    enter(options.home, options.hide_kvm)
+    hide_kvm = options.hide_kvm or (options.agent_state is not None and not kvm_works(options.agent_state))
+    enter(options.home, hide_kvm)
     os.execvp("libvirtd", ["libvirtd", "-p", "/run/libvirtd.pid"])
 
 
@@ -76,6 +79,15 @@ def prepare(home: Path) -> None:
         )
     # libvirt resolves its own host name at each start of a guest; without this line it may wait for DNS.
     (home / "hosts").write_text(f"127.0.0.1 localhost {socket.gethostname()}\n")
+
+
+def kvm_works(agent_state: Path) -> bool:
+    """Whether KVM truly works, by the agent's own probe, whose answer is kept where the agent looks for it."""
+    # Only here: it brings the agent's libraries, which the tests' daemons need not wait for.
+    from caelum.agent.vm import acceleration
+
+    agent_state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return asyncio.run(acceleration.find(agent_state)) == "kvm"
 
 
 def enter(home: Path, hide_kvm: bool) -> None:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from caelum.agent.vm import acceleration
 from caelum.kernel import pki
 from caelum.kernel.ids import new_uuid
 from caelum.onemachine.layout import Layout
 
 PKI_DIRECTORY = "pki"
+COMMON = {"PYTHONDONTWRITEBYTECODE": ""}
+"""For every part: a program that is compiled anew at each start takes seconds to be ready again after a crash."""
 
 
 def host_identity(layout: Layout) -> str:
     """This host's UUID; its certificate, issued by the server's authority, is renewed when it nears its end."""
-    file = layout.home / "host_uuid"
+    file = layout.host_uuid_file
     if not file.exists():
         file.write_text(new_uuid())
     host_uuid = file.read_text().strip()
@@ -33,7 +33,7 @@ def host_identity(layout: Layout) -> str:
 def parts(layout: Layout) -> list[dict[str, Any]]:
     """What the supervisor runs, in start order."""
     return [
-        {"name": "libvirtd", "command": _python("caelum.onemachine.libvirtd", layout.libvirt, *_hide_kvm(layout))},
+        {"name": "libvirtd", "command": libvirtd_command(layout), "environment": COMMON},
         {
             "name": "server",
             "command": _python("caelum.cli.server", "--data-dir", layout.server_data),
@@ -43,11 +43,16 @@ def parts(layout: Layout) -> list[dict[str, Any]]:
                 "CAELUM_AGENT_LISTEN_HOST": layout.address,
                 "CAELUM_CONSOLE_PORT": str(layout.console_port),
                 "CAELUM_ADVERTISED_HOST": layout.address,
-                "CAELUM_AGENT_PORT": str(layout.agent_port),
+                **COMMON,
             },
         },
-        {"name": "agent", "command": agent_command(layout)},
+        {"name": "agent", "command": agent_command(layout), "environment": COMMON},
     ]
+
+
+def libvirtd_command(layout: Layout) -> list[str]:
+    """The private libvirt's command line."""
+    return _python("caelum.onemachine.libvirtd", layout.libvirt, "--agent-state", layout.agent_state)
 
 
 def agent_command(layout: Layout, *more: str) -> list[str]:
@@ -68,23 +73,3 @@ def agent_command(layout: Layout, *more: str) -> list[str]:
 
 def _python(module: str, *arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", module, *(str(one) for one in arguments)]
-
-
-def _hide_kvm(layout: Layout) -> list[str]:
-    """Hide /dev/kvm from libvirt where it does not truly work: libvirt would probe it at each start of a guest."""
-    return [] if not acceleration.KVM.exists() or _kvm_works(layout) else ["--hide-kvm"]
-
-
-def _kvm_works(layout: Layout) -> bool:
-    if not acceleration.answers():
-        return False
-    layout.run.mkdir(parents=True, exist_ok=True)
-    image = layout.run / "kvm-probe.img"
-    acceleration.write_image(image)
-    try:
-        done = subprocess.run(
-            acceleration.probe_command(image), capture_output=True, timeout=acceleration.PROBE_TIMEOUT, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return False
-    return done.returncode == acceleration.EXIT_CODE

@@ -1,6 +1,7 @@
 """Register this machine as a cloud, through the public API alone: zone to first VM.
 
-Each resource is looked up by name and made only if absent, so a second run finds all there.
+Each resource is looked up by name and made only if absent, so a second run finds all there, and what an operator
+changed stays changed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from ipaddress import IPv4Network
 from typing import Any
 
 from caelum.onemachine.layout import Layout
-from caelum.sdk import ApiError, Client
+from caelum.sdk import Client
 
 ACCOUNT = "admin"
 PASSWORD = "password"  # noqa: S105  the built-in administrator's first password, to be changed by its owner
@@ -28,12 +29,13 @@ class Provisioner:
         self._layout = layout
         self._host_uuid = host_uuid
         self._say = say
+        self._choices: dict[str, Any] = {}
 
-    def run(self) -> dict[str, Any]:
-        """Make everything that is absent. Returns the first VM."""
+    def resources(self) -> None:
+        """Make everything that a VM needs."""
         zone = self._ensure("Zone", "zone1", "CreateZone")
         cluster = self._ensure("Cluster", "cluster1", "CreateCluster", zoneUuid=zone["uuid"], hypervisorType="KVM")
-        self._settings()
+        self._setting("kvm", "agent.port", str(self._layout.agent_port))
         host = self._host(cluster)
         primary = self._primary_storage(zone, cluster)
         backup = self._backup_storage(zone)
@@ -41,34 +43,46 @@ class Provisioner:
         network = self._network(zone, cluster)
         offering = self._ensure("InstanceOffering", "small", "CreateInstanceOffering", cpuNum=1, memorySize=128 * MEBI)
         self._ensure("DiskOffering", "1G", "CreateDiskOffering", diskSize=1 << 30)
+        self._choices = {
+            "imageUuid": image["uuid"],
+            "instanceOfferingUuid": offering["uuid"],
+            "l3NetworkUuids": [network["uuid"]],
+            "defaultL3NetworkUuid": network["uuid"],
+        }
         self._say(f"host {host['name']} is {host['status']}, storage {primary['name']} is {primary['status']}")
-        return self._vm(image, network, offering)
 
-    def _ensure(self, resource: str, name: str, operation: str, **parameters: Any) -> dict[str, Any]:
-        found = self._client.query(resource, f"name={name}")
+    def vm(self) -> dict[str, Any]:
+        """The first VM, running; a new one where its owner has destroyed it."""
+        vm = self._ensure(
+            "VmInstance", "first", "CreateVmInstance", "state!=Destroyed",
+            systemTags=["hostname::first"], **self._choices,
+        )  # fmt: skip
+        operation = {"Stopped": "StartVmInstance", "Paused": "ResumeVmInstance"}.get(vm["state"])
+        if operation is not None:
+            self._say(f"the VM first is {vm['state']}: starting it")
+            vm = self._client.call(operation, uuid=vm["uuid"])
+        return vm
+
+    def _ensure(self, resource: str, name: str, operation: str, *conditions: str, **parameters: Any) -> dict[str, Any]:
+        found = self._client.query(resource, f"name={name}", *conditions)
         if found:
             return found[0]
         self._say(f"creating {resource} {name}")
         made: dict[str, Any] = self._client.call(operation, name=name, **parameters)
         return made
 
-    def _settings(self) -> None:
-        """A small machine cannot set aside what a rack server does, and its image comes from a local file."""
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        wanted = {
-            ("kvm", "reservedMemory"): f"{min(1024, total // 8 // MEBI)}M",
-            ("image", "download.localPath.whitelist"): f"{self._layout.guest_image.parent}/**",
-        }
-        for (category, name), value in wanted.items():
-            try:
-                self._client.call("UpdateGlobalConfig", category=category, name=name, value=value)
-            except ApiError as error:
-                self._say(f"setting {category}/{name} stays as it is: {error.error.get('details')}")
+    def _setting(self, category: str, name: str, value: str) -> None:
+        found = self._client.query("GlobalConfig", f"category={category}", f"name={name}")
+        if found[0]["value"] != value:
+            self._client.call("UpdateGlobalConfig", category=category, name=name, value=value)
 
     def _host(self, cluster: dict[str, Any]) -> dict[str, Any]:
         found = self._client.query("Host", f"uuid={self._host_uuid}")
         if not found:
             self._say("adding this machine as a host")
+            # A small machine cannot set aside what a rack server does.
+            total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+            self._setting("kvm", "reservedMemory", f"{min(1024, total // 8 // MEBI)}M")
             return dict(
                 self._client.call(
                     "AddKVMHost",
@@ -109,10 +123,13 @@ class Provisioner:
         return storage
 
     def _image(self, backup: dict[str, Any]) -> dict[str, Any]:
+        if not self._client.query("Image", "name=tiny", "status=Ready"):
+            self._setting("image", "download.localPath.whitelist", f"{self._layout.guest_image.parent}/**")
         return self._ensure(
             "Image",
             "tiny",
             "AddImage",
+            "status=Ready",
             url=f"file://{self._layout.guest_image}",
             mediaType="RootVolumeTemplate",
             format="qcow2",
@@ -148,22 +165,6 @@ class Provisioner:
                 networkServices={provider["uuid"]: FLAT_SERVICES},
             )
         return self._client.query("L3Network", f"uuid={l3['uuid']}")[0]
-
-    def _vm(self, image: dict[str, Any], network: dict[str, Any], offering: dict[str, Any]) -> dict[str, Any]:
-        vm = self._ensure(
-            "VmInstance",
-            "first",
-            "CreateVmInstance",
-            imageUuid=image["uuid"],
-            instanceOfferingUuid=offering["uuid"],
-            l3NetworkUuids=[network["uuid"]],
-            defaultL3NetworkUuid=network["uuid"],
-            systemTags=["hostname::first"],
-        )
-        if vm["state"] == "Stopped":
-            self._say("starting the VM first")
-            vm = self._client.call("StartVmInstance", uuid=vm["uuid"])
-        return vm
 
 
 def _resolvers() -> list[str]:

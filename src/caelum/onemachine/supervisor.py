@@ -5,25 +5,33 @@ started again after a pause that grows from 0.5 s to 10 s and is reset once it h
 HOME/run/parts.json, `[{"name": "server", "command": [...], "environment": {...}}]`, in start order; they stop in
 reverse order.
 
-Invariant: while the supervisor lives, each part has at most one process; when it ends by SIGTERM, none is left but
-guests.
+Invariant: each home has at most one supervisor (its pid file is locked), and each part at most one process; when the
+supervisor ends, however it ends, none is left but guests: the kernel then ends the parts.
 """
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import IO
+
+from caelum.onemachine.processes import terminate
 
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 10.0
 STABLE_AFTER = 10.0
-STOP_TIMEOUT = 20.0
+STOP_TIMEOUT = 25.0
+"""A server gives running work 20 s."""
+PR_SET_PDEATHSIG = 1
 
 
 class Part:
@@ -67,6 +75,7 @@ class Part:
                 stderr=log,
                 env={**os.environ, **self._environment},
                 start_new_session=True,
+                preexec_fn=_ends_with(os.getpid()),
             )
         self._started = time.monotonic()
         (self._home / "run" / f"{self.name}.pid").write_text(str(self._process.pid))
@@ -85,10 +94,43 @@ class Part:
         (self._home / "run" / f"{self.name}.pid").unlink(missing_ok=True)
 
 
+def _ends_with(supervisor: int) -> Callable[[], None]:
+    """What makes a new process get SIGTERM when the supervisor dies."""
+    libc = ctypes.CDLL(None)
+
+    def prepare() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != supervisor:
+            os._exit(1)
+
+    return prepare
+
+
+def _claim(file: IO[str]) -> bool:
+    """Become the home's only supervisor; the lock goes with the process."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return True
+
+
 def main() -> None:
     """Supervise the parts named in the file until SIGTERM."""
     home = Path(sys.argv[1])
+    with (home / "run" / "supervisor.pid").open("a") as pid_file:
+        if not _claim(pid_file):
+            sys.exit(f"{home} has a supervisor already")
+        _supervise(home)
+
+
+def _supervise(home: Path) -> None:
     rows = json.loads((home / "run" / "parts.json").read_text())
+    for row in rows:
+        terminate(home / "run" / f"{row['name']}.pid", STOP_TIMEOUT)  # of a supervisor that was killed
     parts = [Part(row["name"], row["command"], row.get("environment", {}), home) for row in rows]
     ending: list[int] = []
 

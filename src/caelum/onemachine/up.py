@@ -1,142 +1,220 @@
-"""`make up`: from an installed machine to a running cloud with a first VM; a second run finds all there."""
+"""`make up`: from an installed machine to a running cloud with a first VM; a second run finds all there.
+
+Invariant: it may be interrupted anywhere, with everything that it has started, and run again. One runs per home.
+"""
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
-from caelum.onemachine import guest_image, libvirtd
+from caelum.onemachine import guest_image, libvirtd, processes
 from caelum.onemachine.layout import Layout
-from caelum.onemachine.processes import alive
+from caelum.onemachine.parts import host_identity, parts
+from caelum.onemachine.progress import Progress
 from caelum.onemachine.provision import ACCOUNT, PASSWORD, Provisioner
 from caelum.sdk import ApiError, Client
 
-READY_TIMEOUT = 60.0
-GUEST_TIMEOUT = 120.0
-_started = time.monotonic()
+READY_TIMEOUT = 120.0
+GUEST_TIMEOUT = 180.0
+DEATHS = 3
+"""A part that died this often while we wait is not going to live."""
+LOG_LINES = 12
+
+
+class RefusedError(Exception):
+    """The cloud cannot be started, and why."""
 
 
 def main() -> None:
     """Bring the cloud up and say what runs."""
-    argparse.ArgumentParser(description="Start a cloud on this machine.").parse_args()
-    layout = Layout.from_environment()
-    _check()
+    argparse.ArgumentParser(prog="caelum up", description="Start a cloud on this machine.").parse_args()
+    layout, progress = Layout.from_environment(), Progress()
     try:
-        vm, client = bring_up(layout)
+        check(layout)
+        with only_one(layout, progress):
+            vm, client = bring_up(layout, progress)
+    except RefusedError as reason:
+        sys.exit(f"\n{reason}")
     except ApiError as error:
         sys.exit(f"\nThe cloud refused:\n{error}\nLogs are in {layout.logs}.")
+    except (OSError, TimeoutError) as error:
+        sys.exit(f"\nThe cloud did not answer: {error}\nLogs are in {layout.logs}.")
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted. `make up` goes on from here, `make down` stops what runs.")
+    progress.say(f"up after {progress.seconds:.1f} s: {progress.times()}")
     _summary(layout, client, vm)
 
 
-def bring_up(layout: Layout) -> tuple[dict[str, Any], Client]:
+def check(layout: Layout) -> None:
+    """Refuse what cannot work, before anything is started."""
+    if os.geteuid() != 0:
+        raise RefusedError(
+            "Root is needed: guests, bridges and address translation belong to the machine. Try: sudo make up"
+        )
+    if not libvirtd.installed():
+        raise RefusedError("libvirtd or QEMU is missing: run `make up`, or `tools/install up` first.")
+    for home in processes.other_clouds(layout.home):
+        raise RefusedError(
+            f"A cloud runs here already, from {home}; one machine's network holds one. Stop it with:\n"
+            f"  CAELUM_HOME={home} make down"
+        )
+
+
+@contextmanager
+def only_one(layout: Layout, progress: Progress) -> Iterator[None]:
+    """Wait for another `up` or `down` of this home."""
+    layout.run.mkdir(parents=True, exist_ok=True)
+    with (layout.run / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress.say("another `make up` or `make down` is under way: waiting for its end")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def bring_up(layout: Layout, progress: Progress) -> tuple[dict[str, Any], Client]:
     """Start what does not run, make what is absent. Returns the first VM and a client with a session."""
-    _guest_image(layout)
-    host_uuid = _start(layout)
-    _wait_ready(layout)
+    with ThreadPoolExecutor(1) as pool:
+        image = pool.submit(_guest_image, layout, progress)
+        with progress.phase("programs", "starting server, libvirt and agent"):
+            host_uuid = _start(layout, progress)
+            _wait_ready(layout)
+        if not image.done():
+            progress.say("waiting for the guest image")
+        image.result()
     client = Client(layout.api)
     client.login(ACCOUNT, PASSWORD)
-    vm = Provisioner(client, layout, host_uuid, say).run()
-    _wait_guest(vm)
+    provisioner = Provisioner(client, layout, host_uuid, progress.say)
+    with progress.phase("resources", "registering this machine with the cloud"):
+        provisioner.resources()
+    with progress.phase("first VM", "making sure that the first VM runs"):
+        vm = provisioner.vm()
+    with progress.phase("guest", "waiting for the guest's answer"):
+        _wait_guest(vm)
     return vm, client
 
 
-def say(text: str) -> None:
-    """One line of progress with the seconds since the start."""
-    print(f"[{time.monotonic() - _started:6.1f} s] {text}", flush=True)
+def _guest_image(layout: Layout, progress: Progress) -> None:
+    if layout.guest_image.exists():
+        return
+    try:
+        with progress.phase("guest image", "building the guest image"):
+            guest_image.build(layout.guest_image)
+    except subprocess.CalledProcessError as error:
+        words = " ".join(str(one) for one in error.cmd)
+        output = (error.stderr or b"").decode(errors="replace").strip()
+        raise RefusedError(f"The guest image cannot be built: {words} failed:\n{output}") from None
 
 
-def _check() -> None:
-    if os.geteuid() != 0:
-        sys.exit("Root is needed: guests, bridges and address translation belong to the machine.")
-    if not libvirtd.installed():
-        sys.exit("libvirtd or QEMU is missing: run `make up`, or `tools/install up` first.")
-
-
-def _guest_image(layout: Layout) -> None:
-    if not layout.guest_image.exists():
-        say("building the guest image")
-        guest_image.build(layout.guest_image)
-
-
-def _start(layout: Layout) -> str:
+def _start(layout: Layout, progress: Progress) -> str:
     """Start the supervisor with all parts unless it runs. Returns this host's UUID."""
-    from caelum.onemachine.parts import host_identity, parts
-
     for directory in (layout.logs, layout.run, layout.primary_storage, layout.backup_storage):
         directory.mkdir(parents=True, exist_ok=True)
     layout.home.chmod(0o755)
     host_uuid = host_identity(layout)
-    if alive(layout.run / "supervisor.pid"):
-        say("the cloud's processes are running")
+    if processes.alive(layout.run / "supervisor.pid"):
+        progress.say("the cloud's programs run already")
         return host_uuid
-    say("starting libvirt, server and agent")
+    rows = parts(layout)
+    for row in rows:
+        processes.terminate(layout.run / f"{row['name']}.pid", 30.0)
+    _check_ports(layout)
     for marker in layout.run.glob("*.stop"):
         marker.unlink()
-    (layout.run / "parts.json").write_text(json.dumps(parts(layout)))
+    (layout.run / "parts.json").write_text(json.dumps(rows))
     with (layout.logs / "supervisor.out").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "caelum.onemachine.supervisor", str(layout.home)],
+        subprocess.Popen(
+            [sys.executable, "-m", processes.SUPERVISOR, str(layout.home)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,
         )
-    (layout.run / "supervisor.pid").write_text(str(process.pid))
     return host_uuid
 
 
-def _wait_ready(layout: Layout) -> None:
-    """Wait for all parts: a host whose libvirt is still starting would be refused."""
-    deadline = time.monotonic() + READY_TIMEOUT
-    parts: dict[str, Callable[[], bool]] = {
-        "libvirtd": lambda: _answers(socket.AF_UNIX, str(layout.libvirt_socket)),
-        "agent": lambda: _answers(socket.AF_INET, (layout.address, layout.agent_port)),
-        "server": lambda: _serves(layout),
+def _check_ports(layout: Layout) -> None:
+    ports = {
+        "API": layout.api_port,
+        "AGENT": layout.agent_port,
+        "CONSOLE": layout.console_port,
+        "CALLBACK": layout.callback_port,
     }
-    for name, is_ready in parts.items():
+    taken = {name: port for name, port in ports.items() if not processes.is_free(port)}
+    if taken:
+        lines = [f"  {port} is held by {processes.listener(port)}" for port in taken.values()]
+        others = " ".join(f"CAELUM_{name}_PORT={port + 10000}" for name, port in taken.items())
+        raise RefusedError(
+            "Ports that the cloud needs are taken:\n" + "\n".join(lines) + "\nStop what holds them, or choose others:\n"
+            f"  {others} make up"
+        )
+
+
+def _wait_ready(layout: Layout) -> None:
+    """Wait for all parts: a host whose libvirt still starts would be refused. Give up when a part keeps dying."""
+    log = layout.logs / "supervisor.out"
+    seen = log.stat().st_size if log.exists() else 0
+    waits: dict[str, Callable[[], bool]] = {
+        "server": lambda: _answers_ready(f"{layout.api}/readyz"),
+        "libvirtd": lambda: processes.answers(layout.libvirt_socket),
+        "agent": lambda: processes.answers((layout.address, layout.agent_port)),
+    }
+    deadline = time.monotonic() + READY_TIMEOUT
+    for name, is_ready in waits.items():
         while not is_ready():
-            if time.monotonic() > deadline:
-                sys.exit(f"{name} was not ready within {READY_TIMEOUT:.0f} s; {layout.logs}/{name}.out says why.")
+            with log.open() as file:
+                file.seek(seen)
+                deaths = sum(line.startswith(f"{name} ended") for line in file)
+            if deaths >= DEATHS or time.monotonic() > deadline:
+                raise RefusedError(_why(layout, name, deaths))
             time.sleep(0.1)
-    say("the server is ready")
 
 
-def _answers(family: int, address: Any) -> bool:
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.settimeout(5)
-        return probe.connect_ex(address) == 0
-
-
-def _serves(layout: Layout) -> bool:
+def _answers_ready(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{layout.api}/readyz", timeout=5) as answer:
+        with urllib.request.urlopen(url, timeout=5) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, ConnectionError, TimeoutError):
         return False
 
 
+def _why(layout: Layout, name: str, deaths: int) -> str:
+    outputs = (layout.logs / f"{name}.out", layout.server_data / "log" / "server.log")
+    file = next((one for one in outputs if one.exists() and one.stat().st_size), outputs[0])
+    lines = file.read_text(errors="replace").splitlines()[-LOG_LINES:] if file.exists() else []
+    what = f"died {deaths} times" if deaths else f"was not ready within {READY_TIMEOUT:.0f} s"
+    return f"The {name} {what}. The end of {file}:\n" + "\n".join(f"  {line}" for line in lines)
+
+
 def _wait_guest(vm: dict[str, Any]) -> None:
     address = vm["vmNics"][0]["ip"]
-    say(f"waiting for the guest at {address}")
     deadline = time.monotonic() + GUEST_TIMEOUT
-    while time.monotonic() < deadline:
-        ping = subprocess.run(
-            ["ping", "-c", "1", "-W", "1", address], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=10
-        )
-        if ping.returncode == 0:
-            say(f"the guest answers at {address}")
-            return
-        time.sleep(0.2)
-    sys.exit(f"The guest did not answer at {address} within {GUEST_TIMEOUT:.0f} s; see its serial console.")
+    while not _pings(address):
+        if time.monotonic() > deadline:
+            raise RefusedError(
+                f"The guest did not answer at {address} within {GUEST_TIMEOUT:.0f} s; its serial console tells more:\n"
+                f"  caelum vm console {vm['name']}"
+            )
+        time.sleep(0.1)
+
+
+def _pings(address: str) -> bool:
+    command = ["ping", "-n", "-c", "1", "-W", "1", address]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=10, check=False)
+    return done.returncode == 0
 
 
 def _summary(layout: Layout, client: Client, vm: dict[str, Any]) -> None:
@@ -146,6 +224,7 @@ def _summary(layout: Layout, client: Client, vm: dict[str, Any]) -> None:
         link = f"{console['scheme']}://{console['hostname']}:{console['port']}/?token={console['token']}"
     except ApiError as error:
         link = f"(none: {error.error.get('details')})"
+    elsewhere = "" if layout.api_port == 8080 else f" --url {layout.api}"
     print(f"""
 Your cloud is running.
 
@@ -157,9 +236,9 @@ Your cloud is running.
 
 Try next:
   . .venv/bin/activate
-  caelum login --account {ACCOUNT} --password {PASSWORD}
+  caelum login --account {ACCOUNT} --password {PASSWORD}{elsewhere}
   caelum vm list
-  caelum vm console {vm["name"]}
+  caelum vm console {vm["name"]}     # Ctrl-] leaves
   ssh root@{address}          # password: {guest_image.PASSWORD}
 
 `make down` stops everything; `make purge` deletes the data too.""")

@@ -15,6 +15,7 @@ import platform
 from pathlib import Path
 from typing import Literal
 
+from caelum.agent import process
 from caelum.agent.core import Agent
 from caelum.agent.registry import AgentFailure
 
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 Kind = Literal["kvm", "tcg"]
 
 KVM = Path("/dev/kvm")
+FILE = "acceleration.json"
 KVM_GET_API_VERSION = 0xAE00
 KVM_API_VERSION = 12
 CPU_SECONDS = 2
@@ -63,39 +65,42 @@ class Acceleration:
         forced = self._agent.config.hypervisor
         if forced in ("kvm", "tcg"):
             return "kvm" if forced == "kvm" else "tcg"
-        known = await self._agent.run_blocking(self._remembered)
-        if known is not None:
-            return known
-        kind: Kind = "kvm" if await self._kvm_works() else "tcg"
-        await self._agent.run_blocking(self._remember, kind)
-        return kind
+        return await find(self._agent.state_dir)
 
-    async def _kvm_works(self) -> bool:
-        if platform.machine() != "x86_64" or not await self._agent.run_blocking(answers):
-            return False
-        image = self._agent.state_dir / "kvm-probe.img"
-        await self._agent.run_blocking(write_image, image)
-        try:
-            done = await self._agent.run(probe_command(image), timeout=PROBE_TIMEOUT, check=False)
-        except AgentFailure as failure:
-            log.info("the KVM probe failed: %s", failure)
-            return False
-        log.info("the KVM probe ended with %d: %s", done.code, done.error_text)
-        return done.code == EXIT_CODE
 
-    def _remembered(self) -> Kind | None:
-        try:
-            kept = json.loads(self._file.read_text())
-        except (OSError, ValueError):
-            return None
-        return kept.get("kind") if kept.get("boot") == _boot_id() else None
+async def find(state_dir: Path) -> Kind:
+    """The answer for this host: the one that was kept in `state_dir` since the boot, or one found now and kept."""
+    known = await asyncio.to_thread(_remembered, state_dir)
+    if known is not None:
+        return known
+    kind: Kind = "kvm" if await _kvm_works(state_dir / "kvm-probe.img") else "tcg"
+    await asyncio.to_thread(_remember, state_dir, kind)
+    return kind
 
-    def _remember(self, kind: Kind) -> None:
-        self._file.write_text(json.dumps({"boot": _boot_id(), "kind": kind}))
 
-    @property
-    def _file(self) -> Path:
-        return self._agent.state_dir / "acceleration.json"
+async def _kvm_works(image: Path) -> bool:
+    if platform.machine() != "x86_64" or not await asyncio.to_thread(answers):
+        return False
+    await asyncio.to_thread(write_image, image)
+    try:
+        done = await process.run(probe_command(image), timeout=PROBE_TIMEOUT, check=False)
+    except AgentFailure as failure:
+        log.info("the KVM probe failed: %s", failure)
+        return False
+    log.info("the KVM probe ended with %d: %s", done.code, done.error_text)
+    return done.code == EXIT_CODE
+
+
+def _remembered(state_dir: Path) -> Kind | None:
+    try:
+        kept = json.loads((state_dir / FILE).read_text())
+    except (OSError, ValueError):
+        return None
+    return kept.get("kind") if kept.get("boot") == _boot_id() else None
+
+
+def _remember(state_dir: Path, kind: Kind) -> None:
+    (state_dir / FILE).write_text(json.dumps({"boot": _boot_id(), "kind": kind}))
 
 
 def _boot_id() -> str:
