@@ -114,6 +114,8 @@ TRANSITIONAL = frozenset(
 """States that only a running workflow may leave a VM in."""
 
 
+NEEDS_HOST = ON_HOST | TRANSITIONAL - {VmState.DESTROYING, VmState.EXPUNGING} | {VmState.UNKNOWN}
+"""States in which what a VM needs on its host must be there, for it is there or may be."""
 NIC_THERE, NIC_LEAVING = "enable", "disable"
 """A NIC's state while it is taken away: a host that connects meanwhile must not get anything for it any more."""
 

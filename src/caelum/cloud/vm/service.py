@@ -84,7 +84,7 @@ from caelum.cloud.vm.flows.lifecycle import (
     StopVmFlow,
 )
 from caelum.cloud.vm.messages import DestroyVm, DetachVmNic, GetVmSpecs, ListVms, StopVm, VmSpecsReply, VmsReply
-from caelum.cloud.vm.model import ON_HOST, VmInstanceModel, VmNicModel, VmState
+from caelum.cloud.vm.model import NEEDS_HOST, VmInstanceModel, VmNicModel, VmState
 from caelum.cloud.vm.plans import plan_create
 from caelum.cloud.vm.records import new_mac, require_state
 from caelum.cloud.vm.settings import (
@@ -395,10 +395,9 @@ class VmService(Service):
 
     @handles(GetVmSpecs)
     async def specs_on_host(self, msg: GetVmSpecs) -> VmSpecsReply:
-        states = [*ON_HOST, VmState.UNKNOWN, VmState.STARTING, VmState.REBOOTING]
         async with self.db.read() as session:
             query = select(VmInstanceModel.uuid).where(
-                VmInstanceModel.host_uuid == msg.host_uuid, VmInstanceModel.state.in_(states)
+                VmInstanceModel.host_uuid == msg.host_uuid, VmInstanceModel.state.in_(NEEDS_HOST)
             )
             uuids = list(await session.scalars(query))
         return VmSpecsReply(specs=[await build_spec(self.node, one, with_leaving=False) for one in uuids])

@@ -28,7 +28,6 @@ from caelum.cloud.vm.flows.base import (
     destroy_on_host,
     leave_host,
     prepare_on,
-    release_from,
     state_on_host,
 )
 from caelum.cloud.vm.flows.create import allocate_address
@@ -230,7 +229,7 @@ class StopVmFlow(OnHostFlow[StopContext]):
 
     @step(progress=90, no_undo="a stopped VM needs nothing on a host")
     async def release_host(self, run: Run[StopContext]) -> None:
-        await release_from(run.node, run.ctx.vm_uuid, host_of(run.ctx))
+        await leave_host(run.node, run.ctx.vm_uuid, host_of(run.ctx))
         await run.bus.call(ReturnHost(vm_uuid=run.ctx.vm_uuid))
 
     async def complete(self, tx: AsyncSession, ctx: StopContext) -> None:
