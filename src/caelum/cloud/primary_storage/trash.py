@@ -7,6 +7,7 @@ their deletion, so a late deletion hits nothing that lives.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from caelum.cloud.host.errors import HOST_DISCONNECTED
 from caelum.cloud.host.events import HostStatusChanged
 from caelum.cloud.primary_storage.api import PrimaryStorageInventory
 from caelum.cloud.primary_storage.capacity import TRASH_PREFIX, Place, move, release
@@ -29,6 +31,8 @@ from caelum.kernel.node import Node
 log = logging.getLogger(__name__)
 
 RUNNER = "primary-storage.delete-bits"
+_PAUSES = (1.0, 2.0, 5.0, 10.0)
+"""Seconds between the tries of one run: a guest that goes at the same time lets go of its disk within them."""
 
 
 class Trash:
@@ -85,6 +89,20 @@ def _job_name(ps_uuid: str, host_uuid: str, path: str) -> str:
     return f"delete {path} of primary storage {ps_uuid} on host {host_uuid}"
 
 
+async def _delete_soon(driver: PrimaryStorageDriver, ps: PrimaryStorageInventory, host_uuid: str, path: str) -> None:
+    """Delete bits, also those whose guest is being taken off the same host at this moment."""
+    for pause in _PAUSES:
+        try:
+            await driver.delete_bits(ps, host_uuid, path)
+            return
+        except CloudError as error:
+            if error.code == HOST_DISCONNECTED.code or not error.kind.transient:
+                raise  # a host that is away says when it is back
+            log.info("%s on host %s is tried again in %.0f s: %s", path, host_uuid, pause, error.details)
+        await asyncio.sleep(pause)
+    await driver.delete_bits(ps, host_uuid, path)
+
+
 @gc_runner(RUNNER)
 async def delete_later(node: Node, job: dict[str, Any]) -> bool:
     """Delete bits whose host was away; done also when the storage or the host is gone for good."""
@@ -92,7 +110,7 @@ async def delete_later(node: Node, job: dict[str, Any]) -> bool:
     try:
         ps = await storages.find(job["primary_storage_uuid"])
         driver: PrimaryStorageDriver = storages.driver(ps)
-        await driver.delete_bits(ps, job["host_uuid"], job["install_path"])
+        await _delete_soon(driver, ps, job["host_uuid"], job["install_path"])
     except CloudError as error:
         if error.code != RESOURCE_NOT_FOUND.code:
             raise

@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from caelum.cloud.host.events import HostStatusChanged
 from caelum.cloud.host.messages import AwaitHost, DestroyVmOnHost, GetVmStatesOnHost
 from caelum.cloud.host.spec import VmSpec
 from caelum.cloud.vm.api import VmInstanceInventory
@@ -20,7 +21,7 @@ from caelum.kernel.views import view
 from caelum.kernel.workflow import Workflow
 
 DESTROY_LATER = "vm.destroy-on-host"
-GC_INTERVAL = 60
+GC_INTERVAL = 10
 
 
 class VmContext(msgspec.Struct, kw_only=True):
@@ -112,9 +113,12 @@ async def destroy_on_host(node: Node, vm_uuid: str, host_uuid: str) -> None:
 
 
 async def destroy_later(node: Node, tx: AsyncSession, vm_uuid: str, host_uuid: str) -> None:
-    """Leave the removal of a machine from its host to the garbage collector."""
+    """Leave the removal of a machine from its host to the garbage collector: soon, and when the host is back."""
     name = f"{DESTROY_LATER}-{vm_uuid}-{host_uuid}"
-    await node.gc.submit(tx, name, DESTROY_LATER, {"vm_uuid": vm_uuid, "host_uuid": host_uuid}, interval=GC_INTERVAL)
+    context, match = {"vm_uuid": vm_uuid, "host_uuid": host_uuid}, {"host_uuid": host_uuid, "new_status": "Connected"}
+    await node.gc.submit(
+        tx, name, DESTROY_LATER, context, interval=GC_INTERVAL, on_event=HostStatusChanged, match=match
+    )
 
 
 @gc_runner(DESTROY_LATER)
