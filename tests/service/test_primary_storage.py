@@ -169,6 +169,7 @@ async def test_search_says_where_it_fits_and_why_not(world: SimulatedCloud) -> N
     await world.api(ChangePrimaryStorageState(uuid=world.primary_storage, state_event="disable"))
     found = await bus.call(FindStorage(hosts, GIB))
     assert (found.candidates, [one.reason for one in found.refusals]) == ([], ["it is Disabled"])
+    assert (await bus.call(FindStorage(hosts, 0))).candidates, "what is there can be used"
     await world.api(ChangePrimaryStorageState(uuid=world.primary_storage, state_event="enable"))
     found = await bus.call(FindStorage(hosts, GIB, required_tags=["ssd"]))
     assert "lacks the user tags" in found.refusals[0].reason

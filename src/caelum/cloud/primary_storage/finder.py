@@ -16,10 +16,13 @@ from caelum.cloud.primary_storage.model import (
     LocalStorageHostRefModel,
     PrimaryStorageModel,
 )
-from caelum.cloud.switch import ENABLED
+from caelum.cloud.switch import DISABLED, ENABLED
 from caelum.kernel.tag import UserTagModel
 
 HostRef = LocalStorageHostRefModel
+
+FEW = 500
+"""Hosts that are named in a query; of more, all are read."""
 
 
 class Finder:
@@ -61,7 +64,7 @@ class Finder:
 
     def _unusable(self, ps: PrimaryStorageModel, tags: set[str]) -> str | None:
         clusters = {one.cluster_uuid for one in ps.cluster_refs}
-        if ps.state != ENABLED:
+        if ps.state != ENABLED and (self._ask.size or ps.state != DISABLED):
             return f"it is {ps.state}"
         if ps.status != CONNECTED:
             return f"it is {ps.status}"
@@ -73,10 +76,7 @@ class Finder:
         return f"it lacks the user tags {missing}" if missing else None
 
     async def _on_hosts(self, ps: PrimaryStorageModel) -> StorageCandidate | None:
-        refs = await self._session.scalars(
-            select(HostRef).where(HostRef.primary_storage_uuid == ps.uuid, HostRef.host_uuid.in_(self._ask.host_uuids))
-        )
-        by_host = {one.host_uuid: one for one in refs}
+        by_host = await self._shares(ps.uuid)
         cached = await self._cached(ps.uuid)
         available = {}
         for host_uuid in self._ask.host_uuids:
@@ -86,6 +86,16 @@ class Finder:
         hosts = sorted(available, key=lambda one: -available[one])
         return StorageCandidate(ps.uuid, hosts, available) if available else None
 
+    async def _shares(self, ps_uuid: str) -> dict[str, Any]:
+        """The hosts' rows, as plain tuples: a search may be over thousands of hosts."""
+        row = HostRef
+        query = select(row.host_uuid, row.status, row.available_capacity, row.available_physical_capacity).where(
+            row.primary_storage_uuid == ps_uuid
+        )
+        if len(self._ask.host_uuids) <= FEW:
+            query = query.where(row.host_uuid.in_(self._ask.host_uuids))
+        return {one.host_uuid: one for one in await self._session.execute(query)}
+
     async def _cached(self, ps_uuid: str) -> set[str]:
         cache = ImageCacheModel
         query = select(cache.host_uuid).where(
@@ -93,7 +103,7 @@ class Finder:
         )
         return set(await self._session.scalars(query))
 
-    def _free(self, ps: PrimaryStorageModel, ref: HostRef | None, host_uuid: str, cached: set[str]) -> int | None:
+    def _free(self, ps: PrimaryStorageModel, ref: Any, host_uuid: str, cached: set[str]) -> int | None:
         """The free bytes when it fits on this host, else None with the reason noted."""
         if ref is None or ref.status != CONNECTED:
             self._refuse(ps, host_uuid, "the host is not connected to it")
@@ -108,6 +118,8 @@ class Finder:
         return int(capacity.available_capacity)
 
     def _too_little(self, available: int, physical: int, image: int, terms: Terms) -> str | None:
+        if not self._ask.size:
+            return None
         need = terms.charge(self._ask.size, True) + image
         if available - need < terms.reserved:
             return (

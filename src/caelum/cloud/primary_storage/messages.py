@@ -88,7 +88,8 @@ class FindStorage(Message[StorageCandidates]):
 
     Only enabled, connected storages attached to a cluster of the hosts count. `cluster_uuids` narrows to clusters,
     `primary_storage_uuid` to one storage, `required_tags` to storages with all of these user tags. With `image_uuid`,
-    a host without the cached image must also have room for it.
+    a host without the cached image must also have room for it. Size 0 asks who reaches what is there already: then
+    space does not matter, and a disabled storage will do.
     """
 
     host_uuids: list[str]
