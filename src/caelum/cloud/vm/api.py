@@ -302,7 +302,7 @@ class UpdateVmInstance(ApiMessage[VmInstanceInventory]):
 
 @rest("PUT /vm-instances/{vmInstanceUuid}/actions", package=PACKAGE)
 class ChangeInstanceOffering(ApiMessage[VmInstanceInventory]):
-    """Give a VM the size of another offering; a running VM has it after its next start."""
+    """Give a stopped VM the size of another offering."""
 
     vm_instance_uuid: Uuid
     instance_offering_uuid: Annotated[str, Param(resource="InstanceOfferingVO", check_account=True)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import select
 
-from caelum.cloud.ownership import AccountResourceRefModel
+from caelum.cloud.ownership import owned_by
 from caelum.cloud.vm.messages import DestroyVm, DetachVmNic, ListVms, StopVm
 from caelum.cloud.vm.model import VmInstanceModel, VmNicModel, VmState
 from caelum.kernel.cascade import CascadeExtension
@@ -28,21 +28,14 @@ class VmCascade(CascadeExtension):
 
     async def children(self, parent_type: str, uuids: list[str]) -> list[str]:
         if parent_type == "AccountVO":
-            return await self._owned(uuids)
+            async with self._node.db.read() as session:
+                return list(await session.scalars(owned_by(uuids, self.resource)))
         conditions = {
             "HostVO": ListVms(host_uuids=uuids),
             "ZoneVO": ListVms(zone_uuids=uuids),
             "PrimaryStorageVO": ListVms(primary_storage_uuids=uuids),
         }
         return [one.uuid for one in (await self._node.bus.call(conditions[parent_type])).vms]
-
-    async def _owned(self, account_uuids: list[str]) -> list[str]:
-        async with self._node.db.read() as session:
-            query = select(AccountResourceRefModel.resource_uuid).where(
-                AccountResourceRefModel.account_uuid.in_(account_uuids),
-                AccountResourceRefModel.resource_type == self.resource,
-            )
-            return list(await session.scalars(query))
 
     async def delete(self, uuids: list[str], force: bool, issuer: str) -> None:
         if issuer in _STOPS:

@@ -64,6 +64,7 @@ from caelum.cloud.vm.flows.base import VmContext, inventory_of
 from caelum.cloud.vm.flows.create import CreateVmFlow, NicPlan
 from caelum.cloud.vm.flows.destroy import DestroyContext, DestroyVmFlow, ExpungeVmFlow, RecoverVmFlow
 from caelum.cloud.vm.flows.devices import (
+    ATTACHABLE,
     AttachNicFlow,
     AttachVolumeFlow,
     ChangeIpContext,
@@ -128,8 +129,11 @@ class VmService(Service):
 
     @handles(StartVmInstance, queue=QUEUE)
     async def start_vm(self, msg: StartVmInstance) -> VmInstanceInventory:
-        if await self._state(msg.uuid) == VmState.RUNNING:
+        state = await self._state(msg.uuid)
+        if state == VmState.RUNNING:
             return await inventory_of(self.node, msg.uuid)
+        if state == VmState.CRASHED:
+            return await self._run(RebootVmFlow, VmContext(vm_uuid=msg.uuid), START_FAILED)
         ctx = StartContext(vm_uuid=msg.uuid, want_host=msg.host_uuid, want_cluster=msg.cluster_uuid)
         return await self._run(StartVmFlow, ctx, START_FAILED)
 
@@ -205,6 +209,8 @@ class VmService(Service):
 
     @handles(AttachDataVolumeToVm, queue="vm-{vm_instance_uuid}")
     async def attach_volume(self, msg: AttachDataVolumeToVm) -> VolumeInventory:
+        async with self.db.read() as session:
+            require_state(await load_vm(session, msg.vm_instance_uuid), "AttachDataVolumeToVm", ATTACHABLE)
         volume = (await self.bus.call(GetVolumes(uuids=[msg.volume_uuid]))).volumes[0]
         ctx = VolumeContext(vm_uuid=msg.vm_instance_uuid, volume_uuid=msg.volume_uuid)
         if not volume.install_path:
@@ -267,8 +273,10 @@ class VmService(Service):
     async def _detach_nic(self, vm_uuid: str, nic_uuid: str, answers: bool = True) -> VmInstanceInventory:
         async with self.db.read() as session:
             nic = await session.get(VmNicModel, nic_uuid)
-        if nic is None:
-            return await inventory_of(self.node, vm_uuid)
+            if nic is None:
+                return await inventory_of(self.node, vm_uuid)
+            if answers:
+                require_state(await load_vm(session, vm_uuid), "DetachL3NetworkFromVm", ATTACHABLE)
         ctx = DetachNicContext(vm_uuid=vm_uuid, nic_uuid=nic_uuid, l3_network_uuid=nic.l3_network_uuid, ip=nic.ip)
         return await self._run(DetachNicFlow, ctx, ATTACH_NETWORK_FAILED, answers=answers)
 
@@ -367,6 +375,7 @@ class VmService(Service):
     @handles(DeleteVmStaticIp, queue="vm-{vm_instance_uuid}")
     async def delete_static_ip(self, msg: DeleteVmStaticIp) -> None:
         async with self.db.transaction() as tx:
+            require_state(await load_vm(tx, msg.vm_instance_uuid), "DeleteVmStaticIp", ATTACHABLE)
             await tags.STATIC_IP.delete(tx, msg.vm_instance_uuid, l3NetworkUuid=msg.l3_network_uuid)
 
     @handles(GetVmCapabilities)

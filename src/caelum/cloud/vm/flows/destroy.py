@@ -13,7 +13,7 @@ from caelum.cloud.vm.api import DESTROY_FAILED, VmInstanceInventory
 from caelum.cloud.vm.flows.base import LONG, VmContext, VmFlow, VmWork, destroy_on_host, release_from
 from caelum.cloud.vm.flows.lifecycle import return_address
 from caelum.cloud.vm.model import VmInstanceModel, VmState
-from caelum.cloud.vm.records import forget_vm, give_running_quota, move, set_state
+from caelum.cloud.vm.records import forget_vm, give_running_quota, move, require_state
 from caelum.cloud.vm.specs import load_vm
 from caelum.cloud.volume.messages import (
     DeleteVolume,
@@ -90,9 +90,8 @@ class RecoverVmFlow(VmFlow[VmContext]):
 
     async def begin(self, tx: AsyncSession, ctx: VmContext) -> None:
         vm = await load_vm(tx, ctx.vm_uuid)
+        require_state(vm, "RecoverVmInstance", {VmState.DESTROYED})
         ctx.former_state = vm.state
-        await move(self.node, tx, ctx.vm_uuid, "stopped", operation="RecoverVmInstance")
-        set_state(self.node, tx, vm, VmState.DESTROYED)
 
     @step()
     async def recover_root(self, run: Run[VmContext]) -> None:

@@ -32,12 +32,15 @@ from caelum.cloud.vm.flows.base import (
 )
 from caelum.cloud.vm.flows.create import allocate_address
 from caelum.cloud.vm.model import ON_HOST, VmInstanceModel, VmNicModel, VmState
-from caelum.cloud.vm.records import give_running_quota, move, set_state, take_running_quota
+from caelum.cloud.vm.records import give_running_quota, move, require_state, set_state, take_running_quota
 from caelum.cloud.vm.specs import build_spec, load_vm
 from caelum.cloud.volume.messages import GetVolumes, InstantiateVolume
 from caelum.kernel.errors import CloudError
 from caelum.kernel.workflow import Run, step
 
+STARTABLE = frozenset({VmState.CREATED, VmState.STOPPED, VmState.RUNNING, VmState.CRASHED})
+"""What runs already, does; what crashed is started anew where it is."""
+STOPPABLE = frozenset({*ON_HOST, VmState.STOPPED, VmState.UNKNOWN, VmState.CRASHED, VmState.NO_STATE})
 STOP_GRACE = 60.0
 """Seconds that a guest has to shut down when it is asked to."""
 
@@ -61,6 +64,7 @@ class StartVmFlow(VmFlow[StartContext]):
 
     async def begin(self, tx: AsyncSession, ctx: StartContext) -> None:
         vm = await load_vm(tx, ctx.vm_uuid)
+        require_state(vm, "StartVmInstance", STARTABLE)
         ctx.former_state = vm.state
         await move(self.node, tx, ctx.vm_uuid, "starting", operation="StartVmInstance")
         await take_running_quota(tx, vm)
@@ -218,6 +222,7 @@ class StopVmFlow(OnHostFlow[StopContext]):
     pivot = "stop_on_host"
 
     async def begin(self, tx: AsyncSession, ctx: StopContext) -> None:
+        require_state(await load_vm(tx, ctx.vm_uuid), "StopVmInstance", STOPPABLE)
         await self.enter(tx, ctx, "stopping", "StopVmInstance")
 
     @step(timeout=STOP_GRACE * 3, progress=70, no_undo="the user wants it stopped; the host says what it is")
