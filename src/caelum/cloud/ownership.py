@@ -80,6 +80,12 @@ async def owner_of(session: AsyncSession, resource_uuid: str) -> str | None:
     return None if row is None else row.account_uuid
 
 
+def owned_by(account_uuids: list[str], resource_type: str) -> Select[str]:
+    """The UUIDs of the resources of a type that belong to any of the accounts, as a query."""
+    row = AccountResourceRefModel
+    return select(row.resource_uuid).where(row.account_uuid.in_(account_uuids), row.resource_type == resource_type)
+
+
 def _of(resource_uuid: str) -> Select[AccountResourceRefModel]:
     return select(AccountResourceRefModel).where(AccountResourceRefModel.resource_uuid == resource_uuid)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 
 from aiohttp import WSCloseCode
 
@@ -34,7 +33,7 @@ class EmbeddedProxy:
             return
         files = pki.Files.in_directory(config.data_dir / "pki", "server")
         self.proxy = ConsoleProxy(self._node.bus, self._node.settings.get, files, [config.api_port])
-        await self.proxy.start(config.console_host, config.console_port, await asyncio.to_thread(self._tls))
+        await self.proxy.start(config.console_host, config.console_port, await asyncio.to_thread(config.api_tls))
         self._node.bus.subscribe(VmStateChanged, self._vm_changed)
         await self._announce(connected=True)
         log.info("consoles are at %s:%d", config.console_host, config.console_port)
@@ -48,14 +47,6 @@ class EmbeddedProxy:
             await self._announce(connected=False)
         except CloudError as error:
             log.info("the console proxy leaves without a word: %s", error)
-
-    def _tls(self) -> ssl.SSLContext | None:
-        config = self._node.config
-        if config.api_tls_certificate is None:
-            return None
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(config.api_tls_certificate, config.api_tls_key)
-        return context
 
     async def _announce(self, *, connected: bool) -> None:
         config = self._node.config

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -77,7 +76,7 @@ class Gateway:
         self._operations.observe(self)
         self._server = Server(self._answer)
         self._listener = await asyncio.get_running_loop().create_server(
-            self._server, config.api_host, config.api_port, ssl=self._tls(), backlog=512
+            self._server, config.api_host, config.api_port, ssl=config.api_tls(), backlog=512
         )
         log.info("the API is at %s:%d", config.api_host, self.port)
 
@@ -91,14 +90,6 @@ class Gateway:
             await self._server.shutdown(seconds)
         await self.runner.stop(seconds)
         await self._web_hooks.stop()
-
-    def _tls(self) -> ssl.SSLContext | None:
-        config = self._node.config
-        if config.api_tls_certificate is None:
-            return None
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(config.api_tls_certificate, config.api_tls_key)
-        return context
 
     # --- one request --------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 import tomllib
 import typing
 from collections.abc import Mapping
@@ -57,6 +58,14 @@ class Config(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     def resolved_database_url(self) -> str:
         """The URL to connect to."""
         return self.database_url or f"sqlite+aiosqlite:///{(self.data_dir / 'caelum.db').absolute()}"
+
+    def api_tls(self) -> ssl.SSLContext | None:
+        """What API and consoles are served with, or None: in the clear."""
+        if self.api_tls_certificate is None:
+            return None
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(self.api_tls_certificate, self.api_tls_key)
+        return tls
 
     def resolved_host(self) -> str:
         """The address that others are told."""

@@ -48,7 +48,7 @@ from caelum.cloud.image.flows import (
 from caelum.cloud.image.messages import DropImagesOfBackupStorage, GetImage, ImageLocation, LocateImage
 from caelum.cloud.image.model import DELETED, READY, STATES, ImageBackupStorageRefModel, ImageModel
 from caelum.cloud.image.settings import DELETION_POLICY, EXPUNGE_INTERVAL, EXPUNGE_PERIOD
-from caelum.cloud.ownership import AccountResourceRefModel
+from caelum.cloud.ownership import owned_by
 from caelum.cloud.primary_storage.messages import GetPrimaryStorage
 from caelum.cloud.switch import ENABLED
 from caelum.cloud.volume.messages import GetVolumes
@@ -324,8 +324,7 @@ class ImageCascade(CascadeExtension):
         self._service = service
 
     async def children(self, parent_type: str, uuids: list[str]) -> list[str]:
-        row = AccountResourceRefModel
-        query = select(row.resource_uuid).where(row.account_uuid.in_(uuids), row.resource_type == IMAGE)
+        query = owned_by(uuids, IMAGE)
         if parent_type == BACKUP_STORAGE:
             query = select(Ref.image_uuid).where(Ref.backup_storage_uuid.in_(uuids)).distinct()
         async with self._service.db.read() as session:

@@ -7,7 +7,7 @@ from sqlalchemy import ColumnElement, select
 from caelum.cloud.l2.flows import ClusterContext, DeleteL2Context, DeleteL2Flow, DetachL2Flow
 from caelum.cloud.l2.model import L2NetworkClusterRefModel, L2NetworkModel
 from caelum.cloud.l2.rows import attachment
-from caelum.cloud.ownership import AccountResourceRefModel
+from caelum.cloud.ownership import owned_by
 from caelum.kernel.cascade import CascadeExtension
 from caelum.kernel.node import Node
 
@@ -22,11 +22,9 @@ class L2Cascade(CascadeExtension):
         self._node = node
 
     async def children(self, parent_type: str, uuids: list[str]) -> list[str]:
-        ref = AccountResourceRefModel
-        owned = select(ref.resource_uuid).where(ref.account_uuid.in_(uuids), ref.resource_type == self.resource)
-        below: ColumnElement[bool] = (
-            L2NetworkModel.uuid.in_(owned) if parent_type == "AccountVO" else L2NetworkModel.zone_uuid.in_(uuids)
-        )
+        below: ColumnElement[bool] = L2NetworkModel.zone_uuid.in_(uuids)
+        if parent_type == "AccountVO":
+            below = L2NetworkModel.uuid.in_(owned_by(uuids, self.resource))
         async with self._node.db.read() as session:
             return list(await session.scalars(select(L2NetworkModel.uuid).where(below)))
 

@@ -8,7 +8,7 @@ from caelum.cloud.l3.extension import L3Changed
 from caelum.cloud.l3.flows import DeleteL3Context, DeleteL3Flow
 from caelum.cloud.l3.model import IpRangeModel, L3NetworkModel
 from caelum.cloud.l3.rows import networks
-from caelum.cloud.ownership import AccountResourceRefModel, disown
+from caelum.cloud.ownership import disown, owned_by
 from caelum.kernel.cascade import CascadeExtension
 from caelum.kernel.node import Node
 from caelum.kernel.tag import drop_tags
@@ -24,11 +24,9 @@ class L3Cascade(CascadeExtension):
         self._node = node
 
     async def children(self, parent_type: str, uuids: list[str]) -> list[str]:
-        ref = AccountResourceRefModel
-        owned = select(ref.resource_uuid).where(ref.account_uuid.in_(uuids), ref.resource_type == self.resource)
-        below: ColumnElement[bool] = (
-            L3NetworkModel.uuid.in_(owned) if parent_type == "AccountVO" else L3NetworkModel.l2_network_uuid.in_(uuids)
-        )
+        below: ColumnElement[bool] = L3NetworkModel.l2_network_uuid.in_(uuids)
+        if parent_type == "AccountVO":
+            below = L3NetworkModel.uuid.in_(owned_by(uuids, self.resource))
         async with self._node.db.read() as session:
             return list(await session.scalars(select(L3NetworkModel.uuid).where(below)))
 

@@ -6,7 +6,7 @@ from sqlalchemy import select
 
 from caelum.cloud.offering.api import DISK_OFFERING
 from caelum.cloud.offering.extension import OfferingAfterDelete
-from caelum.cloud.ownership import AccountResourceRefModel
+from caelum.cloud.ownership import owned_by
 from caelum.cloud.primary_storage.messages import GetVolumesOnHost
 from caelum.cloud.vm.messages import DestroyVm
 from caelum.cloud.volume.api import VOLUME
@@ -41,11 +41,10 @@ class VolumeCascade(CascadeExtension):
         if parent_type == HOST_SHARE:
             answers = await self._node.bus.call_all([GetVolumesOnHost(uuid) for uuid in uuids])
             return [uuid for one in answers if not isinstance(one, CloudError) for uuid in one.uuids]
-        row, ref = VolumeModel, AccountResourceRefModel
+        row = VolumeModel
         query = select(row.uuid).where(row.type == DATA)
         if parent_type == ACCOUNT:
-            owned = select(ref.resource_uuid).where(ref.account_uuid.in_(uuids), ref.resource_type == VOLUME)
-            query = query.where(row.uuid.in_(owned))
+            query = query.where(row.uuid.in_(owned_by(uuids, VOLUME)))
         else:
             query = query.where(row.primary_storage_uuid.in_(uuids))
         async with self._node.db.read() as session:
