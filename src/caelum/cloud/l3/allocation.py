@@ -24,7 +24,7 @@ from caelum.cloud.l3.settings import FIRST_AVAILABLE, IP_STRATEGY
 from caelum.cloud.switch import ENABLED
 from caelum.kernel.database import Database, is_unique_violation, utcnow
 from caelum.kernel.errors import CloudError, invalid, not_found
-from caelum.kernel.ids import new_uuid
+from caelum.kernel.ids import derived_uuid
 from caelum.kernel.settings import ResourceConfigModel
 
 ATTEMPTS = 20
@@ -226,7 +226,8 @@ async def _exhausted(tx: AsyncSession, l3: _Network, reserved: Sequence[Reserved
 def _row(msg: AllocateIp, address: Address, one: IpRangeModel | None, distance: int | None) -> UsedIpModel:
     now = utcnow()
     return UsedIpModel(
-        uuid=new_uuid(),
+        # An undo that takes an address again brings back what was.
+        uuid=derived_uuid(msg.l3_network_uuid, str(address), holder_of(msg)),
         l3_network_uuid=msg.l3_network_uuid,
         ip_range_uuid=None if one is None else one.uuid,
         ip_offset=distance,

@@ -77,8 +77,13 @@ async def prepare_on(node: Node, vm_uuid: str, host_uuid: str) -> VmSpec:
 
 
 async def release_from(node: Node, vm_uuid: str, host_uuid: str) -> None:
-    """Take back what `prepare_on` made; nothing happens when it made nothing."""
+    """Take back what `prepare_on` made; nothing happens when it made nothing.
+
+    For a VM whose records are gone nothing is left to do: a host that connects loses what is no VM's.
+    """
     await node.bus.call(AwaitHost(host_uuid=host_uuid))
+    if not await node.resources.exists("VmInstanceVO", vm_uuid):
+        return
     spec = await build_spec(node, vm_uuid)
     await node.extensions.each(VmResourceProvider, "release", spec, host_uuid)
 

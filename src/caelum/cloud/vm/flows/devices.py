@@ -29,7 +29,7 @@ from caelum.cloud.vm.records import require_state
 from caelum.cloud.vm.specs import build_spec, load_vm, volume_spec
 from caelum.cloud.volume.api import VolumeInventory
 from caelum.cloud.volume.messages import GetVolumes, InstantiateVolume, SetVolumeAttachment
-from caelum.kernel.errors import CloudError, not_found
+from caelum.kernel.errors import RESOURCE_NOT_FOUND, CloudError, not_found
 from caelum.kernel.workflow import Run, Workflow, step
 
 ATTACHABLE = frozenset({VmState.RUNNING, VmState.STOPPED, VmState.PAUSED})
@@ -187,6 +187,8 @@ class NicContext(DeviceContext, kw_only=True):
     account_uuid: str
     plan: NicPlan
     sets_default: bool = False
+    nic: NicSpec | None = None
+    """The NIC as the host was told, for an undo that comes when its row is gone."""
 
 
 class AttachNicFlow(VmFlow[NicContext]):
@@ -217,15 +219,17 @@ class AttachNicFlow(VmFlow[NicContext]):
 
     @step(progress=60, skip=lambda ctx: not ctx.live)
     async def prepare(self, run: Run[NicContext]) -> None:
-        spec, nic = await described(run, run.ctx.plan.nic_uuid)
-        await run.node.extensions.each(VmResourceProvider, "prepare_nic", spec, nic, host_of(run.ctx))
+        spec, run.ctx.nic = await described(run, run.ctx.plan.nic_uuid)
+        await run.node.extensions.each(VmResourceProvider, "prepare_nic", spec, run.ctx.nic, host_of(run.ctx))
 
     @prepare.undo
     async def release(self, run: Run[NicContext]) -> None:
         async with run.db.transaction() as tx:
             await mark_leaving(tx, run.ctx.plan.nic_uuid)
-        spec, nic = await described(run, run.ctx.plan.nic_uuid)
-        await run.node.extensions.each(VmResourceProvider, "release_nic", spec, nic, host_of(run.ctx))
+        nic = await self._nic(run)
+        if nic is not None and await run.node.resources.exists("VmInstanceVO", run.ctx.vm_uuid):
+            spec = await build_spec(run.node, run.ctx.vm_uuid)
+            await run.node.extensions.each(VmResourceProvider, "release_nic", spec, nic, host_of(run.ctx))
 
     @step(progress=90, skip=lambda ctx: not ctx.live)
     async def plug(self, run: Run[NicContext]) -> None:
@@ -234,8 +238,19 @@ class AttachNicFlow(VmFlow[NicContext]):
 
     @plug.undo
     async def unplug(self, run: Run[NicContext]) -> None:
-        _, nic = await described(run, run.ctx.plan.nic_uuid)
-        await run.bus.call(DetachNicOnHost(host_uuid=host_of(run.ctx), vm_uuid=run.ctx.vm_uuid, nic=nic))
+        nic = await self._nic(run)
+        if nic is not None:
+            await run.bus.call(DetachNicOnHost(host_uuid=host_of(run.ctx), vm_uuid=run.ctx.vm_uuid, nic=nic))
+
+    async def _nic(self, run: Run[NicContext]) -> NicSpec | None:
+        """The NIC as the host may have it; None when it cannot have it, and nothing is left to undo."""
+        if run.ctx.nic is None:
+            try:
+                _, run.ctx.nic = await described(run, run.ctx.plan.nic_uuid)
+            except CloudError as error:
+                if error.kind != RESOURCE_NOT_FOUND:
+                    raise
+        return run.ctx.nic
 
     async def complete(self, tx: AsyncSession, ctx: NicContext) -> None:
         """The row says all."""
