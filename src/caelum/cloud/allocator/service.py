@@ -62,7 +62,7 @@ class AllocatorService(Service):
         try:
             return await self.node.queues.run("host-allocator", level, self._allocate, msg, name="AllocateHost")
         except CloudError:
-            # After a restart of this node, hosts that are still to be connected may take what these could not.
+            # Hosts that are being connected, or are still to be after a restart, may take what these could not.
             if not await self.node.bus.call(AwaitHosts()):
                 raise
             return await self.node.queues.run("host-allocator", level, self._allocate, msg, name="AllocateHost")

@@ -228,7 +228,10 @@ class AwaitHost(Message[None], kw_only=True):
 
 @message()
 class AwaitHosts(Message[bool]):
-    """Return when every host of this node was tried once since its start; whether that had to be waited for."""
+    """Return when no connect of a host of this node is under way or due since its start, or after a while.
+
+    Tells whether that had to be waited for: hosts that were missing a moment ago may be there now.
+    """
 
 
 @message(route_by="host_uuid", timeout=60)

@@ -6,6 +6,7 @@ Connected. What changes the host itself runs in a queue of its own, so that neit
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from typing import Any
 
@@ -44,6 +45,8 @@ from caelum.kernel.service import Service, handles, intercepts
 
 _OPERATIONS = "host-{host_uuid}"
 _LIFE = "host-life-{uuid}"
+_CONNECTS_PATIENCE = 60.0
+"""Seconds that somebody without a host waits for those that are being connected."""
 
 
 class HostService(Service):
@@ -86,10 +89,15 @@ class HostService(Service):
 
     @handles(m.AwaitHosts)
     async def await_hosts(self, _msg: m.AwaitHosts) -> bool:
-        if self.tracker.is_settled:
-            return False
-        await self.tracker.settled()
-        return True
+        waited = not self.tracker.is_settled
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CONNECTS_PATIENCE):
+                await self.tracker.settled()
+                for uuid in self.connector.busy():
+                    waited = True
+                    with contextlib.suppress(CloudError):
+                        await self.connector.connected(uuid)
+        return waited
 
     # --- public operations ------------------------------------------------------------------------------------------
 
