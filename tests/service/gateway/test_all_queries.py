@@ -22,7 +22,9 @@ async def test_every_query_of_every_service(tmp_path: Path) -> None:
         for meta in queries:
             found = target(reply_type(meta.cls))
             asked = [meta.cls(reply_with_count=True)]
-            asked += [meta.cls(conditions=[QueryCondition(name, "is not null")]) for name in found.columns]
+            asked += [
+                meta.cls(conditions=[QueryCondition(name, "is not null")]) for name in (*found.columns, *found.lists)
+            ]
             asked += [meta.cls(sort_by=name, sort_direction="desc") for name in found.columns]
             asked += [meta.cls(conditions=[QueryCondition(f"{name}.uuid", "=", "x")]) for name in _joins(found)]
             if "uuid" in found.columns:

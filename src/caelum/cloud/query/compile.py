@@ -91,6 +91,8 @@ class _Compiler:
         if name in at.aliases and rest:
             path = [*at.aliases[name].split("."), *rest]
             name, rest = path[0], path[1:]
+        if not rest and name in at.lists:
+            return at.some_of(name, lambda value: compare(value, one))
         if not rest:
             return compare(at.column(name), one)
         if len(path) - 1 > MAX_JOIN_DEPTH:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
-from sqlalchemy import inspect
+from sqlalchemy import ColumnElement, inspect
+from sqlalchemy.ext.associationproxy import AssociationProxyExtensionType
 from sqlalchemy.ext.hybrid import HybridExtensionType
 from sqlalchemy.orm import QueryableAttribute
 
@@ -35,6 +37,8 @@ class Target(msgspec.Struct, frozen=True):
     model: type[Any]
     columns: dict[str, str]
     """Queryable wire names with the attribute of the model behind each."""
+    lists: dict[str, str]
+    """Wire names of lists of plain values from another table: a condition holds when one of the values meets it."""
     relations: dict[str, str]
     """Wire names of fields that are loaded relationships."""
     expands: dict[str, Expand]
@@ -47,8 +51,14 @@ class Target(msgspec.Struct, frozen=True):
     def column(self, wire: str) -> QueryableAttribute[Any]:
         """The column behind a field. Raises SYS.1007 with the known names."""
         if wire not in self.columns:
-            raise unknown_field(self.name, wire, (*self.columns, *self.joins()))
+            raise unknown_field(self.name, wire, (*self.columns, *self.lists, *self.joins()))
         return self.attribute(self.columns[wire])
+
+    def some_of(self, wire: str, meets: Callable[[Any], ColumnElement[bool]]) -> ColumnElement[bool]:
+        """Whether one of a list's values meets a condition."""
+        proxy: Any = getattr(self.model, self.lists[wire])
+        found: ColumnElement[bool] = proxy.local_attr.any(meets(proxy.remote_attr))
+        return found
 
     def attribute(self, name: str) -> QueryableAttribute[Any]:
         found: QueryableAttribute[Any] = getattr(self.model, name)
@@ -63,7 +73,7 @@ class Target(msgspec.Struct, frozen=True):
         """The join of that name and where it leads."""
         expand = self.expands.get(name)
         if expand is None:
-            raise unknown_field(self.name, name, (*self.columns, *self.joins()))
+            raise unknown_field(self.name, name, (*self.columns, *self.lists, *self.joins()))
         try:
             return expand, target(inventory_class(expand.inventory))
         except KeyError:
@@ -85,17 +95,17 @@ def target(cls: type[Inventory]) -> Target:
     meta = inventory_meta(cls)
     model = resources.model(meta.vo)
     mapper = inspect(model)
-    hybrids = {
-        name
-        for name, one in mapper.all_orm_descriptors.items()
-        if one.extension_type is HybridExtensionType.HYBRID_PROPERTY
-    }
+    kinds = {name: one.extension_type for name, one in mapper.all_orm_descriptors.items()}
+    hybrids = {name for name, kind in kinds.items() if kind is HybridExtensionType.HYBRID_PROPERTY}
     stored = hybrids | set(mapper.column_attrs.keys())
     fields = [(one.encode_name, one.name) for one in msgspec.structs.fields(cls)]
     return Target(
         inventory=cls,
         model=model,
         columns={wire: name for wire, name in fields if name in stored},
+        lists={
+            wire: name for wire, name in fields if kinds.get(name) is AssociationProxyExtensionType.ASSOCIATION_PROXY
+        },
         relations={wire: name for wire, name in fields if name in mapper.relationships},
         expands={one.field: one for meta in _lineage(meta) for one in meta.expands},
         aliases={name: path for meta in _lineage(meta) for name, path in meta.aliases},
