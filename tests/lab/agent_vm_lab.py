@@ -25,16 +25,15 @@ from aiohttp import web
 from caelum.agent.protocol import Command, ConnectHost, Disk, Nic, StartVm, TaskAnswer, answer_type
 from caelum.kernel import pki
 from caelum.kernel.ids import new_uuid
+from caelum.onemachine.guest_image import build, recipe
 
 MIB = 1 << 20
-IMAGE = Path(os.environ.get("CAELUM_GUEST_IMAGE", tempfile.gettempdir() + "/caelum-guest.qcow2"))
+IMAGE = Path(os.environ.get("CAELUM_GUEST_IMAGE", f"{tempfile.gettempdir()}/caelum-guest-{recipe()}.qcow2"))
 
 
 def guest_image() -> Path:
-    """The small test guest, built once per machine."""
+    """The small test guest, built once per machine and recipe."""
     if not IMAGE.exists():
-        from caelum.onemachine.guest_image import build
-
         build(IMAGE)
     return IMAGE
 

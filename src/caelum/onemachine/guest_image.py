@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import hashlib
 import os
 import shutil
 import subprocess
@@ -72,6 +73,12 @@ def build(out: Path) -> None:
         part = work / "guest.qcow2"
         _run("qemu-img", "convert", "-q", "-c", "-O", "qcow2", disk, part)
         part.replace(out)
+
+
+def recipe() -> str:
+    """A digest of all that the image is made from, but for the packages' versions."""
+    files = [Path(__file__), *sorted(path for path in HERE.rglob("*") if path.is_file())]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:8]
 
 
 @contextmanager
