@@ -114,7 +114,7 @@ def differences(expected: Any, found: Any, path: str = "") -> list[str]:
 def structural_differences(expected: list[str], found: list[str]) -> list[str]:
     """What differs between two canonical dumps when all names are left out; one difference changes many names."""
     plain, other = ([re.sub(r"#[0-9a-f]{10}", "#", line) for line in lines] for lines in (expected, found))
-    return differences(plain, other) or ["the same lines, connected in another way"]
+    return differences(plain, other) or ["the same lines, connected in another way", *differences(expected, found)]
 
 
 def transitional(dump: Dump) -> list[str]:

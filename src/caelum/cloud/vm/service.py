@@ -10,8 +10,6 @@ from typing import TypeVar
 
 from sqlalchemy import select
 
-from caelum.cloud.allocator.messages import AllocateHost
-from caelum.cloud.host.messages import ListHosts
 from caelum.cloud.offering.messages import GetInstanceOffering
 from caelum.cloud.ownership import owner_of
 from caelum.cloud.vm import tags
@@ -27,8 +25,6 @@ from caelum.cloud.vm.api import (
     START_FAILED,
     STOP_FAILED,
     AttachL3NetworkToVm,
-    BootOrderReply,
-    Capabilities,
     ChangeInstanceOffering,
     CreateVmInstance,
     DeleteVmConsolePassword,
@@ -38,12 +34,6 @@ from caelum.cloud.vm.api import (
     DestroyVmInstance,
     DetachL3NetworkFromVm,
     ExpungeVmInstance,
-    GetVmBootOrder,
-    GetVmCapabilities,
-    GetVmHostname,
-    GetVmSshKey,
-    GetVmStartingCandidateClustersHosts,
-    HostnameReply,
     PauseVmInstance,
     RebootVmInstance,
     RecoverVmInstance,
@@ -53,8 +43,6 @@ from caelum.cloud.vm.api import (
     SetVmHostname,
     SetVmSshKey,
     SetVmStaticIp,
-    SshKeyReply,
-    StartingCandidates,
     StartVmInstance,
     StopVmInstance,
     UpdateVmInstance,
@@ -84,9 +72,10 @@ from caelum.cloud.vm.flows.lifecycle import (
     StopContext,
     StopVmFlow,
 )
-from caelum.cloud.vm.messages import DestroyVm, DetachVmNic, GetVmSpecs, ListVms, StopVm, VmSpecsReply, VmsReply
-from caelum.cloud.vm.model import NEEDS_HOST, VmInstanceModel, VmNicModel, VmState
+from caelum.cloud.vm.messages import DestroyVm, DetachVmNic, StopVm
+from caelum.cloud.vm.model import VmInstanceModel, VmNicModel, VmState
 from caelum.cloud.vm.plans import plan_create
+from caelum.cloud.vm.questions import VmQuestions
 from caelum.cloud.vm.records import new_mac, require_state
 from caelum.cloud.vm.settings import (
     DELETE_DATA_VOLUMES,
@@ -94,16 +83,15 @@ from caelum.cloud.vm.settings import (
     EXPUNGE_INTERVAL,
     EXPUNGE_PERIOD,
 )
-from caelum.cloud.vm.specs import build_spec, load_vm
+from caelum.cloud.vm.specs import load_vm
 from caelum.cloud.volume.api import AttachDataVolumeToVm, DetachDataVolumeFromVm, VolumeInventory
 from caelum.cloud.volume.messages import GetVolumes
 from caelum.kernel.context import ADMIN_ACCOUNT_UUID
 from caelum.kernel.database import utcnow
 from caelum.kernel.errors import CloudError, ErrorType, not_found
 from caelum.kernel.ids import new_uuid
-from caelum.kernel.service import Service, handles
+from caelum.kernel.service import handles
 from caelum.kernel.tag import SystemTag
-from caelum.kernel.views import views
 from caelum.kernel.workflow import Workflow
 
 QUEUE = "vm-{uuid}"
@@ -112,7 +100,7 @@ C = TypeVar("C", bound=VmContext)
 R = TypeVar("R")
 
 
-class VmService(Service):
+class VmService(VmQuestions):
     """Owns virtual machines."""
 
     name = "vm"
@@ -313,10 +301,6 @@ class VmService(Service):
     async def delete_hostname(self, msg: DeleteVmHostname) -> None:
         await self._drop_tag(tags.HOSTNAME, msg.uuid)
 
-    @handles(GetVmHostname)
-    async def get_hostname(self, msg: GetVmHostname) -> HostnameReply:
-        return HostnameReply(hostname=await self._token(tags.HOSTNAME, msg.uuid, "hostname"))
-
     @handles(SetVmSshKey, queue=QUEUE)
     async def set_ssh_key(self, msg: SetVmSshKey) -> VmInstanceInventory:
         await self._set_tag(tags.SSHKEY, msg.uuid, sshkey=msg.ssh_key)
@@ -325,10 +309,6 @@ class VmService(Service):
     @handles(DeleteVmSshKey, queue=QUEUE)
     async def delete_ssh_key(self, msg: DeleteVmSshKey) -> None:
         await self._drop_tag(tags.SSHKEY, msg.uuid or "")
-
-    @handles(GetVmSshKey)
-    async def get_ssh_key(self, msg: GetVmSshKey) -> SshKeyReply:
-        return SshKeyReply(ssh_key=await self._token(tags.SSHKEY, msg.uuid, "sshkey"))
 
     @handles(SetVmConsolePassword, queue=QUEUE)
     async def set_console_password(self, msg: SetVmConsolePassword) -> VmInstanceInventory:
@@ -346,11 +326,6 @@ class VmService(Service):
         else:
             await self._drop_tag(tags.BOOT_ORDER, msg.uuid)
         return await inventory_of(self.node, msg.uuid)
-
-    @handles(GetVmBootOrder)
-    async def get_boot_order(self, msg: GetVmBootOrder) -> BootOrderReply:
-        text = await self._token(tags.BOOT_ORDER, msg.uuid, "bootOrder")
-        return BootOrderReply(orders=text.split(",") if text else list(tags.BOOT_DEVICES))
 
     @handles(SetVmStaticIp, queue="vm-{vm_instance_uuid}")
     async def set_static_ip(self, msg: SetVmStaticIp) -> None:
@@ -378,59 +353,6 @@ class VmService(Service):
             require_state(await load_vm(tx, msg.vm_instance_uuid), "DeleteVmStaticIp", ATTACHABLE)
             await tags.STATIC_IP.delete(tx, msg.vm_instance_uuid, l3NetworkUuid=msg.l3_network_uuid)
 
-    @handles(GetVmCapabilities)
-    async def capabilities(self, msg: GetVmCapabilities) -> Capabilities:
-        await inventory_of(self.node, msg.uuid)
-        return Capabilities(capabilities={"LiveMigration": False, "VolumeMigration": False, "Reimage": False})
-
-    @handles(GetVmStartingCandidateClustersHosts)
-    async def starting_candidates(self, msg: GetVmStartingCandidateClustersHosts) -> StartingCandidates:
-        async with self.db.read() as session:
-            vm = await load_vm(session, msg.uuid)
-        place = await self.bus.call(
-            AllocateHost(
-                vm_uuid=vm.uuid,
-                cpu_num=vm.cpu_num,
-                memory=vm.memory_size,
-                zone_uuid=vm.zone_uuid,
-                l3_network_uuids=[one.l3_network_uuid for one in vm.vm_nics],
-                dry_run=True,
-            )
-        )
-        hosts = await self.bus.call(ListHosts(host_uuids=[one.host_uuid for one in place.candidates]))
-        return StartingCandidates(hosts=hosts.hosts)
-
-    # --- for other services -------------------------------------------------------------------------------------------
-
-    @handles(GetVmSpecs)
-    async def specs_on_host(self, msg: GetVmSpecs) -> VmSpecsReply:
-        async with self.db.read() as session:
-            query = select(VmInstanceModel.uuid).where(
-                VmInstanceModel.host_uuid == msg.host_uuid, VmInstanceModel.state.in_(NEEDS_HOST)
-            )
-            uuids = list(await session.scalars(query))
-        return VmSpecsReply(specs=[await build_spec(self.node, one, with_leaving=False) for one in uuids])
-
-    @handles(ListVms)
-    async def list_vms(self, msg: ListVms) -> VmsReply:
-        async with self.db.read() as session:
-            query = select(VmInstanceModel).order_by(VmInstanceModel.create_date, VmInstanceModel.uuid)
-            for field, value in (
-                (VmInstanceModel.uuid, msg.vm_uuids),
-                (VmInstanceModel.host_uuid, msg.host_uuids),
-                (VmInstanceModel.zone_uuid, msg.zone_uuids),
-                (VmInstanceModel.state, msg.states),
-            ):
-                if value is not None:
-                    query = query.where(field.in_(value))
-            if msg.l3_network_uuids is not None:
-                query = query.where(VmInstanceModel.vm_nics.any(VmNicModel.l3_network_uuid.in_(msg.l3_network_uuids)))
-            found = views(await session.scalars(query))
-        wanted = set(msg.primary_storage_uuids or ())
-        if wanted:
-            found = [one for one in found if wanted & {disk.primary_storage_uuid for disk in one.all_volumes}]
-        return VmsReply(vms=found)
-
     # --- helpers ------------------------------------------------------------------------------------------------------
 
     async def _run(self, flow: type[Workflow[C, R]], ctx: C, failure: ErrorType, answers: bool = True) -> R:
@@ -453,12 +375,6 @@ class VmService(Service):
         async with self.db.transaction() as tx:
             await load_vm(tx, uuid)
             await tag.delete(tx, uuid)
-
-    async def _token(self, tag: SystemTag, uuid: str, token: str) -> str | None:
-        async with self.db.read() as session:
-            await load_vm(session, uuid)
-            found = await tag.get(session, uuid)
-        return None if found is None else found[token]
 
 
 _UPDATABLE = (
