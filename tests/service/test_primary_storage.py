@@ -101,6 +101,10 @@ async def test_a_storage_is_the_sum_of_its_hosts(world: SimulatedCloud) -> None:
     found = await query(world, QueryPrimaryStorage, QueryCondition("cluster.uuid", "=", world.cluster),
                         QueryCondition("totalCapacity", "=", str(2 * DISK)))  # fmt: skip
     assert [one.uuid for one in found] == [ps.uuid]
+    for op, value in (("=", world.cluster), ("in", f"{world.cluster},{world.zone}")):
+        found = await query(world, QueryPrimaryStorage, QueryCondition("attachedClusterUuids", op, value))
+        assert [one.uuid for one in found] == [ps.uuid]
+    assert await query(world, QueryPrimaryStorage, QueryCondition("attachedClusterUuids", "=", world.zone)) == []
 
 
 @pytest.mark.parametrize("url", ["relative", "/", "/etc/x", "/a/../b", "/a;rm", "/usr", "/a b"])

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ForeignKey, String, UniqueConstraint
+from sqlalchemy.ext.associationproxy import AssociationProxy, association_proxy
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from caelum.cloud.backup_storage.api import BACKUP_STORAGE, BackupStorageInventory, BackupStorageZoneRefInventory
@@ -58,9 +59,11 @@ class BackupStorageModel(Resource):
         lazy="selectin", order_by=BackupStorageZoneRefModel.id, viewonly=True
     )
 
+    attached_zone_uuids: AssociationProxy[list[str]] = association_proxy("zone_refs", "zone_uuid")
+
     def extra_view(self) -> dict[str, Any]:
         """The zones that the storage serves."""
-        return {"attached_zone_uuids": [one.zone_uuid for one in self.zone_refs]}
+        return {"attached_zone_uuids": list(self.attached_zone_uuids)}
 
 
 class BackupReservationModel(Base):

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ForeignKey, Index, String, UniqueConstraint, select
+from sqlalchemy.ext.associationproxy import AssociationProxy, association_proxy
 from sqlalchemy.orm import Mapped, column_property, mapped_column, relationship
 
 from caelum.cloud.primary_storage.api import (
@@ -95,9 +96,11 @@ class PrimaryStorageModel(Resource):
         lazy="selectin", order_by=PrimaryStorageClusterRefModel.id, viewonly=True
     )
 
+    attached_cluster_uuids: AssociationProxy[list[str]] = association_proxy("cluster_refs", "cluster_uuid")
+
     def extra_view(self) -> dict[str, Any]:
         """The clusters that the storage serves."""
-        return {"attached_cluster_uuids": [one.cluster_uuid for one in self.cluster_refs]}
+        return {"attached_cluster_uuids": list(self.attached_cluster_uuids)}
 
 
 class LocalStorageHostRefModel(Row):

@@ -131,7 +131,9 @@ async def open_source(url: str, guard: Guard) -> AsyncIterator[Source]:
         finally:
             os.close(handle)
         return
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT, sock_read=guard.idle)
+    timeout = aiohttp.ClientTimeout(
+        total=None, connect=2 * CONNECT_TIMEOUT, sock_connect=CONNECT_TIMEOUT, sock_read=guard.idle
+    )
     connector = aiohttp.TCPConnector(resolver=_GuardedResolver(guard), force_close=True)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False) as session:
         with _told(url):
