@@ -58,7 +58,8 @@ def generate() -> bytes:
     from caelum.kernel.message import apis
 
     import_declarations()
-    operations = sorted((_operation(meta) for meta in apis()), key=lambda one: one.name)
+    ours = (meta for meta in apis() if meta.cls.__module__.startswith("caelum."))
+    operations = sorted((_operation(meta) for meta in ours), key=lambda one: one.name)
     rows = [msgspec.json.encode(one).decode() for one in operations]
     return ("[\n" + ",\n".join(rows) + "\n]\n").encode()
 
