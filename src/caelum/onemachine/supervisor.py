@@ -1,7 +1,7 @@
 """Keep the parts of a one-machine cloud running where no init system does: start, watch, restart, stop in order.
 
 One small process with the standard library only: `python -m caelum.onemachine.supervisor HOME`. A part that dies is
-started again after a pause that grows from 0.5 s to 10 s and is reset once it has run for 10 s. The parts are in
+started again after a pause that grows from 0.5 s to 5 s and is reset once it has run for 10 s. The parts are in
 HOME/run/parts.json, `[{"name": "server", "command": [...], "environment": {...}}]`, in start order; they stop in
 reverse order.
 
@@ -27,7 +27,7 @@ from typing import IO
 from caelum.onemachine.processes import terminate
 
 FIRST_PAUSE = 0.5
-LONGEST_PAUSE = 10.0
+LONGEST_PAUSE = 5.0
 STABLE_AFTER = 10.0
 STOP_TIMEOUT = 25.0
 """A server gives running work 20 s."""
