@@ -14,12 +14,19 @@ import libvirt_qemu
 
 def ask(domain: Any, command: str, **arguments: Any) -> Any:
     """One command to the guest's agent."""
-    words = json.dumps({"execute": command, "arguments": arguments})
-    return json.loads(libvirt_qemu.qemuAgentCommand(domain, words, 20, 0))["return"]
+    words, end = json.dumps({"execute": command, "arguments": arguments}), time.monotonic() + 40
+    while True:
+        try:
+            return json.loads(libvirt_qemu.qemuAgentCommand(domain, words, 20, 0))["return"]
+        except libvirt.libvirtError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.5)  # the guest still boots
 
 
 def main() -> None:
     """Read /proc/uptime inside the guest."""
+    libvirt.registerErrorHandler(lambda *_: None, None)  # it would print what is tried again
     domain = libvirt.open(sys.argv[1]).lookupByName(sys.argv[2])
     # "arg" is a list of words; the agent answers when the program has ended.
     pid = ask(domain, "guest-exec", **{"path": "/bin/cat", "arg": ["/proc/uptime"], "capture-output": True})["pid"]
