@@ -158,8 +158,8 @@ async def test_from_an_iso(world: SimulatedCloud) -> None:
     assert (vm.state, vm.all_volumes[0].size, vm.vm_cd_roms[0].iso_uuid) == ("Running", 2 * GIB, iso.uuid)
     assert vm.all_volumes[0].root_image_uuid is None
     drive = machine(world, vm.uuid).cdroms[0]
-    assert drive.path, "the drive is empty on the host"
-    assert drive.path in world.hosts.by_uuid(vm.host_uuid or "").world.files
+    assert drive.install_path, "the drive is empty on the host"
+    assert drive.install_path in world.hosts.by_uuid(vm.host_uuid or "").world.files
     await assert_nothing_wrong(world)
 
 

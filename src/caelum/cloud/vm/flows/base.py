@@ -10,10 +10,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from caelum.cloud.host.events import HostStatusChanged
 from caelum.cloud.host.messages import AwaitHost, DestroyVmOnHost, GetVmStatesOnHost
 from caelum.cloud.host.spec import VmSpec
+from caelum.cloud.primary_storage.messages import CacheImage
 from caelum.cloud.vm.api import VmInstanceInventory
 from caelum.cloud.vm.extension import VmResourceProvider
-from caelum.cloud.vm.model import TRANSITIONAL, VmInstanceModel, VmState
+from caelum.cloud.vm.model import TRANSITIONAL, VmCdRomModel, VmInstanceModel, VmState
 from caelum.cloud.vm.specs import build_spec, load_vm
+from caelum.cloud.volume.messages import GetVolumes
+from caelum.kernel.database import update_where
 from caelum.kernel.errors import CloudError
 from caelum.kernel.gc import gc_runner
 from caelum.kernel.node import Node
@@ -74,6 +77,22 @@ async def prepare_on(node: Node, vm_uuid: str, host_uuid: str) -> VmSpec:
     spec = await build_spec(node, vm_uuid, realise_on=host_uuid)
     await node.extensions.each(VmResourceProvider, "prepare", spec, host_uuid)
     return spec
+
+
+async def bring_isos(node: Node, vm_uuid: str, host_uuid: str) -> None:
+    """Have the ISO of each of the VM's drives where its root disk is, and its place in the drive's record."""
+    async with node.db.read() as session:
+        drives = [one for one in (await load_vm(session, vm_uuid)).vm_cd_roms if one.iso_uuid is not None]
+    if not drives:
+        return
+    volumes = (await node.bus.call(GetVolumes(vm_instance_uuid=vm_uuid))).volumes
+    storage = next(one.primary_storage_uuid or "" for one in volumes if one.type == "Root")
+    for drive in drives:
+        message = CacheImage(primary_storage_uuid=storage, host_uuid=host_uuid, image_uuid=drive.iso_uuid or "")
+        cached = await node.bus.call(message, timeout=LONG)
+        async with node.db.transaction() as tx:
+            values = {"iso_install_path": cached.install_path}
+            await update_where(tx, VmCdRomModel, values, VmCdRomModel.uuid == drive.uuid)
 
 
 async def release_from(node: Node, vm_uuid: str, host_uuid: str) -> None:

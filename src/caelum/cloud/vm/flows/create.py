@@ -20,7 +20,7 @@ from caelum.cloud.l3.messages import AllocateIp, ReturnIp
 from caelum.cloud.ownership import own
 from caelum.cloud.primary_storage.messages import ReleaseStorage
 from caelum.cloud.vm.api import CreateVmInstance
-from caelum.cloud.vm.flows.base import LONG, VmContext, VmFlow, destroy_on_host, leave_host, prepare_on
+from caelum.cloud.vm.flows.base import LONG, VmContext, VmFlow, bring_isos, destroy_on_host, leave_host, prepare_on
 from caelum.cloud.vm.model import VmCdRomModel, VmInstanceModel, VmNicModel, VmState
 from caelum.cloud.vm.records import forget_vm, give_running_quota, internal_id, move, new_mac, take_quota
 from caelum.cloud.volume.messages import CreateVolume, DeleteVolume, InstantiateVolume
@@ -205,6 +205,10 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
                 for one in run.ctx.disks
             ],
         )
+
+    @step(timeout=LONG, skip=lambda ctx: not ctx.starts or not any(ctx.isos), no_undo="images stay in the cache")
+    async def bring_isos(self, run: Run[CreateVmContext]) -> None:
+        await bring_isos(run.node, run.ctx.vm_uuid, _host(run.ctx))
 
     @step(progress=80, skip=lambda ctx: not ctx.starts)
     async def prepare_host(self, run: Run[CreateVmContext]) -> None:

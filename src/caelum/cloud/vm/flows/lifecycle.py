@@ -25,6 +25,7 @@ from caelum.cloud.vm.flows.base import (
     LONG,
     VmContext,
     VmFlow,
+    bring_isos,
     destroy_on_host,
     leave_host,
     prepare_on,
@@ -114,6 +115,10 @@ class StartVmFlow(VmFlow[StartContext]):
             await run.bus.call(
                 InstantiateVolume(volume_uuid=volume, host_uuid=run.ctx.host_uuid, primary_storage_uuid=storage)
             )
+
+    @step(timeout=LONG, no_undo="images stay in the cache")
+    async def bring_isos(self, run: Run[StartContext]) -> None:
+        await bring_isos(run.node, run.ctx.vm_uuid, host_of(run.ctx))
 
     @step(progress=50)
     async def allocate_addresses(self, run: Run[StartContext]) -> None:
