@@ -113,7 +113,7 @@ class CloudError(Exception):
             elaboration=self.kind.remedy or None,
             cause=None if self.cause is None else to_wire(self.cause),
             causes=[to_wire(one) for one in self.causes] or None,
-            opaque=self.facts or None,
+            opaque={name: _plain(value) for name, value in self.facts.items()} or None,
         )
 
     @classmethod
@@ -127,6 +127,11 @@ class CloudError(Exception):
             causes=[cls.from_wire(one) for one in wire.causes or []],
             **(wire.opaque or {}),
         )
+
+
+def _plain(value: Any) -> Any:
+    """A number of a kind of its own (a setting's `Size`) as the plain number that an encoder knows."""
+    return int(value) if isinstance(value, int) and type(value) not in (int, bool) else value
 
 
 def to_wire(error: BaseException | ErrorCode) -> ErrorCode:
