@@ -32,24 +32,32 @@ class Config(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     advertised_host: str = ""
     """The name or address under which hosts, other nodes and browsers reach this node; empty: found out."""
     api_host: str = "0.0.0.0"  # noqa: S104 - clients come from other machines
+    """Where the REST API, its documentation and the live feed listen."""
     api_port: int = 8080
     api_tls_certificate: Path | None = None
+    """PEM file; with `api_tls_key` it makes API and consoles HTTPS. Empty: plain HTTP."""
     api_tls_key: Path | None = None
     agent_listen_host: str = "0.0.0.0"  # noqa: S104 - hosts come from other machines
     agent_listen_port: int = 8443
     """Mutual TLS: answers and reports of host agents, and images for them."""
     console_host: str = "0.0.0.0"  # noqa: S104 - browsers come from other machines
     console_port: int = 4900
+    """The console proxy; 0 switches it off."""
     metrics_public: bool = False
     """Serve /metrics without a session."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["console", "json"] = "console"
+    """`json`: one object a line, with job, resource and trace as fields."""
     log_file: Path | None = None
     """Empty: `data_dir`/log/server.log. The terminal gets the log too when it is one."""
     log_file_bytes: int = 50 * 1024 * 1024
+    """The log begins a new file at this size."""
     log_file_count: int = 10
+    """How many older log files are kept."""
     disabled_services: list[str] = []
+    """Services, drivers and plugins that are not started, by name."""
     disabled_extensions: list[str] = []
+    """Extensions that are not called, by class name or `module:Class`."""
     stop_seconds: float = 20.0
     """How long a stopping node waits for running work."""
     queue_cap: int = 50_000
