@@ -29,6 +29,7 @@ def test_every_operation_has_a_command_of_its_own() -> None:
         ("AddDnsToL3Network", "add-dns"),
         ("AttachDataVolumeToVm", "attach-data-volume-to-vm"),
         ("AddLocalPrimaryStorage", "add-local"),
+        ("AddKVMHost", "add-kvm"),
         ("CreateL2NoVlanNetwork", "create-l2-no-vlan-network"),
     ],
 )

@@ -41,8 +41,8 @@ _WORDS = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z0-9]+|[A-Z]+[0-9]*")
 
 
 def kebab(name: str) -> str:
-    """`l3NetworkUuids` -> `l3-network-uuids`; a number stays with the letter before it."""
-    return "-".join(word.lower() for word in re.findall(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z0-9]+|[A-Z][0-9]*", name))
+    """`l3NetworkUuids` -> `l3-network-uuids`, `KVMHost` -> `kvm-host`; a number stays with the letter before it."""
+    return "-".join(word.lower() for word in re.findall(r"[A-Z]{2,}(?![a-z])|[A-Z]?[a-z0-9]+|[A-Z]", name))
 
 
 def group_of(operation: Operation) -> str:
