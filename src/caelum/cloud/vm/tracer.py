@@ -15,7 +15,7 @@ from caelum.cloud.allocator.messages import ReserveHost, ReturnHost
 from caelum.cloud.host.api import HostInventory
 from caelum.cloud.host.extension import HostDisconnected
 from caelum.cloud.vm.api import StrangerVmFound, VmStateChangedOnHost
-from caelum.cloud.vm.flows.base import VmContext, VmFlow, destroy_on_host, release_from, state_on_host
+from caelum.cloud.vm.flows.base import VmContext, VmFlow, destroy_on_host, prepare_on, release_from, state_on_host
 from caelum.cloud.vm.messages import HostLost, HostVmsSeen, VmStateSeen
 from caelum.cloud.vm.model import ON_HOST, TRANSITIONAL, VM_STATES, VmInstanceModel, VmState
 from caelum.cloud.vm.records import give_running_quota, move, set_state, take_running_quota
@@ -135,6 +135,8 @@ class VmTracer(Service, HostDisconnected):
             set_state(self.node, tx, row, VM_STATES.next(row.state, event), host_uuid=host_uuid)
             if state in ON_HOST:
                 await take_running_quota(tx, row)
+        if vm.state in _NOT_RUNNING:
+            await prepare_on(self.node, vm.uuid, host_uuid)
         self._tell(vm, state, host_uuid)
 
     def _tell(self, vm: VmInstanceModel, state: str, host_uuid: str | None) -> None:

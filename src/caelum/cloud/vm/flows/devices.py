@@ -277,7 +277,6 @@ class DetachNicFlow(VmFlow[DetachNicContext]):
         vm = await load_vm(tx, ctx.vm_uuid)
         require_state(vm, "DetachL3NetworkFromVm", ATTACHABLE | {VmState.DESTROYED})
         ctx.live, ctx.host_uuid = vm.state in ON_HOST, vm.host_uuid
-        await mark_leaving(tx, ctx.nic_uuid)
 
     @step(progress=50, skip=lambda ctx: not ctx.live)
     async def unplug(self, run: Run[DetachNicContext]) -> None:
@@ -291,11 +290,15 @@ class DetachNicFlow(VmFlow[DetachNicContext]):
 
     @step(progress=70, skip=lambda ctx: not ctx.live)
     async def release(self, run: Run[DetachNicContext]) -> None:
+        async with run.db.transaction() as tx:
+            await mark_leaving(tx, run.ctx.nic_uuid)
         spec, nic = await described(run, run.ctx.nic_uuid)
         await run.node.extensions.each(VmResourceProvider, "release_nic", spec, nic, host_of(run.ctx))
 
     @release.undo
     async def prepare_again(self, run: Run[DetachNicContext]) -> None:
+        async with run.db.transaction() as tx:
+            await mark_leaving(tx, run.ctx.nic_uuid, False)
         spec, nic = await described(run, run.ctx.nic_uuid)
         await run.node.extensions.each(VmResourceProvider, "prepare_nic", spec, nic, host_of(run.ctx))
 
@@ -311,7 +314,7 @@ class DetachNicFlow(VmFlow[DetachNicContext]):
         await forget_nic(tx, ctx.vm_uuid, ctx.nic_uuid)
 
     async def abort(self, tx: AsyncSession, ctx: DetachNicContext, error: CloudError) -> None:
-        await mark_leaving(tx, ctx.nic_uuid, False)
+        """The undos have done all."""
 
 
 class ChangeIpContext(VmContext, kw_only=True):

@@ -1,0 +1,189 @@
+"""What hosts do to virtual machines, and what the records make of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import update
+from tests.service.vm_clouds import assert_nothing_wrong, chain, guests, room, until_state, used, vm_of
+
+from caelum.agent import protocol
+from caelum.cloud.config.api import UpdateGlobalConfig
+from caelum.cloud.host.api import QueryHost
+from caelum.cloud.vm.api import (
+    DestroyVmInstance,
+    StartVmInstance,
+    StopVmInstance,
+    StrangerVmFound,
+    VmInstanceInventory,
+    VmStateChangedOnHost,
+)
+from caelum.cloud.vm.model import VmInstanceModel
+from caelum.kernel.errors import CloudError
+from caelum.kernel.ids import new_uuid
+from caelum.kernel.message import QueryCondition
+from caelum.simulator import SimulatedHost
+from caelum.testing.simcloud import MIB, SimulatedCloud, simulated_cloud
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[SimulatedCloud]:
+    async with simulated_cloud(tmp_path, hosts=2) as made:
+        for name, value in (("ping.interval", "2"), ("ping.timeout", "2"), ("ping.maxFailure", "1")):
+            await made.api(UpdateGlobalConfig(category="host", name=name, value=value))
+        yield made
+
+
+def host_of(world: SimulatedCloud, vm: VmInstanceInventory) -> SimulatedHost:
+    return world.hosts.by_uuid(vm.host_uuid or "")
+
+
+async def until_status(world: SimulatedCloud, host: SimulatedHost, status: str) -> None:
+    async def there() -> bool:
+        found = await world.api(QueryHost(conditions=[QueryCondition("uuid", "=", host.uuid)]))
+        return bool(found.inventories[0].status == status)
+
+    await world.cloud.until(there, 30)
+
+
+async def test_a_guest_that_ends_by_itself_gives_its_place_back(world: SimulatedCloud) -> None:
+    free = await room(world)
+    vm = await world.create_vm()
+    host_of(world, vm).guest_changes(vm.uuid, "Stopped")
+    ended = await until_state(world, vm.uuid, "Stopped")
+    assert (ended.host_uuid, ended.last_host_uuid) == (None, vm.host_uuid)
+    assert (await room(world))[:2] == free[:2]
+    assert await used(world) == {"vm.num": 1, "vm.cpuNum": 0, "vm.memorySize": 0}
+    told = [(one.from_state, one.to_state) for one in await world.cloud.seen(VmStateChangedOnHost)]
+    assert told == [("Running", "Stopped")]
+    await assert_nothing_wrong(world)
+    assert (await world.api(StartVmInstance(uuid=vm.uuid))).state == "Running"
+
+
+async def test_a_guest_that_is_paused_or_crashes_by_itself(world: SimulatedCloud) -> None:
+    vm = await world.create_vm()
+    for state in ("Paused", "Running", "Crashed"):
+        host_of(world, vm).guest_changes(vm.uuid, state)
+        assert (await until_state(world, vm.uuid, state)).host_uuid == vm.host_uuid
+    assert (await world.api(StartVmInstance(uuid=vm.uuid))).state == "Running"
+    assert guests(world) == {vm.uuid: "Running"}
+    await assert_nothing_wrong(world)
+
+
+@pytest.mark.timeout(120)
+async def test_a_lost_host_makes_its_vms_unknown_until_it_is_back(world: SimulatedCloud) -> None:
+    vm = await world.create_vm("stays")
+    ends = await world.create_vm("ends", host_uuid=vm.host_uuid)
+    away = next(one.uuid for one in world.hosts.hosts if one.uuid != vm.host_uuid)
+    elsewhere = await world.create_vm("elsewhere", host_uuid=away)
+    host = host_of(world, vm)
+    await host.die()
+    for one in (vm, ends):
+        unknown = await until_state(world, one.uuid, "Unknown", 30)
+        assert unknown.host_uuid == vm.host_uuid
+    assert (await vm_of(world, elsewhere.uuid)).state == "Running"
+    del host.world.vms[ends.uuid]
+    await host.revive()
+    assert (await until_state(world, vm.uuid, "Running", 40)).host_uuid == vm.host_uuid
+    assert (await until_state(world, ends.uuid, "Stopped", 40)).host_uuid is None
+    assert await used(world) == {"vm.num": 3, "vm.cpuNum": 2, "vm.memorySize": 256 * MIB}
+    await until_status(world, host, "Connected")
+    await assert_nothing_wrong(world)
+
+
+async def test_a_vm_is_found_running_that_was_thought_stopped(world: SimulatedCloud) -> None:
+    free = await room(world)
+    vm = await world.create_vm()
+    host = host_of(world, vm)
+    kept = host.world.vms[vm.uuid]
+    await world.api(StopVmInstance(uuid=vm.uuid, type="cold"))
+    host.world.vms[vm.uuid] = kept
+    host.guest_changes(vm.uuid, "Running")
+    found = await until_state(world, vm.uuid, "Running")
+    assert found.host_uuid == vm.host_uuid
+    assert await used(world) == {"vm.num": 1, "vm.cpuNum": 1, "vm.memorySize": 128 * MIB}
+    assert free[1] - (await room(world))[1] == 128 * MIB
+    await assert_nothing_wrong(world)
+
+
+async def test_a_stranger_is_told_and_never_touched(world: SimulatedCloud) -> None:
+    vm = await world.create_vm()
+    host, stranger = host_of(world, vm), new_uuid()
+    host.world.vms[stranger] = host.world.vms[vm.uuid]
+    host.report("vm-state", protocol.VmStateReport(vm_uuid=stranger, state="Running", reason="who knows"))
+
+    async def told() -> list[StrangerVmFound]:
+        return [one for one in await world.cloud.seen(StrangerVmFound) if one.vm_identity == stranger]
+
+    event = (await world.cloud.until(told))[0]
+    assert (event.host_uuid, event.vm_state) == (host.uuid, "Running")
+    assert stranger in host.world.vms
+
+
+async def test_a_report_of_a_destroyed_vm_ends_its_machine(world: SimulatedCloud) -> None:
+    vm = await world.create_vm()
+    host = host_of(world, vm)
+    kept = host.world.vms[vm.uuid]
+    await world.api(DestroyVmInstance(uuid=vm.uuid))
+    host.world.vms[vm.uuid] = kept
+    host.guest_changes(vm.uuid, "Running")
+    await world.cloud.until(lambda: vm.uuid not in host.world.vms)
+    assert (await vm_of(world, vm.uuid)).state == "Destroyed"
+
+
+@pytest.mark.timeout(120)
+async def test_a_vm_destroyed_while_its_host_is_away_goes_when_it_is_back(world: SimulatedCloud) -> None:
+    free = await room(world)
+    vm = await world.create_vm()
+    host = host_of(world, vm)
+    await host.die()
+    await until_status(world, host, "Disconnected")
+    await until_state(world, vm.uuid, "Unknown", 30)
+    await world.api(DestroyVmInstance(uuid=vm.uuid), timeout=60)
+    assert (await vm_of(world, vm.uuid)).state == "Destroyed"
+    assert vm.uuid in host.world.vms, "nobody could tell the host"
+    assert await world.cloud.node.gc.open_jobs()
+    await host.revive()
+    await until_status(world, host, "Connected")
+
+    async def gone() -> bool:
+        return vm.uuid not in host.world.vms and not await world.cloud.node.gc.open_jobs()
+
+    await world.cloud.until(gone, 10)
+    assert (await room(world))[:2] == free[:2]
+    await assert_nothing_wrong(world)
+
+
+async def test_a_vm_does_not_start_on_a_host_that_is_away(world: SimulatedCloud) -> None:
+    vm = await world.create_vm()
+    await world.api(StopVmInstance(uuid=vm.uuid, type="cold"))
+    host = host_of(world, vm)
+    await host.die()
+    await until_status(world, host, "Disconnected")
+    with pytest.raises(CloudError) as refused:
+        await world.api(StartVmInstance(uuid=vm.uuid))
+    errors = chain(refused.value)
+    assert errors[0].code == "VM.1001"
+    assert "HOST_ALLOCATION.1000" in [one.code for one in errors]
+    assert any("Disconnected" in one.details or "Connected" in one.details for one in errors)
+    assert (await vm_of(world, vm.uuid)).state == "Stopped"
+
+
+async def test_a_restart_of_the_server_disturbs_no_vm(world: SimulatedCloud) -> None:
+    vm = await world.create_vm()
+    stopped = await world.create_vm("stopped", strategy="CreateStopped")
+    before = [await vm_of(world, one.uuid) for one in (vm, stopped)], await room(world), world.hosts.dump()
+    await world.cloud.__aexit__(None, None, None)
+    await world.stage.reboot()
+    after = [await vm_of(world, one.uuid) for one in (vm, stopped)], await room(world), world.hosts.dump()
+    assert after[1:] == before[1:]
+    assert [(one.uuid, one.state, one.host_uuid) for one in after[0]] == [
+        (one.uuid, one.state, one.host_uuid) for one in before[0]
+    ]
+    async with world.cloud.node.db.transaction() as tx:
+        await tx.execute(update(VmInstanceModel).where(VmInstanceModel.uuid == vm.uuid).values(state="Paused"))
+    await world.cloud.__aexit__(None, None, None)
+    await world.stage.reboot()
+    await until_state(world, vm.uuid, "Running")
