@@ -143,6 +143,9 @@ class Provisioner:
         )
         if cluster["uuid"] not in l2.get("attachedClusterUuids", []):
             self._client.call("AttachL2NetworkToCluster", l2NetworkUuid=l2["uuid"], clusterUuid=cluster["uuid"])
+        if not self._client.query("L3Network", "name=guests"):
+            # Guests are told a name server that knows the other guests.
+            self._setting("flatNetworkProvider", "allow.default.dns", "true")
         l3 = self._ensure("L3Network", "guests", "CreateL3Network", l2NetworkUuid=l2["uuid"], type="L3BasicNetwork")
         if not l3.get("ipRanges"):
             self._client.call(

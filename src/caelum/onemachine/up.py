@@ -28,6 +28,7 @@ from caelum.sdk import ApiError, Client
 
 READY_TIMEOUT = 120.0
 GUEST_TIMEOUT = 180.0
+LOOK_INTERVAL = 3.0
 DEATHS = 3
 """A part that died this often while we wait is not going to live."""
 LOG_LINES = 12
@@ -103,7 +104,7 @@ def bring_up(layout: Layout, progress: Progress) -> tuple[dict[str, Any], Client
     with progress.phase("first VM", "making sure that the first VM runs"):
         vm = provisioner.vm()
     with progress.phase("guest", "waiting for the guest's answer"):
-        _wait_guest(vm)
+        vm = _wait_guest(provisioner, vm)
     return vm, client
 
 
@@ -199,16 +200,19 @@ def _why(layout: Layout, name: str, deaths: int) -> str:
     return f"The {name} {what}. The end of {file}:\n" + "\n".join(f"  {line}" for line in lines)
 
 
-def _wait_guest(vm: dict[str, Any]) -> None:
-    address = vm["vmNics"][0]["ip"]
-    deadline = time.monotonic() + GUEST_TIMEOUT
-    while not _pings(address):
+def _wait_guest(provisioner: Provisioner, vm: dict[str, Any]) -> dict[str, Any]:
+    """Wait until the VM answers; start it again when the host has told meanwhile that it does not run any more."""
+    deadline, look = time.monotonic() + GUEST_TIMEOUT, time.monotonic() + LOOK_INTERVAL
+    while vm["vmNics"] and not _pings(vm["vmNics"][0]["ip"]):
         if time.monotonic() > deadline:
             raise RefusedError(
-                f"The guest did not answer at {address} within {GUEST_TIMEOUT:.0f} s; its serial console tells more:\n"
-                f"  caelum vm console {vm['name']}"
+                f"The guest did not answer at {vm['vmNics'][0]['ip']} within {GUEST_TIMEOUT:.0f} s; its serial console"
+                f" tells more:\n  caelum vm console {vm['name']}"
             )
+        if time.monotonic() > look:
+            vm, look = provisioner.vm(), time.monotonic() + LOOK_INTERVAL
         time.sleep(0.1)
+    return vm
 
 
 def _pings(address: str) -> bool:
@@ -218,7 +222,7 @@ def _pings(address: str) -> bool:
 
 
 def _summary(layout: Layout, client: Client, vm: dict[str, Any]) -> None:
-    address = vm["vmNics"][0]["ip"]
+    address = vm["vmNics"][0]["ip"] if vm["vmNics"] else "no address"
     try:
         console = client.call("RequestConsoleAccess", vmInstanceUuid=vm["uuid"])
         link = f"{console['scheme']}://{console['hostname']}:{console['port']}/?token={console['token']}"
