@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -12,6 +14,8 @@ from tests.service.audit_clouds import AuditedCloud, audited_cloud
 from caelum.agent import protocol as p
 from caelum.kernel.ids import new_uuid
 
+DOCUMENT = Path(__file__).parents[2] / "docs" / "development" / "audit.md"
+NO_DAMAGE = {"NotReached", "ForeignMachine", "OpenCleanUp"}
 NOWHERE = new_uuid()
 NOW = "2026-01-02 03:04:05.000000"
 
@@ -158,6 +162,11 @@ async def the_definition_of_a_stopped_vm_is_left(cloud: AuditedCloud) -> str:
     await a_stopped_vm_runs(cloud)
     cloud.world.vms[cloud.idle.uuid].state = "Stopped"
     return cloud.idle.uuid
+
+
+@found_as("VmWithoutHost", "VmOnWrongHost", "HostReservationWrong", "StrayLease", "StrayMetadata", "StrayTap")
+async def a_running_vm_is_nowhere(cloud: AuditedCloud) -> None:
+    await cloud.sql("UPDATE vm_instance SET host_uuid = NULL WHERE uuid = :uuid", uuid=cloud.vm.uuid)
 
 
 @found_as("IdleVmHasHost")
@@ -639,6 +648,13 @@ async def test_it_is_found_exactly(cloud: AuditedCloud, kinds: frozenset[str], d
         assert {one.resource_uuid for one in wrong} == {named}
     for one in wrong:
         assert one.resource_uuid in one.details or any(one.resource_uuid in str(value) for value in one.facts.values())
+
+
+def test_every_kind_is_injected_and_described() -> None:
+    """The documentation's table names the kinds; those that are no damage are tested elsewhere."""
+    documented = set(re.findall(r"`([A-Z]\w+)`", DOCUMENT.read_text().partition("## What is found")[2]))
+    injected = {kind for kinds, _ in DAMAGES for kind in kinds}
+    assert injected | NO_DAMAGE == documented
 
 
 @pytest.mark.asyncio(loop_scope="module")

@@ -6,7 +6,6 @@ between can look wrong once; the service looks twice.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
@@ -34,10 +33,6 @@ PARALLELISM = 20
 CONNECTED = "Connected"
 
 _NEEDED = (HostModel, BackupStorageModel, LocalStorageHostRefModel, PrimaryStorageModel)
-_NAMES = re.compile(
-    r"[0-9a-f]{32}|(?:[0-9a-f]{2}:){5}[0-9a-f]{2}|(?:\d{1,3}\.){3}\d{1,3}|(?<=\")/[^\"\\]+", re.IGNORECASE
-)
-"""What can name a thing in the context of running work: UUIDs, MAC and IP addresses, paths."""
 
 
 class Evidence(msgspec.Struct, kw_only=True):
@@ -86,11 +81,13 @@ class Evidence(msgspec.Struct, kw_only=True):
             return workflow.owner in self.live_nodes
         return workflow.uuid in self.driven or any(workflow.uuid in one.context for one in self.clean_ups)
 
-    def busy(self) -> frozenset[str]:
-        """The names of all things that running work is about."""
-        texts = [f"{one.subject} {one.ctx}" for one in self.workflows if self.is_driven(one)]
+    def is_busy(self, names: Iterable[str]) -> bool:
+        """Whether running work is about one of these things: its subject, or a word of its context."""
+        texts = [f'"{one.subject}" {one.ctx}' for one in self.workflows if self.is_driven(one)]
         texts += [one.context for one in self.clean_ups]
-        return frozenset(name for text in texts for name in _NAMES.findall(text))
+        # A clean-up of a failed undo has its workflow's context as text within its own.
+        words = [quoted for name in names for quoted in (f'"{name}"', f'\\"{name}\\"')]
+        return any(word in text for text in texts for word in words)
 
     def counts(self) -> dict[str, int]:
         """How much was looked at."""

@@ -36,7 +36,7 @@ class AuditService(Service):
         if any(one.shown.severity != INFO for one in found):
             await asyncio.sleep(self.node.settings.get(RECHECK_AFTER))
             again, second = await self._look()
-            found = _lasting(found, second, seen.busy() | again.busy())
+            found = [one for one in _lasting(found, second) if not _explained(one, seen, again)]
             seen = again
         shown = sorted((one.shown for one in found), key=lambda one: (_ORDER.index(one.severity), one.kind))
         clean = all(one.severity == INFO for one in shown)
@@ -50,11 +50,12 @@ class AuditService(Service):
         return seen, found
 
 
-def _lasting(first: list[Finding], second: list[Finding], busy: frozenset[str]) -> list[Finding]:
-    """What is found both times, as the second pass saw it, without what running work explains; infos as they are."""
+def _lasting(first: list[Finding], second: list[Finding]) -> list[Finding]:
+    """What is found both times, as the second pass saw it; infos as they are."""
     before = {one.key for one in first}
-    return [
-        one
-        for one in second
-        if one.shown.severity == INFO or (one.key in before and busy.isdisjoint(one.about))
-    ]  # fmt: skip
+    return [one for one in second if one.shown.severity == INFO or one.key in before]
+
+
+def _explained(found: Finding, *passes: Evidence) -> bool:
+    """Whether work that runs, or ran between the passes, is about it."""
+    return found.shown.severity != INFO and any(seen.is_busy(found.about) for seen in passes)
