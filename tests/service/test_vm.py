@@ -168,12 +168,13 @@ async def test_a_stopped_vm_is_changed(world: SimulatedCloud) -> None:
     await world.api(StopVmInstance(uuid=vm.uuid, type="cold"))
     candidates = await world.api(GetVmStartingCandidateClustersHosts(uuid=vm.uuid))
     assert vm.host_uuid in [one.uuid for one in candidates.hosts]
-    await world.api(SetVmStaticIp(vm_instance_uuid=vm.uuid, l3_network_uuid=world.l3, ip="10.1.0.123"))
+    address = await world.free_address()
+    await world.api(SetVmStaticIp(vm_instance_uuid=vm.uuid, l3_network_uuid=world.l3, ip=address))
     await world.api(ChangeInstanceOffering(vm_instance_uuid=vm.uuid, instance_offering_uuid=bigger.uuid))
     await world.api(UpdateVmInstance(uuid=vm.uuid, name="renamed", description="d", guest_os_type="Debian"))
     started = await world.api(StartVmInstance(uuid=vm.uuid))
     assert (started.name, started.cpu_num, started.memory_size) == ("renamed", 2, 256 * MIB)
-    assert started.vm_nics[0].ip == "10.1.0.123"
+    assert started.vm_nics[0].ip == address
     assert (await used(world))["vm.cpuNum"] == 2
     await world.api(DeleteVmStaticIp(vm_instance_uuid=vm.uuid, l3_network_uuid=world.l3))
     await world.api(StopVmInstance(uuid=vm.uuid, type="cold"))

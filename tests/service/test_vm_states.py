@@ -55,7 +55,7 @@ Operation = Callable[[], Message[Any]]
 async def operations(cloud: AuditedCloud) -> dict[str, Operation]:
     """Every operation on the cloud's running VM, with what it needs."""
     world, uuid = cloud.made, cloud.vm.uuid
-    second = await world.add_l3(2)
+    second, address = await world.add_l3(2), await world.free_address()
     free = (await world.api(CreateDataVolume(name="free", disk_offering_uuid=world.disk_offering))).uuid
     return {
         "start": lambda: StartVmInstance(uuid=uuid),
@@ -70,7 +70,7 @@ async def operations(cloud: AuditedCloud) -> dict[str, Operation]:
         "detach volume": lambda: DetachDataVolumeFromVm(uuid=cloud.volume.uuid),
         "attach nic": lambda: AttachL3NetworkToVm(vm_instance_uuid=uuid, l3_network_uuid=second),
         "detach nic": lambda: DetachL3NetworkFromVm(vm_nic_uuid=cloud.vm.vm_nics[0].uuid),
-        "set static ip": lambda: SetVmStaticIp(vm_instance_uuid=uuid, l3_network_uuid=world.l3, ip="10.1.0.99"),
+        "set static ip": lambda: SetVmStaticIp(vm_instance_uuid=uuid, l3_network_uuid=world.l3, ip=address),
         "delete static ip": lambda: DeleteVmStaticIp(vm_instance_uuid=uuid, l3_network_uuid=world.l3),
         "change offering": lambda: ChangeInstanceOffering(vm_instance_uuid=uuid, instance_offering_uuid=world.offering),
         "change size": lambda: UpdateVmInstance(uuid=uuid, cpu_num=2),

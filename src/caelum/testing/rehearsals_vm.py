@@ -166,5 +166,5 @@ async def vm_change_ip() -> AsyncIterator[Rehearsal]:
     async with simulated_cloud() as world:
         vm = await world.create_vm()
         await _stop(world, vm)
-        msg = SetVmStaticIp(vm_instance_uuid=vm.uuid, l3_network_uuid=world.l3, ip="10.1.0.200")
+        msg = SetVmStaticIp(vm_instance_uuid=vm.uuid, l3_network_uuid=world.l3, ip=await world.free_address())
         yield world.rehearse(lambda: world.api(msg))

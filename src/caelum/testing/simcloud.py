@@ -14,6 +14,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import select
+
 from caelum.cloud.backup_storage.api import AttachBackupStorageToZone
 from caelum.cloud.cluster.api import CreateCluster
 from caelum.cloud.config.api import UpdateGlobalConfig
@@ -31,6 +33,7 @@ from caelum.cloud.zone.api import CreateZone
 from caelum.drivers.directory_backup.api import AddDirectoryBackupStorage
 from caelum.drivers.kvm.api import AddKVMHost
 from caelum.drivers.local_storage.api import AddLocalPrimaryStorage
+from caelum.kernel import resources
 from caelum.kernel.message import QueryCondition
 from caelum.simulator import SimulatedHosts
 from caelum.testing.cloud import EmbeddedCloud
@@ -105,6 +108,13 @@ class SimulatedCloud:
         }  # fmt: skip
         created: VmInstanceInventory = await self.api(CreateVmInstance(name=name, **values))
         return created
+
+    async def free_address(self, number: int = 1) -> str:
+        """An address that nobody has, of the L3 network that `add_l3` made with this number."""
+        used: Any = resources.model("UsedIpVO")
+        async with self.cloud.node.db.read() as session:
+            taken = set(await session.scalars(select(used.ip)))
+        return next(one for one in (f"10.{number}.0.{last}" for last in range(200, 251)) if one not in taken)
 
     async def _settings(self) -> None:
         wanted = {
