@@ -9,6 +9,7 @@ from typing import ClassVar
 import pytest
 from tests.service.network_clouds import DRIVERS, Machines, Site, site
 
+from caelum.cloud.l2.api import DeleteL2Network
 from caelum.cloud.l3.api import L3NetworkInventory
 from caelum.cloud.network_service.api import (
     AttachNetworkServiceToL3Network,
@@ -138,3 +139,11 @@ async def test_networks_are_found_by_their_provider(here: Site) -> None:
         QueryNetworkServiceL3NetworkRef(conditions=[QueryCondition("serviceProvider.type", "=", "Flat")])
     )
     assert [one.l3_network_uuid for one in refs.inventories or []] == [l3.uuid]
+
+
+async def test_a_provider_forgets_networks_that_are_deleted(here: Site) -> None:
+    l3 = await here.l3()
+    await attach(here, l3, {"Flat": ["DHCP"], "Toy": ["LoadBalancer"]})
+    await here.api(DeleteL2Network(uuid=l3.l2_network_uuid))
+    found = (await here.api(QueryNetworkServiceProvider())).inventories or []
+    assert [one.attached_l2_network_uuids for one in found] == [[], []]

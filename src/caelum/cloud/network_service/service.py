@@ -21,6 +21,7 @@ from caelum.cloud.network_service.api import (
     NetworkServiceProviderInventory,
     NetworkServiceTypesReply,
 )
+from caelum.cloud.network_service.cascade import ProviderL2RefCascade
 from caelum.cloud.network_service.extension import NetworkServiceDriver
 from caelum.cloud.network_service.flows import AttachServicesFlow, Chosen, DetachServicesFlow, ServicesContext
 from caelum.cloud.network_service.messages import GetProvider
@@ -31,6 +32,7 @@ from caelum.cloud.network_service.model import (
 from caelum.kernel.database import unique
 from caelum.kernel.errors import OPERATION_ERROR, CloudError, invalid, not_found
 from caelum.kernel.ids import derived_uuid
+from caelum.kernel.node import Node
 from caelum.kernel.service import Service, handles
 from caelum.kernel.views import view, views
 
@@ -39,6 +41,10 @@ class NetworkServiceService(Service):
     """Owns providers, and attaches them to L3 networks."""
 
     name = "network_service"
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        node.extensions.add(ProviderL2RefCascade(node))
 
     async def start(self) -> None:
         """Make the rows of new drivers, and bring the service types of known ones up to date."""
