@@ -14,6 +14,7 @@ import pytest
 from agent_network_lab import own_network
 from agent_vm_lab import guest_image
 from cloud_lab import LabCloud
+from first_light_lab import guests, peer, session_guests, two_guests, web  # noqa: F401 - fixtures
 
 
 @pytest.fixture(scope="session", autouse=True)
