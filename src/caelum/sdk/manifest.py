@@ -7,6 +7,7 @@ compares the file with the declarations.
 from __future__ import annotations
 
 import json
+import re
 import typing
 from functools import cache
 from importlib import resources
@@ -77,7 +78,7 @@ def _operation(meta: Any) -> Operation:
         path=meta.path,
         category=meta.category,
         doc=" ".join(meta.doc.split()),
-        parameters=[_parameter(one) for one in parameters(meta.cls) if one.name not in hidden],
+        parameters=[_parameter(meta, one) for one in parameters(meta.cls) if one.name not in hidden],
         body_key=meta.body_key,
         reply_key="inventories" if is_query else meta.reply_key,
         query=is_query,
@@ -85,16 +86,24 @@ def _operation(meta: Any) -> Operation:
     )
 
 
-def _parameter(param: Any) -> Parameter:
+def _parameter(meta: Any, param: Any) -> Parameter:
     return Parameter(
         name=param.wire,
         kind=_kind(param.type),
         location=param.location,
         required=param.required,
         values=list(param.param.valid_values or ()),
-        resource=param.param.resource,
+        resource=param.param.resource or _own_resource(meta, param),
         secret=param.param.secret,
     )
+
+
+def _own_resource(meta: Any, param: Any) -> str | None:
+    """The type in an operation's name where its `uuid` names none (the original's DeleteHost): people give names."""
+    from caelum.kernel.resources import types
+
+    vo = re.sub(r"^[A-Z][a-z]+", "", meta.cls.__name__) + "VO"
+    return vo if (param.name, param.location) == ("uuid", "url") and vo in types() else None
 
 
 def _kind(hint: Any) -> str:
