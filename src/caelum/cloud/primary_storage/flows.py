@@ -9,7 +9,7 @@ import msgspec
 from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from caelum.cloud.host.messages import ListHosts
+from caelum.cloud.host.messages import AwaitHost, ListHosts
 from caelum.cloud.primary_storage.api import PRIMARY_STORAGE, PrimaryStorageInventory
 from caelum.cloud.primary_storage.capacity import drop_host
 from caelum.cloud.primary_storage.errors import ATTACH_ERROR
@@ -177,6 +177,10 @@ class AttachFlow(Workflow[AttachContext, PrimaryStorageInventory]):
     @connect_hosts.undo
     async def disconnect_hosts(self, run: Run[AttachContext]) -> None:
         if not await self._attached_anew(run.ctx):
+            # A host that connects would prepare the storage again as long as the reference is there.
+            async with self.node.db.transaction() as tx:
+                await drop_reference(tx, run.ctx.uuid, run.ctx.cluster_uuid)
+            await run.bus.call_all([AwaitHost(host_uuid=one) for one in run.ctx.host_uuids])
             await leave_hosts(Storages(self.node), run.ctx.uuid, run.ctx.host_uuids)
 
     async def _attached_anew(self, ctx: AttachContext) -> bool:

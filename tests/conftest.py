@@ -1,0 +1,21 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """No garbage is collected while test modules are parsed.
+
+    A finalizer that parses source itself (the traceback of a warning) in the middle of it makes CPython 3.11 fail
+    with "AST constructor recursion depth mismatch".
+    """
+    gc.disable()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Collect again from the first test on."""
+    gc.enable()
