@@ -164,10 +164,14 @@ class LabCloud:
         image.parent.mkdir(parents=True)
         shutil.copyfile(guest_image(), image)
         self.machine.start()
-        self.said = self.machine.run(sys.executable, "-m", "caelum.onemachine.up", timeout=300, **self._environment)
+        self.up_again()
         with self.machine.inside():
             self.client.login(ACCOUNT, PASSWORD)
             self.bystander = self.client.query("VmInstance", "name=first")[0]
+
+    def up_again(self) -> None:
+        """What `make up` does when it has been done before, or was interrupted."""
+        self.said = self.machine.run(sys.executable, "-m", "caelum.onemachine.up", timeout=300, **self._environment)
 
     def down(self) -> str:
         """What `make purge` does, and the end of the machine whatever that leaves. Returns what it said."""

@@ -26,7 +26,7 @@ HTTP_TIMEOUT = 60.0
 """Seconds for one HTTP exchange."""
 FIRST_POLL = 0.05
 LONGEST_POLL = 1.0
-"""Seconds between polls of a job: they grow from the first to the longest."""
+"""Seconds between polls of a job: they grow from the first to the longest. A server that can, answers at the end."""
 
 
 class ApiError(Exception):
@@ -109,7 +109,8 @@ class Client:
         path = location[location.index("/v1/") + 3 :]
         started, pause = time.monotonic(), FIRST_POLL
         while True:
-            status, answer = self._send("GET", path, None, [], {})
+            asked = time.monotonic()
+            status, answer = self._send("GET", path, None, [], {"Prefer": f"wait={LONGEST_POLL:.0f}"})
             if status != 202:
                 return answer
             elapsed = time.monotonic() - started
@@ -117,7 +118,7 @@ class Client:
                 raise TimeoutError(f"the job at {location} still runs after {timeout:.0f} s; poll it later")
             if progress:
                 progress(elapsed)
-            time.sleep(pause)
+            time.sleep(max(0.0, asked + pause - time.monotonic()))
             pause = min(pause * 1.5, LONGEST_POLL)
 
     def _send(
