@@ -55,7 +55,8 @@ async def serve(config: Config) -> None:
         # What was loaded stays; collecting it again and again would only cost time.
         gc.collect()
         gc.freeze()
-        print(f"caelum is ready: http://{config.resolved_host()}:{gateway.port}/ (node {node.uuid})", flush=True)
+        scheme = "http" if config.api_tls_certificate is None else "https"
+        print(f"caelum is ready: {scheme}://{config.resolved_host()}:{gateway.port}/ (node {node.uuid})", flush=True)
         await stopped.wait()
     finally:
         await gateway.stop(config.stop_seconds / 2)
