@@ -9,7 +9,8 @@ import pytest
 
 from caelum.cli.commands import groups
 from caelum.cli.naming import kebab, option_of, verb_of
-from caelum.sdk.manifest import Parameter, generate, load
+from caelum.sdk.generate import generate
+from caelum.sdk.manifest import Parameter, load
 
 
 def test_every_operation_has_a_command_of_its_own() -> None:
@@ -45,4 +46,4 @@ def test_a_reference_is_an_option_without_uuid() -> None:
 
 def test_the_manifest_is_what_the_declarations_say() -> None:
     kept = resources.files("caelum.sdk").joinpath("operations.json").read_bytes()
-    assert kept == generate(), "run: python -m caelum.sdk.manifest"
+    assert kept == generate(), "run: python -m caelum.sdk.generate"
