@@ -1,9 +1,10 @@
 # Caelum. `make up` starts a cloud on this machine; `make test` runs every level of tests.
 VENV := .venv
 PY := $(VENV)/bin/python
-LEVELS := unit service lab
+# Where Debian keeps what root uses, which not every shell's path has.
+export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: up down purge status install test check test-unit test-service test-lab lock format docs
+.PHONY: up down purge status install test check test-unit test-service test-lab lock format
 
 up: install
 	@$(PY) -m caelum.onemachine.up
