@@ -7,8 +7,7 @@ from importlib import resources
 
 import pytest
 
-from caelum.cli.commands import groups
-from caelum.cli.naming import kebab, option_of, verb_of
+from caelum.cli.naming import groups, kebab, option_of, verb_of
 from caelum.sdk.generate import generate
 from caelum.sdk.manifest import Parameter, load
 

@@ -9,21 +9,13 @@ import sys
 from typing import Any
 
 from caelum.cli import output, session
-from caelum.cli.naming import group_of, option_of, query_of, verb_of
+from caelum.cli.naming import groups, option_of, query_of, verb_of
 from caelum.sdk.client import Client
 from caelum.sdk.manifest import Operation, Parameter, load
 
 _UUID = re.compile(r"[0-9a-f]{32}")
 _NUMBERS = ("integer", "number")
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-
-
-def groups() -> dict[str, list[Operation]]:
-    """Operations by the first word of their command."""
-    found: dict[str, list[Operation]] = {}
-    for operation in load().values():
-        found.setdefault(group_of(operation), []).append(operation)
-    return dict(sorted(found.items()))
 
 
 def run(group: str, arguments: list[str]) -> int:

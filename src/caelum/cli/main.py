@@ -47,7 +47,8 @@ def _operation(words: list[str]) -> int:
             return _login(words[1:])
         if words[0] == "logout":
             return _logout()
-        from caelum.cli.commands import groups, run
+        from caelum.cli.commands import run
+        from caelum.cli.naming import groups
 
         if words[0] not in groups():
             print(f"caelum: {words[0]!r} is not a command; see caelum --help", file=sys.stderr)
@@ -92,7 +93,7 @@ def _logout() -> int:
 
 
 def _help() -> int:
-    from caelum.cli.commands import groups
+    from caelum.cli.naming import groups
 
     print("usage: caelum COMMAND ...\n\nSession\n  login      open a session\n  logout     end it\n\nPrograms")
     for name, (_, text) in PROGRAMS.items():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from caelum.sdk.manifest import Operation, Parameter
+from caelum.sdk.manifest import Operation, Parameter, load
 
 MAIN_NOUNS = {
     "vm": "VmInstance",
@@ -48,6 +48,14 @@ def kebab(name: str) -> str:
 def group_of(operation: Operation) -> str:
     """The first word of the command: the service, as users call it."""
     return GROUPS.get(operation.category, operation.category.replace("_", "-"))
+
+
+def groups() -> dict[str, list[Operation]]:
+    """Operations by the first word of their command."""
+    found: dict[str, list[Operation]] = {}
+    for operation in load().values():
+        found.setdefault(group_of(operation), []).append(operation)
+    return dict(sorted(found.items()))
 
 
 def verb_of(operation: Operation) -> str:
