@@ -86,9 +86,9 @@ def _execute(operation: Operation, options: argparse.Namespace) -> int:
     if operation.query:
         return _query(client, operation, options)
     parameters = {
-        one.name: _value(client, one, getattr(options, one.name))
+        one.name: _hashed(text) if _is_account_password(operation, one) else _value(client, one, text)
         for one in operation.parameters
-        if getattr(options, one.name) is not None
+        if (text := getattr(options, one.name)) is not None
     }
     if not options.wait:
         print(client.submit(operation.name, **parameters))
@@ -112,6 +112,18 @@ def _query(client: Client, operation: Operation, options: argparse.Namespace) ->
     rows = client.call(operation.name, q=options.where, **asked) or []
     output.show(rows, options.output, options.fields.split(",") if options.fields else ())
     return 0
+
+
+def _is_account_password(operation: Operation, parameter: Parameter) -> bool:
+    """Passwords of hosts and consoles are needed as they are; those of accounts the cloud is never told."""
+    return parameter.secret and operation.category == "identity"
+
+
+def _hashed(password: str) -> str:
+    """An account's password as it travels."""
+    import hashlib
+
+    return hashlib.sha512(password.encode()).hexdigest()
 
 
 def _value(client: Client, parameter: Parameter, text: str) -> Any:

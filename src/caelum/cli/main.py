@@ -53,10 +53,15 @@ def _operation(words: list[str]) -> int:
         if words[0] not in groups():
             print(f"caelum: {words[0]!r} is not a command; see caelum --help", file=sys.stderr)
             return 2
-        return run(words[0], words[1:])
+        code = run(words[0], words[1:])
+        sys.stdout.flush()
+        return code
     except ApiError as error:
         print(error, file=sys.stderr)
         return 1
+    except BrokenPipeError:  # whoever read our output has seen enough
+        sys.stdout = None
+        return 141
     except (OSError, TimeoutError) as error:
         print(f"The cloud cannot be reached: {error}", file=sys.stderr)
         return 1

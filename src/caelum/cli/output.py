@@ -54,7 +54,18 @@ def print_record(record: dict[str, Any]) -> None:
     """One line a field."""
     width = max((len(name) for name in record), default=0)
     for name, value in record.items():
-        print(f"{name.ljust(width)}  {value if isinstance(value, str) else json.dumps(value)}")
+        print(f"{name.ljust(width)}  {_brief(value)}")
+
+
+def _brief(value: Any) -> str:
+    """A field's value in one line; of resources inside it only what they are called. JSON output has all."""
+    if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+        return ", ".join(_called(one) for one in value)
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _called(resource: dict[str, Any]) -> str:
+    return str(next((resource[name] for name in ("ip", "name", "uuid") if resource.get(name)), json.dumps(resource)))
 
 
 class Progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -24,7 +25,9 @@ class Progress:
 
     def say(self, text: str) -> None:
         """One line."""
-        print(f"[{self.seconds:6.1f} s] {text}", flush=True)
+        # In one piece: several threads tell.
+        sys.stdout.write(f"[{self.seconds:6.1f} s] {text}\n")
+        sys.stdout.flush()
 
     @contextmanager
     def phase(self, name: str, text: str) -> Iterator[None]:
