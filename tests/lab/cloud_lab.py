@@ -26,8 +26,8 @@ from typing import Any
 
 from agent_vm_lab import guest_image
 
+from caelum.onemachine.access import ACCOUNT, FIRST_PASSWORD
 from caelum.onemachine.layout import Layout
-from caelum.onemachine.provision import ACCOUNT, PASSWORD
 from caelum.sdk.client import ApiError, Client, request_parts
 from caelum.sdk.manifest import load
 
@@ -166,7 +166,7 @@ class LabCloud:
         self.machine.start()
         self.up_again()
         with self.machine.inside():
-            self.client.login(ACCOUNT, PASSWORD)
+            self.client.login(ACCOUNT, FIRST_PASSWORD)
             self.bystander = self.client.query("VmInstance", "name=first")[0]
 
     def up_again(self) -> None:

@@ -19,19 +19,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from caelum.onemachine.access import NoAccessError, log_in
 from caelum.onemachine.layout import Layout
-from caelum.onemachine.parts import agent_command, libvirtd_command
+from caelum.onemachine.parts import PARTS, agent_command, libvirtd_command
 from caelum.onemachine.processes import alive, answers, terminate
 from caelum.onemachine.progress import Progress
-from caelum.onemachine.provision import ACCOUNT, PASSWORD
 from caelum.onemachine.up import only_one
-from caelum.sdk import ApiError, Client
+from caelum.sdk import ApiError
 
 STOP_TIMEOUT = 90.0
 LIBVIRT_TIMEOUT = 60.0
+SHUTDOWN_TIMEOUT = 20.0
 AT_ONCE = 8
 """Guests that are stopped at the same time."""
-PARTS = ("agent", "server", "libvirtd")
 
 
 def main() -> None:
@@ -81,7 +81,12 @@ def purge(layout: Layout) -> None:
 
 def _stop_guests(layout: Layout, progress: Progress) -> None:
     """Ask the cloud to stop its guests, so that the next start finds them stopped and not lost."""
-    client = Client(layout.api)
+    try:
+        client = log_in(layout.api)
+        vms = [vm for state in ("Running", "Paused") for vm in client.query("VmInstance", f"state={state}")]
+    except (ApiError, NoAccessError, OSError) as error:
+        progress.say(f"the guests are stopped without the server: {error}")
+        return
 
     def stop(vm: dict[str, Any]) -> None:
         progress.say(f"stopping the VM {vm['name']}")
@@ -90,12 +95,6 @@ def _stop_guests(layout: Layout, progress: Progress) -> None:
         except (ApiError, OSError, TimeoutError) as error:
             progress.say(f"the VM {vm['name']} is stopped without the server: {error}")
 
-    try:
-        client.login(ACCOUNT, PASSWORD)
-        vms = [vm for state in ("Running", "Paused") for vm in client.query("VmInstance", f"state={state}")]
-    except (ApiError, OSError) as error:
-        progress.say(f"the guests are stopped without the server: {error}")
-        return
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(stop, vms))
 
@@ -104,8 +103,29 @@ def _clean_host(layout: Layout, progress: Progress) -> bool:
     """Have the agent's clean-up remove domains, bridges, namespaces and tables of ours."""
     progress.say("removing guests and networks that are left")
     with _libvirt(layout):
+        _shut_down_guests(layout, progress)
         done = subprocess.run(agent_command(layout, "--clean", "--log-level", "warning"), timeout=300, check=False)
     return done.returncode == 0
+
+
+def _shut_down_guests(layout: Layout, progress: Progress) -> None:
+    """Press the power button of guests that still run, and give them the time to take notice."""
+    for name in (running := _running(layout)):
+        progress.say(f"shutting down the guest {name}")
+        _virsh(layout, "shutdown", name)
+    deadline = time.monotonic() + SHUTDOWN_TIMEOUT
+    while running and time.monotonic() < deadline:
+        time.sleep(0.2)
+        running = _running(layout)
+
+
+def _running(layout: Layout) -> list[str]:
+    return _virsh(layout, "list", "--name").split()
+
+
+def _virsh(layout: Layout, *words: str) -> str:
+    command = ["virsh", "-q", "-c", layout.libvirt_uri, *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from caelum.kernel.ids import new_uuid
 from caelum.onemachine.layout import Layout
 
 PKI_DIRECTORY = "pki"
+PARTS = ("agent", "server", "libvirtd")
+"""In the order in which they are ended."""
 COMMON = {"PYTHONDONTWRITEBYTECODE": ""}
 """For every part: a program that is compiled anew at each start takes seconds to be ready again after a crash."""
 

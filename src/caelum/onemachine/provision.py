@@ -14,8 +14,6 @@ from typing import Any
 from caelum.onemachine.layout import Layout
 from caelum.sdk import Client
 
-ACCOUNT = "admin"
-PASSWORD = "password"  # noqa: S105  the built-in administrator's first password, to be changed by its owner
 FLAT_SERVICES = ["DHCP", "DNS", "Userdata", "HostRoute", "SNAT"]
 MEBI = 1 << 20
 Say = Callable[[str], None]

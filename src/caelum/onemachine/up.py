@@ -20,10 +20,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from caelum.onemachine import guest_image, libvirtd, processes
+from caelum.onemachine.access import ACCOUNT, FIRST_PASSWORD, VARIABLE, NoAccessError, log_in
 from caelum.onemachine.layout import Layout
-from caelum.onemachine.parts import host_identity, parts
+from caelum.onemachine.parts import PARTS, host_identity, parts
 from caelum.onemachine.progress import Progress
-from caelum.onemachine.provision import ACCOUNT, PASSWORD, Provisioner
+from caelum.onemachine.provision import Provisioner
 from caelum.sdk import ApiError, Client
 
 READY_TIMEOUT = 120.0
@@ -48,6 +49,8 @@ def main() -> None:
             vm, client = bring_up(layout, progress)
     except RefusedError as reason:
         sys.exit(f"\n{reason}")
+    except NoAccessError as reason:
+        sys.exit(f"\nThe cloud runs, but {reason}:\n  {VARIABLE}=... make up")
     except ApiError as error:
         sys.exit(f"\nThe cloud refused:\n{error}\nLogs are in {layout.logs}.")
     except (OSError, TimeoutError) as error:
@@ -88,16 +91,22 @@ def only_one(layout: Layout, progress: Progress) -> Iterator[None]:
 
 def bring_up(layout: Layout, progress: Progress) -> tuple[dict[str, Any], Client]:
     """Start what does not run, make what is absent. Returns the first VM and a client with a session."""
+    runs = processes.alive(layout.run / "supervisor.pid")
+    if not runs:
+        _make_way(layout)
     with ThreadPoolExecutor(1) as pool:
         image = pool.submit(_guest_image, layout, progress)
-        with progress.phase("programs", "starting server, libvirt and agent"):
-            host_uuid = _start(layout, progress)
+        with progress.phase(
+            "programs", "server, libvirt and agent run" if runs else "starting server, libvirt and agent"
+        ):
+            host_uuid = host_identity(layout)
+            if not runs:
+                _start(layout)
             _wait_ready(layout)
         if not image.done():
             progress.say("waiting for the guest image")
         image.result()
-    client = Client(layout.api)
-    client.login(ACCOUNT, PASSWORD)
+    client = log_in(layout.api)
     provisioner = Provisioner(client, layout, host_uuid, progress.say)
     with progress.phase("resources", "registering this machine with the cloud"):
         provisioner.resources()
@@ -120,22 +129,21 @@ def _guest_image(layout: Layout, progress: Progress) -> None:
         raise RefusedError(f"The guest image cannot be built: {words} failed:\n{output}") from None
 
 
-def _start(layout: Layout, progress: Progress) -> str:
-    """Start the supervisor with all parts unless it runs. Returns this host's UUID."""
+def _make_way(layout: Layout) -> None:
+    """Make the directories, end what a supervisor that was killed may have left, see that our ports are free."""
     for directory in (layout.logs, layout.run, layout.primary_storage, layout.backup_storage):
         directory.mkdir(parents=True, exist_ok=True)
     layout.home.chmod(0o755)
-    host_uuid = host_identity(layout)
-    if processes.alive(layout.run / "supervisor.pid"):
-        progress.say("the cloud's programs run already")
-        return host_uuid
-    rows = parts(layout)
-    for row in rows:
-        processes.terminate(layout.run / f"{row['name']}.pid", 30.0)
+    for name in PARTS:
+        processes.terminate(layout.run / f"{name}.pid", 30.0)
     _check_ports(layout)
+
+
+def _start(layout: Layout) -> None:
+    """Start the supervisor with all parts."""
     for marker in layout.run.glob("*.stop"):
         marker.unlink()
-    (layout.run / "parts.json").write_text(json.dumps(rows))
+    (layout.run / "parts.json").write_text(json.dumps(parts(layout)))
     with (layout.logs / "supervisor.out").open("ab") as log:
         subprocess.Popen(
             [sys.executable, "-m", processes.SUPERVISOR, str(layout.home)],
@@ -144,7 +152,6 @@ def _start(layout: Layout, progress: Progress) -> str:
             stderr=log,
             start_new_session=True,
         )
-    return host_uuid
 
 
 def _check_ports(layout: Layout) -> None:
@@ -228,19 +235,20 @@ def _summary(layout: Layout, client: Client, vm: dict[str, Any]) -> None:
         link = f"{console['scheme']}://{console['hostname']}:{console['port']}/?token={console['token']}"
     except ApiError as error:
         link = f"(none: {error.error.get('details')})"
+    password = "..." if VARIABLE in os.environ else FIRST_PASSWORD
     elsewhere = "" if layout.api_port == 8080 else f" --url {layout.api}"
     print(f"""
 Your cloud is running.
 
   API          {layout.api}/zstack/v1   (reference: {layout.api}/docs)
-  Login        {ACCOUNT} / {PASSWORD}   (change it: caelum account update)
+  Login        {ACCOUNT} / {password}   (change it: caelum account update {ACCOUNT} --password ...)
   First VM     {vm["name"]} at {address}, {vm["state"]}
   Console      {link}
   Data, logs   {layout.home}
 
 Try next:
   . .venv/bin/activate
-  caelum login --account {ACCOUNT} --password {PASSWORD}{elsewhere}
+  caelum login --account {ACCOUNT} --password {password}{elsewhere}
   caelum vm list
   caelum vm console {vm["name"]}     # Ctrl-] leaves
   ssh root@{address}          # password: {guest_image.PASSWORD}
