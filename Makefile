@@ -16,7 +16,7 @@ purge:
 	@test -x $(PY) && $(PY) -m caelum.onemachine.down --purge || echo "Nothing is installed here, so nothing runs from here."
 
 status:
-	@$(PY) -m caelum.onemachine.status
+	@test -x $(PY) && $(PY) -m caelum.onemachine.status || echo "Nothing is installed here, so nothing runs from here."
 
 install:
 	@tools/install up
