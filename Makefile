@@ -4,19 +4,21 @@ PY := $(VENV)/bin/python
 # Where Debian keeps what root uses, which not every shell's path has.
 export PATH := $(PATH):/usr/sbin:/sbin
 
+if_installed = if [ -x $(PY) ]; then $(PY) -m $(1); else echo "Nothing is installed here, so nothing runs from here."; fi
+
 .PHONY: up down purge status install test check test-unit test-service test-lab lock format
 
 up: install
 	@$(PY) -m caelum.onemachine.up
 
 down:
-	@test -x $(PY) && $(PY) -m caelum.onemachine.down || echo "Nothing is installed here, so nothing runs from here."
+	@$(call if_installed,caelum.onemachine.down)
 
 purge:
-	@test -x $(PY) && $(PY) -m caelum.onemachine.down --purge || echo "Nothing is installed here, so nothing runs from here."
+	@$(call if_installed,caelum.onemachine.down --purge)
 
 status:
-	@test -x $(PY) && $(PY) -m caelum.onemachine.status || echo "Nothing is installed here, so nothing runs from here."
+	@$(call if_installed,caelum.onemachine.status)
 
 install:
 	@tools/install up
