@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from ipaddress import IPv4Network
+from pathlib import Path
 from typing import Any
 
 from caelum.onemachine.layout import Layout
@@ -16,6 +18,8 @@ from caelum.sdk import Client
 
 FLAT_SERVICES = ["DHCP", "DNS", "Userdata", "HostRoute", "SNAT"]
 MEBI = 1 << 20
+RESOLVER_FILES = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
+"""The second has the servers behind the local one that systemd's resolver puts into the first."""
 Say = Callable[[str], None]
 
 
@@ -170,10 +174,11 @@ class Provisioner:
 
 def _resolvers() -> list[str]:
     """The machine's own DNS servers that a guest can reach, that is, not its loopback."""
-    try:
-        with open("/etc/resolv.conf") as file:
-            words = [line.split() for line in file]
-    except OSError:
-        return []
-    servers = [one[1] for one in words if len(one) > 1 and one[0] == "nameserver"]
-    return [one for one in servers if ":" not in one and not one.startswith("127.")][:2]
+    for file in RESOLVER_FILES:
+        with suppress(OSError):
+            words = [line.split() for line in file.read_text().splitlines()]
+            servers = [one[1] for one in words if len(one) > 1 and one[0] == "nameserver"]
+            usable = [one for one in servers if ":" not in one and not one.startswith("127.")]
+            if usable:
+                return usable[:2]
+    return []
