@@ -228,8 +228,6 @@ class DetachFlow(Workflow[AttachContext, PrimaryStorageInventory]):
     async def leave_hosts(self, run: Run[AttachContext]) -> None:
         storages = Storages(self.node)
         ps = await storages.find(run.ctx.uuid)
-        # A connect that is under way may have read that the storage serves this cluster, and prepares it once more.
-        await run.bus.call_all([AwaitHost(host_uuid=one) for one in run.ctx.host_uuids])
         # A host that cannot be reached keeps a directory that nobody uses.
         await on_hosts(run.ctx.host_uuids, lambda host_uuid: storages.disconnect(ps, host_uuid))
 
