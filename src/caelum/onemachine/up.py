@@ -164,7 +164,9 @@ def _check_ports(layout: Layout) -> None:
     taken = {name: port for name, port in ports.items() if not processes.is_free(port)}
     if taken:
         lines = [f"  {port} is held by {processes.listener(port)}" for port in taken.values()]
-        others = " ".join(f"CAELUM_{name}_PORT={port + 10000}" for name, port in taken.items())
+        others = " ".join(
+            f"CAELUM_{name}_PORT={port + (10000 if port < 55000 else -10000)}" for name, port in taken.items()
+        )
         raise RefusedError(
             "Ports that the cloud needs are taken:\n" + "\n".join(lines) + "\nStop what holds them, or choose others:\n"
             f"  {others} make up"
