@@ -35,7 +35,7 @@ test-unit:
 
 test-service:
 	@tools/install check
-	$(PY) -m pytest tests/service -q -n 2
+	$(PY) -m pytest tests/service -q
 
 test-lab:
 	@tools/install lab
