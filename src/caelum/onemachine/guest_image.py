@@ -45,6 +45,10 @@ ROOT_MODULES = (
 LIBRARIES = Path("/lib/x86_64-linux-gnu")
 
 
+class BuildError(Exception):
+    """The image cannot be built, and why."""
+
+
 def main() -> None:
     """Build the image named on the command line."""
     parser = argparse.ArgumentParser(description="Build the small test guest image.")
@@ -60,7 +64,7 @@ def main() -> None:
 
 
 def build(out: Path) -> None:
-    """Build the guest image as qcow2 at `out`. Needs root for one loop mount. Raises CalledProcessError."""
+    """Build the guest image as qcow2 at `out`. Needs root for one loop mount. Raises BuildError."""
     os.environ["PATH"] = f"/usr/sbin:/sbin:{os.environ['PATH']}"
     out.parent.mkdir(parents=True, exist_ok=True)
     with _only_build_in(out.parent), tempfile.TemporaryDirectory(prefix=WORK, dir=out.parent) as name:
@@ -95,10 +99,12 @@ def _only_build_in(directory: Path) -> Iterator[None]:
 
 
 def _run(*arguments: object, cwd: Path | None = None, stdin: bytes | None = None) -> str:
-    done = subprocess.run(
-        [str(one) for one in arguments], cwd=cwd, input=stdin, check=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, timeout=600,
-    )  # fmt: skip
+    words = [str(one) for one in arguments]
+    done = subprocess.run(words, cwd=cwd, input=stdin, capture_output=True, timeout=600, check=False)
+    if done.returncode != 0:
+        raise BuildError(
+            f"{' '.join(words)} ended with {done.returncode}: {done.stderr.decode(errors='replace').strip()}"
+        )
     return done.stdout.decode()
 
 
@@ -107,7 +113,7 @@ def _unpack_packages(work: Path) -> tuple[Path, Path]:
     (debs := work / "debs").mkdir()
     try:
         _download(debs)
-    except (subprocess.CalledProcessError, LookupError):
+    except BuildError:
         # apt's lists are absent, or so old that they name files that are gone.
         _run("apt-get", "update", "-q")
         _download(debs)
@@ -128,7 +134,7 @@ def _kernel_package() -> str:
         relation, _, name = line.strip().partition(": ")
         if relation == "Depends" and name.startswith("linux-image-"):
             return name
-    raise LookupError("no cloud kernel package is known to apt")
+    raise BuildError("no cloud kernel package is known to apt")
 
 
 class _Modules:

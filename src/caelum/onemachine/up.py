@@ -123,10 +123,8 @@ def _guest_image(layout: Layout, progress: Progress) -> None:
     try:
         with progress.phase("guest image", "building the guest image"):
             guest_image.build(layout.guest_image)
-    except subprocess.CalledProcessError as error:
-        words = " ".join(str(one) for one in error.cmd)
-        output = (error.stderr or b"").decode(errors="replace").strip()
-        raise RefusedError(f"The guest image cannot be built: {words} failed:\n{output}") from None
+    except guest_image.BuildError as error:
+        raise RefusedError(f"The guest image cannot be built: {error}") from None
 
 
 def _make_way(layout: Layout) -> None:
