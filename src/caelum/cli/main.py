@@ -18,7 +18,16 @@ PROGRAMS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry of the `caelum` command. Returns the exit code: 0 done, 1 refused, 2 wrong usage."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = _command(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read our output has seen enough
+        sys.stdout = None
+        return 141
+
+
+def _command(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         return _help()
     if words[0] == "--version":
@@ -53,15 +62,12 @@ def _operation(words: list[str]) -> int:
         if words[0] not in groups():
             print(f"caelum: {words[0]!r} is not a command; see caelum --help", file=sys.stderr)
             return 2
-        code = run(words[0], words[1:])
-        sys.stdout.flush()
-        return code
+        return run(words[0], words[1:])
     except ApiError as error:
         print(error, file=sys.stderr)
         return 1
-    except BrokenPipeError:  # whoever read our output has seen enough
-        sys.stdout = None
-        return 141
+    except BrokenPipeError:
+        raise
     except (OSError, TimeoutError) as error:
         print(f"The cloud cannot be reached: {error}", file=sys.stderr)
         return 1
