@@ -61,7 +61,9 @@ class JobModel(Base):
     actor: Mapped[dict[str, Any]]
     body: Mapped[str | None] = mapped_column(Text)
     web_hook: Mapped[str | None] = mapped_column(Text)
+    """Where the answer is still to be sent; nothing once it was."""
     node_uuid: Mapped[str] = mapped_column(String(32))
+    """Who works on it; once it is Done, who sends its web hook."""
     state: Mapped[str] = mapped_column(String(16), default=PROCESSING)
     result: Mapped[str | None] = mapped_column(Text)
     error: Mapped[str | None] = mapped_column(Text)
@@ -132,7 +134,7 @@ class Jobs:
         if self._closed:
             return False
         async with self._node.db.transaction() as tx:
-            finished = await finish_in(tx, uuid, answer)
+            finished = await finish_in(tx, uuid, answer, self._node.uuid)
         if finished:
             await self.tell(uuid)
         return finished
@@ -210,6 +212,29 @@ class Jobs:
             await self.finish(uuid, error)
         return sorted(orphans)
 
+    async def undelivered(self, limit: int) -> list[Job]:
+        """Answered jobs of this node whose web hook is neither delivered nor given up, the oldest first."""
+        row = JobModel
+        mine = (row.node_uuid == self._node.uuid, row.state == DONE, row.web_hook.is_not(None))
+        async with self._node.db.read() as session:
+            return [
+                _job(one)
+                for one in await session.scalars(select(row).where(*mine).order_by(row.finish_date).limit(limit))
+            ]
+
+    async def hook_settled(self, uuid: str) -> None:
+        """The job's web hook is delivered, or given up: nobody tries it again."""
+        async with self._node.db.transaction() as tx:
+            await update_where(tx, JobModel, {"web_hook": None}, JobModel.uuid == uuid)
+
+    async def inherit_hooks(self, dead: Sequence[str] | None) -> None:
+        """Deliver from here what dead nodes did not; None: every node but this one is dead."""
+        row = JobModel
+        theirs = row.node_uuid != self._node.uuid if dead is None else row.node_uuid.in_(dead)
+        async with self._node.db.transaction() as tx:
+            values = {"node_uuid": self._node.uuid}
+            await update_where(tx, row, values, row.state == DONE, row.web_hook.is_not(None), theirs)
+
     async def purge(self) -> None:
         """Forget jobs that were finished long ago."""
         until = utcnow() - timedelta(seconds=self._node.settings.get(EXPIRED_PERIOD))
@@ -217,9 +242,11 @@ class Jobs:
             await tx.execute(delete(JobModel).where(JobModel.state == DONE, JobModel.finish_date < until))
 
 
-async def finish_in(tx: AsyncSession, uuid: str, answer: str | bytes | ErrorCode | BaseException) -> bool:
-    """`Jobs.finish` inside the caller's transaction."""
-    values: dict[str, Any] = {"state": DONE, "finish_date": utcnow(), "percent": 100}
+async def finish_in(
+    tx: AsyncSession, uuid: str, answer: str | bytes | ErrorCode | BaseException, node_uuid: str
+) -> bool:
+    """`Jobs.finish` inside the caller's transaction; the job's web hook is the business of that node from now on."""
+    values: dict[str, Any] = {"state": DONE, "finish_date": utcnow(), "percent": 100, "node_uuid": node_uuid}
     if isinstance(answer, (str, bytes)):
         values["result"] = answer if isinstance(answer, str) else answer.decode()
     else:
