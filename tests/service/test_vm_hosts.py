@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -33,7 +34,13 @@ async def world(tmp_path: Path) -> AsyncIterator[SimulatedCloud]:
     async with simulated_cloud(tmp_path, hosts=2) as made:
         for name, value in (("ping.interval", "2"), ("ping.timeout", "2"), ("ping.maxFailure", "1")):
             await made.api(UpdateGlobalConfig(category="host", name=name, value=value))
+        await patience(made, 0)
         yield made
+
+
+async def patience(world: SimulatedCloud, seconds: int) -> None:
+    """How long work waits for the return of a lost host."""
+    await world.api(UpdateGlobalConfig(category="host", name="connection.patience", value=str(seconds)))
 
 
 def host_of(world: SimulatedCloud, vm: VmInstanceInventory) -> SimulatedHost:
@@ -169,6 +176,24 @@ async def test_a_vm_does_not_start_on_a_host_that_is_away(world: SimulatedCloud)
     assert "HOST_ALLOCATION.1000" in [one.code for one in errors]
     assert any("Disconnected" in one.details or "Connected" in one.details for one in errors)
     assert (await vm_of(world, vm.uuid)).state == "Stopped"
+
+
+@pytest.mark.parametrize("path", [protocol.StartVm.path, protocol.CreateVolume.path, protocol.ApplyDhcp.path])
+@pytest.mark.parametrize("fault", ["die", "die_after"])
+async def test_a_creation_outlives_the_death_of_the_agent(world: SimulatedCloud, path: str, fault: str) -> None:
+    await patience(world, 60)
+    world.hosts.fault(fault, path, count=1)
+    create = asyncio.create_task(world.create_vm())
+    died = await world.cloud.until(lambda: next((one for one in world.hosts.hosts if not one.alive), None), 20)
+    await until_status(world, died, "Disconnected")
+    assert not create.done()
+    await died.revive()
+    vm = await asyncio.wait_for(create, 25)
+    assert (vm.state, vm.host_uuid) == ("Running", died.uuid)
+    assert guests(world) == {vm.uuid: "Running"}
+    await asyncio.sleep(0.5)  # a host is looked at once more right after its connect
+    await until_status(world, died, "Connected")
+    await assert_nothing_wrong(world)
 
 
 async def test_a_restart_of_the_server_disturbs_no_vm(world: SimulatedCloud) -> None:

@@ -77,4 +77,5 @@ async def assert_nothing_wrong(world: SimulatedCloud) -> None:
     """The auditor finds database, hosts and capacities in agreement."""
     await world.api(UpdateGlobalConfig(category="audit", name="recheck.after", value="0"))
     findings = (await world.api(RunAudit())).findings
-    assert [one for one in findings if one.severity != INFO] == []
+    wrong = [one for one in findings if one.severity != INFO]
+    assert not wrong, wrong
