@@ -62,7 +62,7 @@ async def test_a_guest_that_ends_by_itself_gives_its_place_back(world: Simulated
     ended = await until_state(world, vm.uuid, "Stopped")
     assert (ended.host_uuid, ended.last_host_uuid) == (None, vm.host_uuid)
     assert (await room(world))[:2] == free[:2]
-    assert await used(world) == {"vm.num": 1, "vm.cpuNum": 0, "vm.memorySize": 0}
+    assert await used(world) == {"vm.totalNum": 1, "vm.num": 0, "vm.cpuNum": 0, "vm.memorySize": 0}
     told = [(one.from_state, one.to_state) for one in await world.cloud.seen(VmStateChangedOnHost)]
     assert told == [("Running", "Stopped")]
     await assert_nothing_wrong(world)
@@ -95,7 +95,7 @@ async def test_a_lost_host_makes_its_vms_unknown_until_it_is_back(world: Simulat
     await host.revive()
     assert (await until_state(world, vm.uuid, "Running", 40)).host_uuid == vm.host_uuid
     assert (await until_state(world, ends.uuid, "Stopped", 40)).host_uuid is None
-    assert await used(world) == {"vm.num": 3, "vm.cpuNum": 2, "vm.memorySize": 256 * MIB}
+    assert await used(world) == {"vm.totalNum": 3, "vm.num": 2, "vm.cpuNum": 2, "vm.memorySize": 256 * MIB}
     await until_status(world, host, "Connected")
     await assert_nothing_wrong(world)
 
@@ -110,7 +110,7 @@ async def test_a_vm_is_found_running_that_was_thought_stopped(world: SimulatedCl
     host.guest_changes(vm.uuid, "Running")
     found = await until_state(world, vm.uuid, "Running")
     assert found.host_uuid == vm.host_uuid
-    assert await used(world) == {"vm.num": 1, "vm.cpuNum": 1, "vm.memorySize": 128 * MIB}
+    assert await used(world) == {"vm.totalNum": 1, "vm.num": 1, "vm.cpuNum": 1, "vm.memorySize": 128 * MIB}
     assert free[1] - (await room(world))[1] == 128 * MIB
     await assert_nothing_wrong(world)
 
