@@ -42,6 +42,7 @@ OWN_INVENTORIES: frozenset[str] = frozenset()
 OWN_FIELDS: dict[str, frozenset[str]] = {}
 """Fields that we add, by inventory."""
 DEVIATIONS: dict[str, str] = {
+    "APIRenewSessionMsg.sessionUuid: resource": "no table has a session by the UUID that its client knows",
     "APIQueryPrimaryStorageMsg: paths": "a single primary storage can be asked for like everything else",
     "APIDeleteResourceConfigMsg.resourceUuid: is the target": "who only shares a resource does not change it",
     "APIDeleteVmSshKeyMsg.uuid: resource": "a VM that does not exist is an error and not silence",

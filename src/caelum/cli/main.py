@@ -57,9 +57,8 @@ def _operation(words: list[str]) -> int:
         if words[0] == "logout":
             return _logout()
         from caelum.cli.commands import run
-        from caelum.cli.naming import groups
 
-        if words[0] not in groups():
+        if not _known(words):
             print(f"caelum: {words[0]!r} is not a command; see caelum --help", file=sys.stderr)
             return 2
         return run(words[0], words[1:])
@@ -75,10 +74,23 @@ def _operation(words: list[str]) -> int:
         return 130
 
 
+def _known(words: list[str]) -> bool:
+    """Whether the group of a command is known; the server is asked when the command is not."""
+    from caelum.cli import plugins
+    from caelum.cli.naming import groups, verb_of
+
+    plugins.recall()
+    verb = next((one for one in words[1:2] if not one.startswith("-")), None)
+    known = groups().get(words[0], [])
+    if not known or (verb is not None and verb != "console" and verb not in map(verb_of, known)):
+        plugins.refresh()
+    return words[0] in groups()
+
+
 def _login(words: list[str]) -> int:
     import getpass
 
-    from caelum.cli import session
+    from caelum.cli import plugins, session
     from caelum.sdk.client import Client
 
     parser = argparse.ArgumentParser(prog="caelum login", description="Open a session; later commands use it.")
@@ -89,6 +101,7 @@ def _login(words: list[str]) -> int:
     client = Client(*options.url.split(","))
     client.login(options.account, options.password or getpass.getpass("Password: "))
     session.save(options.url, client.session)
+    plugins.refresh()
     print(f"Logged in to {options.url} as {options.account}.")
     return 0
 
@@ -104,7 +117,10 @@ def _logout() -> int:
 
 
 def _help() -> int:
+    from caelum.cli import plugins
     from caelum.cli.naming import groups
+
+    plugins.recall()
 
     print("usage: caelum COMMAND ...\n\nSession\n  login      open a session\n  logout     end it\n\nPrograms")
     for name, (_, text) in PROGRAMS.items():

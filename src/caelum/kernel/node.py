@@ -36,6 +36,7 @@ from caelum.kernel.ring import Ring
 from caelum.kernel.service import Check, Service, handlings, interceptings
 from caelum.kernel.settings import Settings
 from caelum.kernel.timers import Timers
+from caelum.kernel.vault import Vault
 from caelum.kernel.workflow import Workflows
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,7 @@ class Node:
         self.settings = Settings(self.db, self.bus, self.uuid)
         self.timers = Timers(self.setting)
         self.resources = Resources(self.db)
+        self.vault = Vault(config.data_dir / "pki")
         self.jobs = Jobs(self)
         self.gc = GarbageCollector(self)
         self.workflows = Workflows(self)
@@ -165,6 +167,8 @@ class Node:
             found = self._find_parts()
         async with self._phase(f"the database {self.db.url.rpartition('@')[2]}"):
             await self.db.migrate()
+        async with self._phase("the certificate authority's key"):
+            await asyncio.to_thread(self.vault.load)
         async with self._phase("the settings"):
             await self.settings.start()
         self._make_parts(found)

@@ -307,6 +307,7 @@ class Workflows:
             if row.state in (DONE, UNDONE):
                 await self._answer_ended(row)
         await self._node.jobs.fail_orphans(dead, [row.job_uuid for row in answering if row.job_uuid is not None])
+        await self._node.jobs.inherit_hooks(dead)
 
     async def _answer_ended(self, row: JournalModel) -> None:
         cls = flows().get(row.name)

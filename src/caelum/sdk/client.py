@@ -5,7 +5,8 @@
     zone = client.call("CreateZone", name="zone1")
     vms = client.query("VmInstance", "state=Running")
 
-Standard library only. Several addresses may be given; the next is tried when one does not answer.
+Operations of the server's plugins are asked for when one is first called. Standard library only. Several addresses may
+be given; the next is tried when one does not answer.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import uuid
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from caelum.sdk.manifest import Operation, load
+from caelum.sdk.manifest import Operation, learn, load
 
 HTTP_TIMEOUT = 60.0
 """Seconds for one HTTP exchange."""
@@ -79,11 +80,11 @@ class Client:
         progress: Callable[[float], None] | None = None,
         **parameters: Any,
     ) -> Any:
-        """Run an operation and return its result. Raises ApiError, TimeoutError or OSError.
+        """Run an operation and return its result. Raises ApiError, TimeoutError, OSError, KeyError for an unknown name.
 
         `progress` is called at each poll with the seconds that the job has run.
         """
-        operation = load()[name]
+        operation = self._operation(name)
         status, answer = self._request(operation, parameters)
         if status == 202 and "location" in answer:
             answer = self._wait(answer["location"], timeout, progress)
@@ -91,13 +92,27 @@ class Client:
 
     def submit(self, name: str, /, **parameters: Any) -> str:
         """Begin an operation and return where its job can be polled."""
-        _, answer = self._request(load()[name], parameters)
+        _, answer = self._request(self._operation(name), parameters)
         return str(answer.get("location", ""))
 
     def count(self, name: str, *conditions: str) -> int:
         """How many resources a query finds."""
-        _, answer = self._request(load()[name], {"q": list(conditions), "count": True})
+        _, answer = self._request(self._operation(name), {"q": list(conditions), "count": True})
         return int(answer["total"])
+
+    def learn(self, timeout: float = HTTP_TIMEOUT) -> bytes:
+        """Learn the operations of the server's plugins, and return them as text. Raises ApiError or OSError."""
+        _, text = self._fetch("GET", "/operations.json", None, {}, timeout)
+        try:
+            learn(text)
+        except ValueError as error:
+            raise OSError(f"the server's list of operations cannot be read: {error}") from error
+        return text
+
+    def _operation(self, name: str) -> Operation:
+        if name not in load():
+            self.learn()
+        return load()[name]
 
     def _request(self, operation: Operation, parameters: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         path, body, query = request_parts(operation, parameters)
@@ -129,20 +144,26 @@ class Client:
         headers = {**headers, "Content-Type": "application/json"}
         if self.session:
             headers["Authorization"] = f"OAuth {self.session}"
+        status, text = self._fetch(method, tail, data, headers, HTTP_TIMEOUT)
+        return status, json.loads(text or b"{}")
+
+    def _fetch(
+        self, method: str, tail: str, data: bytes | None, headers: dict[str, str], timeout: float
+    ) -> tuple[int, bytes]:
         failure: OSError | None = None
         for address in self._addresses:
             request = urllib.request.Request(address + tail, data, headers, method=method)  # noqa: S310
             try:
-                return _exchange(request)
+                return _exchange(request, timeout)
             except (urllib.error.URLError, ConnectionError) as error:
                 failure = error
         raise failure or OSError("no address is known")
 
 
-def _exchange(request: urllib.request.Request) -> tuple[int, dict[str, Any]]:
+def _exchange(request: urllib.request.Request, timeout: float) -> tuple[int, bytes]:
     try:
-        with urllib.request.urlopen(request, timeout=HTTP_TIMEOUT) as response:  # noqa: S310
-            return response.status, json.loads(response.read() or b"{}")
+        with urllib.request.urlopen(request, timeout=timeout) as response:  # noqa: S310
+            return response.status, response.read()
     except urllib.error.HTTPError as error:
         text = error.read().decode(errors="replace")
         try:

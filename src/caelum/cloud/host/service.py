@@ -80,12 +80,18 @@ class HostService(Service):
 
     async def _on_deleted(self, event: HostDeleted) -> None:
         self.tracker.forget(event.host_uuid)
+        self.connector.forget(event.host_uuid)
 
     @handles(m.AwaitHost)
     async def await_host(self, msg: m.AwaitHost) -> None:
         await self.tracker.tried(msg.host_uuid)
         with contextlib.suppress(CloudError):
-            await self.connector.connected(msg.host_uuid)
+            await self.connector.connected(msg.host_uuid, patient=False)
+
+    @handles(m.AwaitLostHost)
+    async def await_lost_host(self, msg: m.AwaitLostHost) -> bool:
+        """Wait for the return of a host that was lost a moment ago."""
+        return await self.connector.worth_another_try(msg.host_uuid, msg.waited)
 
     @handles(m.AwaitHosts)
     async def await_hosts(self, _msg: m.AwaitHosts) -> bool:
@@ -96,7 +102,7 @@ class HostService(Service):
                 for uuid in self.connector.busy():
                     waited = True
                     with contextlib.suppress(CloudError):
-                        await self.connector.connected(uuid)
+                        await self.connector.connected(uuid, patient=False)
         return waited
 
     # --- public operations ------------------------------------------------------------------------------------------
@@ -237,8 +243,8 @@ class HostService(Service):
 
     # --- operations on a host ---------------------------------------------------------------------------------------
 
-    async def _driver(self, host_uuid: str) -> HypervisorDriver:
-        host = await self.connector.connected(host_uuid)
+    async def _driver(self, host_uuid: str, *, patient: bool = True) -> HypervisorDriver:
+        host = await self.connector.connected(host_uuid, patient=patient)
         return self.node.drivers.get(HypervisorDriver, host.hypervisor_type)
 
     @handles(m.StartVmOnHost, queue=_OPERATIONS, level=SYNC_LEVEL)
@@ -281,7 +287,8 @@ class HostService(Service):
     @handles(m.DumpHost)
     async def dump(self, msg: m.DumpHost) -> m.HostContents:
         """What is on a host."""
-        return await (await self._driver(msg.host_uuid)).dump(msg.host_uuid, msg.storage_paths)
+        driver = await self._driver(msg.host_uuid, patient=False)  # what is not there now is told so
+        return await driver.dump(msg.host_uuid, msg.storage_paths)
 
     @handles(m.AttachVolumeOnHost, queue=_OPERATIONS, level=SYNC_LEVEL)
     async def attach_volume(self, msg: m.AttachVolumeOnHost) -> None:

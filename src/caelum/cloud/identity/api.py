@@ -156,7 +156,7 @@ class ValidateSession(ApiMessage[ValidateSessionReply], kw_only=True):
 class RenewSession(ApiMessage[SessionInventory], kw_only=True):
     """Let a session end `duration` seconds from now, by default after the usual time."""
 
-    session_uuid: Annotated[str, Param(resource="SessionVO")]
+    session_uuid: str
     duration: Annotated[int | None, Param(minimum=60, maximum=31_536_000)] = None
 
 

@@ -25,7 +25,7 @@ class AccountModel(Resource):
 
 
 class SessionModel(Resource):
-    """A login."""
+    """A login; its `uuid` is a digest of the UUID that the client has."""
 
     __tablename__ = "session"
     __vo__ = "SessionVO"

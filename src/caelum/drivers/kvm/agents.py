@@ -22,6 +22,7 @@ from caelum.drivers.kvm.client import Address, AgentClient, Pace
 from caelum.drivers.kvm.extension import AgentRoutes
 from caelum.drivers.kvm.listener import AgentListener, KnownHosts
 from caelum.drivers.kvm.model import KvmHostModel
+from caelum.drivers.kvm.patience import FINAL, patiently
 from caelum.drivers.kvm.settings import AGENT_PORT
 from caelum.kernel import pki
 from caelum.kernel.errors import CloudError, invalid, not_found
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 A = TypeVar("A")
 
 _RENEWAL_CHECK = 6 * 3600.0
-_DISCONNECTED = "Disconnected"
+_CONNECTING, _DISCONNECTED = "Connecting", "Disconnected"
 
 
 class Agents:
@@ -95,16 +96,25 @@ class Agents:
 
     async def run(self, host_uuid: str, command: p.Command[A], timeout: float | None = None) -> A:
         """Run a command on a host that is not known to be lost; one that turns out to be is looked at now."""
-        address = await self.address_of(host_uuid)
+        address, status = await self._find(host_uuid)
         try:
             return await self.client.run(address, command, timeout)
         except CloudError as error:
             if error.kind is HOST_DISCONNECTED:
                 self._node.bus.send(HostSuspected(host_uuid=host_uuid, reason=error.details))
+                if status == _CONNECTING:
+                    error.facts[FINAL] = True
             raise
+
+    async def run_patiently(self, host_uuid: str, command: p.Command[A], timeout: float | None = None) -> A:
+        """The same; a host that is gone for a moment is waited for, and the command repeated."""
+        return await patiently(self._node.bus, host_uuid, lambda: self.run(host_uuid, command, timeout))
 
     async def address_of(self, host_uuid: str) -> Address:
         """Where the agent of a host is that can be tried. Raises HOST.1010 for one that is known to be lost."""
+        return (await self._find(host_uuid))[0]
+
+    async def _find(self, host_uuid: str) -> tuple[Address, str]:
         async with self._node.db.read() as session:
             query = select(KvmHostModel.management_ip, KvmHostModel.status).where(KvmHostModel.uuid == host_uuid)
             row = (await session.execute(query)).one_or_none()
@@ -112,7 +122,7 @@ class Agents:
             raise not_found("HostVO", host_uuid)
         if row.status == _DISCONNECTED:
             raise CloudError(HOST_DISCONNECTED, f"host[uuid:{host_uuid}] is Disconnected", hostUuid=host_uuid)
-        return self.address(host_uuid, row.management_ip)
+        return self.address(host_uuid, row.management_ip), row.status
 
     async def who_is_at(self, management_ip: str) -> str:
         """The UUID of the host whose agent answers at an address. Raises HOST.1010, or SYS.1007 for a stranger."""

@@ -22,6 +22,7 @@ from caelum.agent import protocol
 from caelum.agent.protocol import Command, TaskAnswer, TaskStatus
 from caelum.cloud.host.errors import HOST_DISCONNECTED
 from caelum.drivers.kvm.errors import AGENT_INTERRUPTED, from_agent
+from caelum.drivers.kvm.patience import FINAL
 from caelum.kernel import context, pki
 from caelum.kernel.errors import INTERNAL, TIMEOUT, CloudError
 from caelum.kernel.ids import new_uuid
@@ -100,7 +101,9 @@ class AgentClient:
         for task in self._errands:
             task.cancel()
         for waiting in list(self.pending.values()):
-            waiting.fail(CloudError(HOST_DISCONNECTED, "the management node is stopping"))
+            stopping = CloudError(HOST_DISCONNECTED, "the management node is stopping")
+            stopping.facts[FINAL] = True
+            waiting.fail(stopping)
         await self._http.close()
 
     async def run(self, address: Address, command: Command[A], timeout: float | None = None) -> A:
