@@ -4,6 +4,7 @@ GET    /hosts                         addresses, UUIDs, what came and what was d
 GET    /dump  /dump/{uuid}            what the hosts hold
 GET    /faults, PUT /faults [..], POST /faults {..}, DELETE /faults
 PUT    /latencies [..]
+PUT    /cut [{"server": uuid, "callback": "https://127.0.0.1:8444/"}]      the management nodes that hosts do not reach
 POST   /hosts/{uuid}/die | revive | power-off
 POST   /hosts/{uuid}/vms/{vm} {"state": "Stopped"}     a guest changes by itself
 """
@@ -15,7 +16,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from caelum.simulator.faults import Fault, Latency
+from caelum.simulator.faults import Cut, Fault, Latency
 from caelum.simulator.host import SimulatedHost
 from caelum.simulator.hosts import SimulatedHosts
 
@@ -39,6 +40,7 @@ class Control:
                 web.post("/faults", self._add_fault),
                 web.delete("/faults", self._heal),
                 web.put("/latencies", self._set_latencies),
+                web.put("/cut", self._cut),
                 web.post("/hosts/{uuid}/vms/{vm}", self._guest),
                 web.post("/hosts/{uuid}/{action}", self._act),
             ]
@@ -70,6 +72,12 @@ class Control:
     async def _set_latencies(self, request: web.Request) -> web.Response:
         self._hosts.behaviour.latencies = await _read(request, list[Latency])
         return _json(self._hosts.behaviour.latencies)
+
+    async def _cut(self, request: web.Request) -> web.Response:
+        self._hosts.behaviour.cuts = await _read(request, list[Cut])
+        for host in self._hosts.hosts:
+            host.drop_cut()
+        return _json(self._hosts.behaviour.cuts)
 
     async def _act(self, request: web.Request) -> web.Response:
         host = self._host(request)
