@@ -213,6 +213,11 @@ class FaultCluster:
             shutil.rmtree(self.layout.home / name / "mnesia")
         marker.unlink()
 
+    def wait_service(self, name: str) -> None:
+        """Wait until `postgresql` or `rabbitmq` takes connections."""
+        port = self.layout.database_port if name == "postgresql" else self.layout.broker_port
+        wait_ready(self.layout, {name: lambda: processes.answers((self.layout.address, port))}, {})
+
     def _marker(self, name: str) -> Path:
         return self.layout.run / f"{name}.stop"
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from dataclasses import dataclass
+from pathlib import Path
+
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
 @dataclass
@@ -43,3 +48,11 @@ def table() -> str:
         times = f"{one.downtime:.1f} s | {one.recovery:.1f} s"
         lines.append(f"| {one.fault} | {one.rounds} | {times} | {one.operations} | {one.errors} |")
     return "\n".join(lines)
+
+
+def write(page: Path) -> None:
+    """Put the table between the marks of a page."""
+    head, _, rest = page.read_text().partition(BEGIN)
+    tail = rest.partition(END)[2]
+    where = f"{os.cpu_count()} CPUs, Python {platform.python_version()}, {platform.system()}"
+    page.write_text(f"{head}{BEGIN}\n{table()}\n\nMeasured on one machine with {where}.\n{END}{tail}")

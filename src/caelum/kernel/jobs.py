@@ -46,6 +46,8 @@ SCAN_INTERVAL = setting(
     "The interval the GC thread scans the database for completed, expired API records, in seconds", minimum=2,
 )  # fmt: skip
 
+LOOK_SECONDS = 0.25
+"""How often a job is looked at in the database for a client that waits for it at a node which may not work on it."""
 PROCESSING = "Processing"
 DONE = "Done"
 
@@ -156,7 +158,7 @@ class Jobs:
         return None if row is None else _job(row)
 
     async def wait(self, uuid: str) -> Job | None:
-        """Wait until the job is finished by this node, at once when it is; None when there is none."""
+        """Wait until the job is finished, by whichever node; None when there is none."""
         future = self._waiting.get(uuid)
         if future is None:
             # Registered before the look: a job that finishes in between is not missed.
@@ -167,7 +169,16 @@ class Jobs:
             if job is not None and not future.done():
                 future.set_result(job)
             return job
-        return await asyncio.shield(future)
+        return await self._finished(uuid, future)
+
+    async def _finished(self, uuid: str, future: asyncio.Future[Job]) -> Job | None:
+        """Another node's job is looked at now and then: only the database knows of it here."""
+        while not (await asyncio.wait([future], timeout=None if self._node.ring.alone else LOOK_SECONDS))[0]:
+            job = await self.get(uuid)
+            if job is None or job.done:
+                self._waiting.pop(uuid, None)
+                return job
+        return future.result()
 
     async def progress(self, uuid: str, percent: int, text: str | None = None) -> None:
         """Note how far a job is; it never goes back."""

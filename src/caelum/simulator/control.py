@@ -2,6 +2,7 @@
 
 GET    /hosts                         addresses, UUIDs, what came and what was done
 GET    /dump  /dump/{uuid}            what the hosts hold
+GET    /tasks                         commands under way: host, task UUID, path, where the answer goes
 GET    /faults, PUT /faults [..], POST /faults {..}, DELETE /faults
 PUT    /latencies [..]
 PUT    /cut [{"server": uuid, "callback": "https://127.0.0.1:8444/"}]      the management nodes that hosts do not reach
@@ -35,6 +36,7 @@ class Control:
                 web.get("/hosts", self._list),
                 web.get("/dump", self._dump),
                 web.get("/dump/{uuid}", self._dump),
+                web.get("/tasks", self._tasks),
                 web.get("/faults", self._faults),
                 web.put("/faults", self._set_faults),
                 web.post("/faults", self._add_fault),
@@ -53,6 +55,15 @@ class Control:
     async def _dump(self, request: web.Request) -> web.Response:
         uuid = request.match_info.get("uuid")
         return _json(self._hosts.dump() if uuid is None else self._host(request).world.dump())
+
+    async def _tasks(self, _: web.Request) -> web.Response:
+        return _json(
+            [
+                {"host": host.uuid, "task": task.uuid, "path": task.path, "callback": task.callback}
+                for host in self._hosts.hosts
+                for task in host.journal.under_way()
+            ]
+        )
 
     async def _faults(self, _: web.Request) -> web.Response:
         return _json(self._hosts.behaviour.faults)
