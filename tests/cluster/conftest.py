@@ -1,50 +1,45 @@
-"""What the tests of clusters share: one cluster of three nodes for all faults, and the table of what they did."""
+"""A real broker for the whole session, and management nodes' buses on it."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from pathlib import Path
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 
-import fault_report
 import pytest
-from fault_cluster import FaultCluster, fault_cluster
-from fault_judge import Judge
-from fault_trial import Trial
+from fault_fixtures import (  # noqa: F401 - fixtures and a hook
+    cluster,
+    judge,
+    pytest_terminal_summary,
+    running_cluster,
+    trial,
+)
+from tests.cluster.peers import Peer, Peers, joined
+
+from caelum.cluster.rabbitmq import RabbitMq
 
 
 @pytest.fixture(scope="session")
-def running_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultCluster]:
-    """Three nodes, three hosts; whatever the tests do to them, the next test finds them mended."""
-    with fault_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
-        yield cluster
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMq]:
+    """A running RabbitMQ. A test that stops it must start it again."""
+    if not RabbitMq.available():
+        pytest.skip("RabbitMQ is not installed; `tools/install cluster` does it")
+    broker = RabbitMq(tmp_path_factory.mktemp("rabbitmq"))
+    asyncio.run(broker.start())
+    yield broker
+    asyncio.run(broker.stop())
 
 
 @pytest.fixture
-def cluster(running_cluster: FaultCluster) -> Iterator[FaultCluster]:
-    """The cluster, whole: all nodes are ready and know each other."""
-    running_cluster.wait_met()
-    yield running_cluster
-    running_cluster.mend()
+async def peers(broker: RabbitMq) -> AsyncIterator[Peers]:
+    """Makes nodes that know of each other: `a, b = await peers(2)`."""
+    async with AsyncExitStack() as stack:
+        made: list[Peer] = []
 
+        async def make(count: int) -> list[Peer]:
+            for _ in range(count):
+                made.append(await stack.enter_async_context(Peer(broker.url)))
+            joined(made)
+            return made
 
-@pytest.fixture
-def judge(cluster: FaultCluster) -> Judge:
-    """Who looks whether everything is as it should be."""
-    return Judge(cluster)
-
-
-@pytest.fixture
-def trial(cluster: FaultCluster, judge: Judge) -> Trial:
-    """The cluster under load."""
-    return Trial(cluster, judge)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Show the table of faults; put it where `CAELUM_RELIABILITY` says."""
-    if not fault_report.ROWS:
-        return
-    terminalreporter.section("faults")
-    terminalreporter.write_line(fault_report.table())
-    if target := os.environ.get("CAELUM_RELIABILITY"):
-        fault_report.write(Path(target))
+        yield make
