@@ -83,12 +83,17 @@ class BusBase:
         self._level_of = level_of
         self._table: dict[type, Endpoint] = {}
         self._working: dict[asyncio.Task[None], Endpoint] = {}
+        self._reconnect_callbacks: list[Callable[[], Awaitable[None]]] = []
 
     async def start(self) -> None:
         """Connect, where there is something to connect to."""
 
     async def stop(self) -> None:
         """Disconnect."""
+
+    def on_reconnect(self, callback: Callable[[], Awaitable[None]]) -> None:
+        """Call `callback` each time the connection is there again: what was told meanwhile is lost."""
+        self._reconnect_callbacks.append(callback)
 
     # --- registration -----------------------------------------------------------------------------------------------
 
