@@ -16,6 +16,8 @@ import re
 import shutil
 import signal
 import socket
+import sys
+import tempfile
 from pathlib import Path
 from types import TracebackType
 
@@ -229,3 +231,15 @@ def _alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+async def _serve_until_end_of_input() -> None:
+    with tempfile.TemporaryDirectory(prefix="caelum-postgres-") as directory:
+        async with Postgres(Path(directory)) as postgres:
+            print(postgres.url, flush=True)
+            await asyncio.to_thread(sys.stdin.read)
+
+
+if __name__ == "__main__":
+    # `python -m caelum.cluster.postgres`: a server as long as our input is open; its URL is the first line of output.
+    asyncio.run(_serve_until_end_of_input())

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from caelum.kernel.errors import ErrorCode
 from caelum.kernel.events import CanonicalEvent, canonical
-from caelum.kernel.node import NodeLifecycle
+from caelum.kernel.membership import NodeLifecycle
 
 if TYPE_CHECKING:
     from caelum.kernel.jobs import Job

@@ -17,6 +17,7 @@ from caelum.kernel.config import Config
 from caelum.kernel.events import CanonicalEvent
 from caelum.kernel.message import Message
 from caelum.kernel.node import Node, PartSpec
+from caelum.testing import databases
 
 R = TypeVar("R")
 E = TypeVar("E", bound=CanonicalEvent)
@@ -44,6 +45,8 @@ class EmbeddedCloud:
             "stop_seconds": 2.0,
         }  # fmt: skip
         drivers = [] if services is not None and drivers is None else drivers
+        if databases.on_postgresql():
+            values["database_url"] = databases.url_for(directory / "caelum.db")
         self.node = Node(Config(**{**values, **config}), services=services, drivers=drivers)
         self.events: list[CanonicalEvent] = []
 
