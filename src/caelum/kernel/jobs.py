@@ -20,6 +20,7 @@ from caelum.kernel import message
 from caelum.kernel.context import SYSTEM, Actor
 from caelum.kernel.database import Base, unique, update_where, utcnow
 from caelum.kernel.errors import INVALID_ARGUMENT, CloudError, ErrorCode, error_type, to_wire
+from caelum.kernel.events import CanonicalEvent, canonical
 from caelum.kernel.settings import Seconds, setting
 from caelum.kernel.views import to_builtins
 
@@ -48,6 +49,14 @@ SCAN_INTERVAL = setting(
 
 PROCESSING = "Processing"
 DONE = "Done"
+
+
+@canonical("/job/moved")
+class JobMoved(CanonicalEvent):
+    """A job is finished or further on: for the other nodes, whose clients may wait for it."""
+
+    uuid: str
+    node_uuid: str
 
 
 class JobModel(Base):
@@ -104,10 +113,11 @@ class Jobs:
         self._closed = False
         self._waiting: dict[str, asyncio.Future[Job]] = {}
         self._finish_listeners: list[Listener] = []
-        self._progress_listeners: list[Listener] = []
+        self._news_listeners: list[Listener] = []
 
     async def start(self) -> None:
-        """Begin to purge old jobs."""
+        """Begin to purge old jobs, and to hear of those that other nodes work on."""
+        self._node.bus.subscribe(JobMoved, self._moved_elsewhere)
         self._node.timers.every(SCAN_INTERVAL, self.purge, name="jobs.purge")
 
     async def stop(self) -> None:
@@ -138,16 +148,29 @@ class Jobs:
         return finished
 
     async def tell(self, uuid: str) -> None:
-        """Tell those who wait here that the job is finished; to be called after the transaction of `finish_in`."""
-        if not self._finish_listeners and uuid not in self._waiting:
-            return
-        job = await self.get(uuid)
-        if job is None:
-            return
-        future = self._waiting.pop(uuid, None)
+        """Tell those who wait that the job is finished; to be called after the transaction of `finish_in`."""
+        self._tell_others(uuid)
+        if (self._finish_listeners or self._news_listeners or uuid in self._waiting) and (job := await self.get(uuid)):
+            self._resolve(job)
+            _notify([*self._finish_listeners, *self._news_listeners], job)
+
+    def _resolve(self, job: Job) -> None:
+        future = self._waiting.pop(job.uuid, None)
         if future is not None and not future.done():
             future.set_result(job)
-        _notify(self._finish_listeners, job)
+
+    def _tell_others(self, uuid: str) -> None:
+        if not self._node.ring.alone:
+            self._node.bus.publish(JobMoved(uuid=uuid, node_uuid=self._node.uuid))
+
+    async def _moved_elsewhere(self, event: JobMoved) -> None:
+        if event.node_uuid == self._node.uuid or not (self._news_listeners or event.uuid in self._waiting):
+            return
+        job = await self.get(event.uuid)
+        if job is not None:
+            if job.done:
+                self._resolve(job)
+            _notify(self._news_listeners, job)
 
     async def get(self, uuid: str) -> Job | None:
         """What is known of the job, or None when there is none (any more)."""
@@ -156,7 +179,7 @@ class Jobs:
         return None if row is None else _job(row)
 
     async def wait(self, uuid: str) -> Job | None:
-        """Wait until the job is finished by this node, at once when it is; None when there is none."""
+        """Wait until the job is finished, at once when it is; None when there is none."""
         future = self._waiting.get(uuid)
         if future is None:
             # Registered before the look: a job that finishes in between is not missed.
@@ -178,16 +201,17 @@ class Jobs:
 
     async def tell_progress(self, uuid: str) -> None:
         """Tell the listeners how far the job is."""
-        if self._progress_listeners and (job := await self.get(uuid)) is not None:
-            _notify(self._progress_listeners, job)
+        self._tell_others(uuid)
+        if self._news_listeners and (job := await self.get(uuid)) is not None:
+            _notify(self._news_listeners, job)
 
     def on_finish(self, listener: Listener) -> None:
-        """Call `listener(job)` for each job that this node finishes (web hooks, the WebSocket feed)."""
+        """Call `listener(job)` for each job that this node finishes (web hooks)."""
         self._finish_listeners.append(listener)
 
-    def on_progress(self, listener: Listener) -> None:
-        """Call `listener(job)` for each progress that this node notes."""
-        self._progress_listeners.append(listener)
+    def on_news(self, listener: Listener) -> None:
+        """Call `listener(job)` for each job that is finished or further on, at any node (the WebSocket feed)."""
+        self._news_listeners.append(listener)
 
     def close(self) -> None:
         """Answer nothing more: what is cut off while the node stops is answered by whoever takes it up."""

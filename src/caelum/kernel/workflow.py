@@ -347,14 +347,33 @@ class Workflows:
         await self._node.jobs.fail_orphans(dead, [row.job_uuid for row in answering if row.job_uuid is not None])
 
     async def _answer_ended(self, row: JournalModel) -> None:
+        if row.job_uuid is not None and (answer := await self._answer_of(row)) is not None:
+            await self._node.jobs.finish(row.job_uuid, answer)
+
+    async def _answer_of(self, row: JournalModel) -> str | Exception | None:
         cls = flows().get(row.name)
-        if cls is None or row.job_uuid is None:
-            return
+        if cls is None:
+            return None
         try:
-            answer: Any = reply_body(row.api or "", await self._outcome(cls(self._node), row))
+            return reply_body(row.api or "", await self._outcome(cls(self._node), row))
         except Exception as error:
-            answer = error
-        await self._node.jobs.finish(row.job_uuid, answer)
+            return error
+
+    async def answer_of_job(self, job_uuid: str) -> str | Exception | None:
+        """What the run that answers this job comes to, wherever it goes on; None when there is no such run.
+
+        For a job whose work was at a node that went away: what became of the run is the truth, not that the node did.
+        """
+        row = JournalModel
+        query = select(row).where(row.job_uuid == job_uuid, row.answers.is_(True)).order_by(row.create_date.desc())
+        while True:
+            async with self._node.db.read() as session:
+                found = await session.scalar(query.limit(1))
+            if found is None:
+                return None
+            if found.state not in LIVE:
+                return await self._answer_of(found)
+            await asyncio.sleep(_LOOK_AGAIN)
 
     async def take_up(self, uuid: str) -> bool:
         """Go on with a run whose end could not be written; True when it has ended."""
