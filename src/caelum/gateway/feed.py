@@ -21,24 +21,25 @@ from aiohttp import WSMsgType, web
 
 from caelum.cloud.identity.messages import CheckAccess, CheckSession
 from caelum.gateway.answer import error_body
-from caelum.gateway.news import InternalEvent, JobNews, News
 from caelum.gateway.refusal import Refusal
 from caelum.kernel import context
 from caelum.kernel.context import Actor
 from caelum.kernel.errors import CloudError
 from caelum.kernel.events import CanonicalEvent, to_wire
 from caelum.kernel.ids import is_uuid
+from caelum.kernel.jobs import JobMoved
 from caelum.kernel.views import encode, to_builtins
 
 if TYPE_CHECKING:
+    from caelum.kernel.jobs import Job
     from caelum.kernel.node import Node
 
 log = logging.getLogger(__name__)
 
 LOGIN_SECONDS = 10.0
 HEARTBEAT_SECONDS = 30.0
-CHECK_SECONDS = 20.0
-"""How often a connected session is looked at again, and the other nodes are told that somebody is here."""
+CHECK_SECONDS = 60.0
+"""How often a connected session is looked at again."""
 MOST_CLIENTS = 2000
 _MOST_WAITING = 1000
 _MOST_MESSAGE = 4096
@@ -87,7 +88,7 @@ class Feed:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._clients: set[_Client] = set()
-        self._news = News(node, self._job, lambda: bool(self._clients))
+        node.jobs.on_news(self._job, lambda: bool(self._clients))
         node.bus.subscribe(CanonicalEvent, self._event)
 
     @property
@@ -127,7 +128,6 @@ class Feed:
 
     async def _serve(self, client: _Client) -> None:
         self._clients.add(client)
-        self._news.want()
         client.put(encode({"type": "ready", "accountUuid": client.actor.account_uuid}))
         tasks = [asyncio.create_task(one) for one in (client.send(), self._listen(client), self._watch(client))]
         try:
@@ -144,10 +144,9 @@ class Feed:
             continue  # clients have nothing more to say; reading notices their end
 
     async def _watch(self, client: _Client) -> None:
-        """End with the session, and keep the other nodes telling meanwhile."""
+        """End with the session."""
         while True:
             await asyncio.sleep(CHECK_SECONDS)
-            self._news.want()
             try:
                 await self._node.bus.call(CheckSession(session_uuid=client.actor.session_uuid))
             except CloudError:
@@ -155,8 +154,8 @@ class Feed:
 
     # --- what is pushed -----------------------------------------------------------------------------------------------
 
-    def _job(self, job: JobNews) -> None:
-        owner = job.account_uuid
+    def _job(self, job: Job) -> None:
+        owner = job.actor.account_uuid
         wanted = [one for one in self._clients if one.actor.is_admin or (owner and one.actor.account_uuid == owner)]
         if wanted:
             message = encode({"type": "job", **_job_news(job)})
@@ -164,7 +163,7 @@ class Feed:
                 client.put(message)
 
     async def _event(self, event: CanonicalEvent) -> None:
-        if not self._clients or isinstance(event, InternalEvent):
+        if not self._clients or isinstance(event, JobMoved):
             return
         message = encode({"type": "event", **to_builtins(to_wire(event, self._node.uuid))})
         accounts = {one.actor.account_uuid for one in self._clients if not one.actor.is_admin}
@@ -203,7 +202,7 @@ def _session_in(message: Any) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _job_news(job: JobNews) -> dict[str, Any]:
+def _job_news(job: Job) -> dict[str, Any]:
     news: dict[str, Any] = {
         "uuid": job.uuid,
         "api": job.api,

@@ -134,11 +134,8 @@ class Resource(Row):
 class Fence(Protocol):
     """What keeps a node that is no longer a member of its cluster from writing."""
 
-    def check(self) -> None:
-        """Raise CloudError when this node's lease is over."""
-
     async def admit(self) -> None:
-        """Return once a transaction may begin. Raises CloudError."""
+        """Return once this node has its lease. Raises CloudError."""
 
     async def hold(self, session: AsyncSession) -> None:
         """Make sure that this node stays a member until the session's transaction ends. Raises CloudError."""
@@ -235,9 +232,9 @@ class Database:
     @contextlib.asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:
         """A session that only reads, and sees one state of the database for as long as it lasts."""
-        self._refuse_severed()
         if self.fence is not None:
-            self.fence.check()
+            await self.fence.admit()
+        self._refuse_severed()
         session = self._read_session()
         try:
             async with self._told(session):

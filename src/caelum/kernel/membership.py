@@ -233,28 +233,38 @@ class Membership:
         finally:
             await self._engine.dispose()
 
-    # --- the fence of the database ------------------------------------------------------------------------------------
+    def freeze(self) -> None:
+        """Write no heartbeat and look at nothing any more, as if the process were stopped (for tests)."""
+        for task in (self._loop, self._take_over, *self._evictions.values()):
+            if task is not None:
+                task.cancel()
 
-    def check(self) -> None:
-        """See `Fence`."""
-        if self._lost:
-            raise self._evicted()
-        if self.lease.left <= 0:
-            raise self._lapsed()
+    def thaw(self) -> None:
+        """Go on after `freeze`."""
+        self._loop = asyncio.create_task(self._beat_on(), name="membership", context=Context())
+
+    async def abandon(self) -> None:
+        """Do nothing more, and leave the row to the others (for tests of deaths)."""
+        self.freeze()
+        if self.clustered:
+            await self._engine.dispose()
+
+    # --- the fence of the database ------------------------------------------------------------------------------------
 
     async def admit(self) -> None:
         """See `Fence`: a database that comes back soon costs its users only time."""
         if not self._lost and self.lease.left <= 0 and not await self.lease.valid(self._patience):
             raise self._lapsed()
-        self.check()
+        if self._lost:
+            raise self._evicted()
 
     async def hold(self, session: AsyncSession) -> None:
         """See `Fence`. The lock keeps evictors waiting; who comes after them finds no row."""
-        self.check()
         mine = select(_TABLE.c.uuid).where(_TABLE.c.uuid == self._node.uuid)
-        if await session.scalar(mine.with_for_update(read=True, key_share=True)) is None:
+        if not self._lost and await session.scalar(mine.with_for_update(read=True, key_share=True)) is None:
             self._lose("its row was removed")
-        self.check()
+        if self._lost:
+            raise self._evicted()
 
     def _evicted(self) -> CloudError:
         return CloudError(EVICTED, f"node[{self._node.uuid}] was evicted or has left", node=self._node.uuid)

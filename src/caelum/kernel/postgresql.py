@@ -8,11 +8,12 @@ load locks it, as SQLite's single writer does for everything. A statement that e
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 from sqlalchemy import Select, event, inspect
-from sqlalchemy.exc import DBAPIError, NoInspectionAvailable
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.orm import ORMExecuteState, Session
@@ -23,6 +24,8 @@ DATABASE_UNAVAILABLE = error_type(
     "CAELUM.DB.1000", "The database cannot be reached", "Wait until it is back, and repeat the request.", transient=True
 )
 CONFLICT = error_type("CAELUM.DB.1001", "Two changes of the same records met", "Repeat the request.", transient=True)
+PASSING = (DATABASE_UNAVAILABLE, CONFLICT)
+"""Errors that say nothing of what was asked: the same may be tried again."""
 
 _CONNECT_SECONDS = 5.0
 _CONFLICTS = frozenset({"40001", "40P01", "55P03"})
@@ -106,11 +109,14 @@ def _optional(statement: Select[Any]) -> set[Any]:
     return {target for target, flags in joins if flags["isouter"] or flags["full"]}
 
 
-def _is_object(description: Any) -> bool:
-    try:
-        return description["expr"] is description["entity"] and inspect(description["entity"]).mapper is not None
-    except (NoInspectionAvailable, AttributeError):
-        return False
+def _is_object(description: Mapping[str, Any]) -> bool:
+    entity = description.get("entity")
+    return entity is not None and description["expr"] is entity
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether an error is one of `PASSING`."""
+    return isinstance(error, CloudError) and error.kind in PASSING
 
 
 def passing(error: BaseException, *, committing: bool = False) -> CloudError | None:

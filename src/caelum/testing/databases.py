@@ -30,6 +30,11 @@ def url_for(path: Path) -> str:
     """The URL of the database that belongs to a path; it is empty at the first call."""
     if not on_postgresql():
         return f"sqlite+aiosqlite:///{path.absolute()}"
+    return of_cluster(path)
+
+
+def of_cluster(path: Path) -> str:
+    """The URL of the PostgreSQL database that belongs to a path."""
     return database(f"t{hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:20]}")
 
 

@@ -9,8 +9,6 @@ import aiohttp
 import pytest
 
 from caelum.gateway import feed as feed_module
-from caelum.gateway.news import FeedInterest, JobNews
-from caelum.kernel.context import SYSTEM
 from caelum.kernel.ids import new_uuid
 from gateway.conftest import Client
 from gateway.lamps import LampLit
@@ -115,28 +113,9 @@ async def test_a_slow_client_loses_the_oldest_and_is_told(admin: Client, monkeyp
     assert [(await listener.next())["type"] for _ in range(3)] == ["job"] * 3
 
 
-async def test_jobs_of_other_nodes_are_shown_and_told_to_nodes_that_look(admin: Client) -> None:
-    listener = await listen(admin)
-    bus = admin.cloud.node.bus
-    bus.publish(JobNews(node_uuid="f" * 32, uuid="1" * 32, api="APIElsewhereMsg", state="Processing", percent=40))
-    assert (await listener.until("job", api="APIElsewhereMsg"))["percent"] == 40
-    told: list[JobNews] = []
+def job_of(client: Client) -> Any:
+    from caelum.kernel.context import SYSTEM
+    from caelum.kernel.database import utcnow
+    from caelum.kernel.jobs import Job
 
-    async def note(news: JobNews) -> None:
-        told.append(news)
-
-    bus.subscribe(JobNews, note)
-    await admin.lamp()
-    assert told == [], "nobody looks at another node"
-    bus.publish(FeedInterest(node_uuid="f" * 32))
-    await admin.cloud.node.events.idle()
-    await admin.lamp()
-    await admin.cloud.until(lambda: any(one.done for one in told))
-    assert {one.account_uuid for one in told} == {SYSTEM.account_uuid}
-    shown = [one for one in await listener.quiet() if one.get("api") == "APICreateLampMsg" and one["state"] == "Done"]
-    assert len(shown) == 2, "each of our own jobs once"
-    assert not [one for one in shown if str(one.get("path")).startswith("/internal/")]
-
-
-def job_of(client: Client) -> JobNews:
-    return JobNews(node_uuid=client.cloud.node.uuid, uuid=new_uuid(), api="APICreateLampMsg", state="Done")
+    return Job(new_uuid(), "APICreateLampMsg", SYSTEM, "Done", utcnow(), result="{}")
