@@ -68,7 +68,7 @@ async def serve(config: Config) -> None:
 
 
 def _end_at_once(reason: str) -> None:
-    """This node's work is others' by now: there is nothing to end in order, and whoever supervises us starts us anew."""
+    """This node's work is others' by now: nothing is left to end in order. Whoever supervises us starts us anew."""
     print(f"caelum server: no longer part of the cloud: {reason}", file=sys.stderr, flush=True)
     os._exit(EXIT_LOST)
 
