@@ -33,11 +33,16 @@ from caelum.kernel.message import (
 
 SPEC = Path(os.environ.get("CAELUM_SPEC", Path(__file__).parents[3] / "shared" / "spec"))
 
-OWN_OPERATIONS: frozenset[str] = frozenset({"APIAddDirectoryBackupStorageMsg", "APIRunAuditMsg"})
-"""Operations that we add."""
+OWN_OPERATIONS: frozenset[str] = frozenset(
+    {
+        "APIAddDirectoryBackupStorageMsg", "APIRunAuditMsg",
+        "APICreateAccessKeyMsg", "APIDeleteAccessKeyMsg", "APIChangeAccessKeyStateMsg", "APIQueryAccessKeyMsg",
+    }
+)  # fmt: skip
+"""Operations that we add; those of access keys are the original's, from a part that its specification leaves out."""
 OWN_PARAMETERS: dict[str, frozenset[str]] = {}
 """Parameters that we add, by operation."""
-OWN_INVENTORIES: frozenset[str] = frozenset()
+OWN_INVENTORIES: frozenset[str] = frozenset({"AccessKeyInventory"})
 """Inventories that we add."""
 OWN_FIELDS: dict[str, frozenset[str]] = {}
 """Fields that we add, by inventory."""

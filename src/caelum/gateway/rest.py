@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from aiohttp import web
 
+from caelum.cloud.identity.errors import ACCESS_KEY_REFUSED
 from caelum.gateway.answer import error_body, with_schema
 from caelum.gateway.http import base_url, json_answer, oauth_session, raw_json, read_body
 from caelum.gateway.portal import Request
@@ -21,7 +22,9 @@ from caelum.gateway.reading import from_body, from_query, read_json, read_query,
 from caelum.gateway.refusal import Refusal
 from caelum.gateway.routes import Entry, RouteTable
 from caelum.gateway.settings import MAX_BODY
+from caelum.gateway.signature import signed
 from caelum.gateway.webhook import check_url
+from caelum.kernel.context import Actor
 from caelum.kernel.errors import CloudError
 from caelum.kernel.ids import new_uuid
 from caelum.kernel.jobs import reply_value
@@ -59,15 +62,30 @@ class Rest:
         in_body = request.method in ("POST", "PUT")
         raw = await read_body(request, self._node.settings.get(MAX_BODY)) if in_body else b""
         if len(raw) <= LARGE_BODY:
-            return await self._call(request, prefix, self._read(request, entry, values, raw))
-        # Long work in one piece would hold up every other client.
-        return await self._call(request, prefix, await asyncio.to_thread(self._read, request, entry, values, raw))
+            asked = self._read(request, entry, values, raw)
+        else:  # long work in one piece would hold up every other client
+            asked = await asyncio.to_thread(self._read, request, entry, values, raw)
+        if asked.meta.login and asked.session_uuid is None:
+            asked = msgspec.structs.replace(asked, signer=await self._signer(request, path))
+        return await self._call(request, prefix, asked)
+
+    async def _signer(self, request: web.BaseRequest, path: str) -> Actor | None:
+        """Who signed a request; refused before anything is made of it, as the original does."""
+        claim = signed(request)
+        if claim is None:
+            return None
+        try:
+            return await self._node.bus.call(claim.check(request.method, path))
+        except CloudError as error:
+            if error.code != ACCESS_KEY_REFUSED.code:
+                raise
+            raise Refusal(403, error.details) from None
 
     def _read(self, request: web.BaseRequest, entry: Entry, values: list[str], raw: bytes) -> Request:
         query, body = read_query(request.rel_url.raw_query_string), read_json(raw)
         target = entry.pick(request.method, body)
         meta, variables = target.meta, dict(zip(target.variables, values, strict=True))
-        session = oauth_session(request) if meta.login else None
+        session = oauth_session(request) if meta.login and signed(request) is None else None
         if meta.kind == "query":
             arguments = from_query_string(variables, query)
         else:
