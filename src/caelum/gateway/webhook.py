@@ -98,11 +98,12 @@ class WebHooks:
 
     async def sweep(self) -> None:
         """Begin to send what waits and is not being sent."""
-        for job in await self._node.jobs.undelivered(_MOST_PENDING):
-            self._finished(job)
+        await self._node.jobs.tell_undelivered(_MOST_PENDING)
 
     def _finished(self, job: Job) -> None:
-        if job.web_hook is None or job.uuid in self._tasks or len(self._tasks) >= _MOST_PENDING:
+        if job.web_hook is None or not job.web_hook.startswith("http"):
+            return  # an answer by AMQP is the AMQP side's
+        if job.uuid in self._tasks or len(self._tasks) >= _MOST_PENDING:
             return  # what finds no room is found by a sweep
         task = asyncio.get_running_loop().create_task(self._settle(job, job.web_hook), name=f"web-hook:{job.uuid}")
         self._tasks[job.uuid] = task

@@ -279,13 +279,15 @@ class Jobs:
             await self.finish(uuid, error)
         return sorted(orphans)
 
-    async def undelivered(self, limit: int) -> list[Job]:
-        """Answered jobs of this node whose web hook is neither delivered nor given up, the oldest first."""
+    async def tell_undelivered(self, limit: int) -> None:
+        """Tell those of `on_finish` again of answered jobs of this node whose hook is neither settled nor given up."""
         row = JobModel
         mine = (row.node_uuid == self._node.uuid, row.state == DONE, row.web_hook.is_not(None))
         waiting = select(row).where(*mine).order_by(row.finish_date).limit(limit)
         async with self._node.db.read() as session:
-            return [self._job(one) for one in await session.scalars(waiting)]
+            jobs = [self._job(one) for one in await session.scalars(waiting)]
+        for job in jobs:
+            _notify(self._finish_listeners, job)
 
     async def hook_settled(self, uuid: str) -> None:
         """The job's web hook is delivered, or given up: nobody tries it again."""
