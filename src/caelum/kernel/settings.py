@@ -298,12 +298,21 @@ class Settings:
         """Call `callback` with the new value after each change, on every node."""
         self._callbacks.setdefault((setting.category, setting.name), []).append(callback)
 
+    async def reload(self) -> None:
+        """Read all values again: the news of some changes may be lost."""
+        async with self._db.read() as session:
+            rows = list(await session.scalars(select(GlobalConfigModel)))
+        for row in rows:
+            await self._take((row.category, row.name), row.value)
+
     async def _changed(self, event: GlobalConfigUpdated) -> None:
-        key = (event.category, event.name)
+        await self._take((event.category, event.name), event.new_value)
+
+    async def _take(self, key: tuple[str, str], text: str) -> None:
         one = _declared.get(key)
         if one is None:
             return
-        value = _value_of(one, event.new_value)
+        value = _value_of(one, text)
         if key in self._values and self._values[key] == value:
             return
         self._values[key] = value
