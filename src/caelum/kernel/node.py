@@ -17,6 +17,7 @@ from typing import Any, cast
 import msgspec
 
 from caelum import builtin
+from caelum.kernel import authority
 from caelum.kernel.bus import BusBase
 from caelum.kernel.cascade import Cascade
 from caelum.kernel.config import Config
@@ -40,6 +41,7 @@ from caelum.kernel.service import Check, Service, handlings, interceptings
 from caelum.kernel.settings import Settings
 from caelum.kernel.timers import Timers
 from caelum.kernel.vault import Vault
+from caelum.kernel.work_queue import WorkQueue
 from caelum.kernel.workflow import Workflows
 
 log = logging.getLogger(__name__)
@@ -89,11 +91,12 @@ class Node:
         self.jobs = Jobs(self)
         self.gc = GarbageCollector(self)
         self.workflows = Workflows(self)
+        self.workqueue = WorkQueue(self)
         self.membership = Membership(self)
         self.on_lost: Callable[[str], None] = lambda _reason: None
         self.services: dict[str, Service] = {}
         self.broken: list[Part] = []
-        self._logging = Logging(config, self.uuid)
+        self.logging = Logging(config, self.uuid)
         self._chosen = (services, drivers)
         self._parts: list[Any] = []
         self._begun: list[Any] = []
@@ -166,7 +169,7 @@ class Node:
         """Start everything; when this returns, the node is ready. A failed start leaves nothing running."""
         begun = time.monotonic()
         self.config.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._logging.start()
+        self.logging.start()
         try:
             await self._start()
         except BaseException:
@@ -180,8 +183,6 @@ class Node:
             found = self._find_parts()
         async with self._phase(f"the database {self.db.url.rpartition('@')[2]}"):
             await self.db.migrate()
-        async with self._phase("the certificate authority's key"):
-            await asyncio.to_thread(self.vault.load)
         # What nodes make that find an empty database is made once.
         async with self.db.turn(_START_TURN):
             await self._start_parts(found)
@@ -189,12 +190,16 @@ class Node:
             await self.workflows.recover([] if self.membership.clustered else None)
         await self.gc.start()
         await self.jobs.start()
+        await self.workqueue.start()
         for part in [one for one in self._parts if one not in self._failed]:
             await self._begin(part, "serve")
         await self.membership.serve()
         self.timers.start()
 
     async def _start_parts(self, found: list[Part]) -> None:
+        async with self._phase("the certificate authority"):
+            await authority.share(self.db, self.config.data_dir / "pki", self.config.authority_secret)
+            await asyncio.to_thread(self.vault.load)
         async with self._phase("the settings"):
             await self.settings.start()
         self._make_parts(found)
@@ -234,6 +239,7 @@ class Node:
         self._begun.clear()
         await self._ending("the workflows", self.workflows.stop(), self.config.stop_seconds)
         await self._ending("the garbage collector", self.gc.stop())
+        await self._ending("the work queues", self.workqueue.stop())
         await self._ending("running handlers", self.bus.drain(self.config.stop_seconds), self.config.stop_seconds + 1)
         await self._ending("this node's row", self.membership.leave())
         await self._ending("the bus", self.bus.stop())
@@ -241,7 +247,7 @@ class Node:
         self.ring.leave(self.uuid)
         await self._ending("the loop's watch", self.metrics.loop.stop())
         await self._ending("the database", self.db.close())
-        self._logging.stop()
+        self.logging.stop()
 
     def _observe(self) -> None:
         self.metrics.collect_from(calls_of(lambda: [(e.service, e.name, e.stats) for e in self.bus.endpoints()]))

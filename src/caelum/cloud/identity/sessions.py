@@ -51,6 +51,7 @@ class Sessions:
     def start(self) -> None:
         """Forget the sessions that other nodes end."""
         self._node.bus.subscribe(SessionEnded, self._ended)
+        self._node.bus.on_reconnect(self._forget_all)
 
     async def open(self, account: AccountModel) -> SessionInventory:
         """A new session of an account."""
@@ -68,6 +69,8 @@ class Sessions:
             active = select(func.count()).where(
                 SessionModel.account_uuid == account.uuid, SessionModel.expired_date > now
             )
+            # Loaded and so locked: logins at several nodes are counted one after another.
+            await tx.get_one(AccountModel, account.uuid)
             count = await tx.scalar(active) or 0
             if count >= limit:
                 raise CloudError(
@@ -186,6 +189,10 @@ class Sessions:
         self._node.bus.publish(
             SessionEnded(session_uuid=row.uuid, account_uuid=row.account_uuid, user_uuid=row.user_uuid, date=utcnow())
         )
+
+    async def _forget_all(self) -> None:
+        """The news of ended sessions may be lost."""
+        self._known.clear()
 
     async def _ended(self, event: SessionEnded) -> None:
         self._known.pop(event.session_uuid, None)

@@ -157,7 +157,8 @@ def _order(found: Target, wanted: Sequence[tuple[str, str]]) -> tuple[Any, ...]:
         column = found.column(field)
         if direction not in ("asc", "desc"):
             raise invalid("sortDirection", f"must be asc or desc, but {direction[:64]} found")
-        order.append(column.desc() if direction == "desc" else column.asc())
+        # Nothing comes before everything, on every database.
+        order.append(column.desc().nulls_last() if direction == "desc" else column.asc().nulls_first())
     return (*order, *inspect(found.model).primary_key)
 
 
