@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "7d0e4b290581"
-down_revision = "460d8b821f83"
+down_revision = "7c1e5a90d2b4"
 branch_labels = None
 depends_on = None
 
