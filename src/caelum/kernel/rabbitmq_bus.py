@@ -63,7 +63,7 @@ BUS_UNAVAILABLE = error_type(
     "The node tries to connect again by itself; repeat the request once RabbitMQ runs.",
     transient=True,
 )
-PATIENCE = 30.0
+PATIENCE = 60.0
 """How long a call to another node waits for a broker that is away, in seconds."""
 SETTLE_SECONDS = 20.0
 """After a reconnection, how long queues of other nodes may be missing that are still in the ring."""
@@ -440,11 +440,16 @@ class RabbitMqBus(BusBase):
             correlation=message.correlation_id or message.message_id or "",
             reply_to=message.reply_to,
             body=message.body,
+            timeout=_seconds((message.headers or {}).get("timeout")),
         )
         answer = await handler(call)
         if answer is not None and call.reply_to:
             self.answer(call.reply_to, call.correlation, answer)
         await quietly(message.ack())
+
+
+def _seconds(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and value > 0 else None
 
 
 def _opened(message: Incoming) -> list[Envelope]:

@@ -19,6 +19,8 @@ from aio_pika.exceptions import AMQPError, DeliveryError, PublishError
 from yarl import URL
 
 log = logging.getLogger(__name__)
+# It logs each failed attempt as an error with its trace; what we say of it is enough.
+logging.getLogger("aiormq.connection").setLevel(logging.CRITICAL)
 
 CONNECT_SECONDS = 20.0
 FIRST_PAUSE = 1.0
@@ -122,7 +124,6 @@ class Link:
         self._up.set()
         self._on_up(again)
         await self._lost.wait()
-        self._up.clear()
         log.warning("the connection to RabbitMQ at %s is lost", self.where)
         self._on_down()
         await self._close()
@@ -139,6 +140,8 @@ class Link:
             raise LinkDownError("the connection was lost while the topology was declared")
 
     def _closed(self, *_: Any) -> None:
+        # Both at once: whoever tries again must wait, and not keep the loop busy until the keeper has noticed.
+        self._up.clear()
         self._lost.set()
 
     async def _close(self) -> None:
@@ -180,13 +183,19 @@ class Link:
             # Refused by the broker itself (a queue's limit, an internal error): as good as not there.
             raise ReturnedError(f"{key}: {error!r}") from error
         except BROKEN as error:
+            self._broken(channel)
             raise LinkDownError(f"the connection to RabbitMQ was lost: {error!r}") from error
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
             # Nobody cancelled us: it is how the client library ends what waited for a channel that closed.
+            self._broken(channel)
             raise LinkDownError("the connection to RabbitMQ was lost") from None
+
+    def _broken(self, channel: AbstractChannel) -> None:
+        if channel is self._publishing:
+            self._closed()
 
     async def _exchange(self, channel: AbstractChannel, name: str) -> AbstractExchange:
         found = channel.default_exchange if not name else await channel.get_exchange(name, ensure=False)
