@@ -19,8 +19,9 @@ from aio_pika.exceptions import AMQPError, DeliveryError, PublishError
 from yarl import URL
 
 log = logging.getLogger(__name__)
-# It logs each failed attempt as an error with its trace; what we say of it is enough.
+# They log each failed attempt as an error with its trace, and each queue that we delete. What we say is enough.
 logging.getLogger("aiormq.connection").setLevel(logging.CRITICAL)
+logging.getLogger("aio_pika.queue").setLevel(logging.WARNING)
 
 CONNECT_SECONDS = 20.0
 FIRST_PAUSE = 1.0
