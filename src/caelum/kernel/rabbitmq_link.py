@@ -11,7 +11,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, AbstractIncomingMessage
@@ -19,6 +19,7 @@ from aio_pika.exceptions import AMQPError, DeliveryError, PublishError
 from yarl import URL
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 # They log each failed attempt as an error with its trace, and each queue that we delete. What we say is enough.
 logging.getLogger("aiormq.connection").setLevel(logging.CRITICAL)
 logging.getLogger("aio_pika.queue").setLevel(logging.WARNING)
@@ -41,6 +42,18 @@ class LinkDownError(ConnectionError):
 
 class ReturnedError(Exception):
     """The broker knows no queue for the message."""
+
+
+async def _uncancelled(work: Awaitable[T]) -> T:
+    """Do it. Raises LinkDownError where it is cancelled though nobody cancelled us: that is how the client library ends
+    what waits for a connection or channel that closes, and it must not end whoever waits with it."""
+    try:
+        return await work
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise LinkDownError("the connection to RabbitMQ was lost") from None
 
 
 class Link:
@@ -105,7 +118,7 @@ class Link:
         while True:
             try:
                 async with asyncio.timeout(CONNECT_SECONDS):
-                    await self._connect()
+                    await _uncancelled(self._connect())
             except (*BROKEN, TimeoutError) as error:
                 log.warning("RabbitMQ at %s cannot be reached, next try in %.0f s: %r", self.where, pause, error)
                 await self._close()
@@ -152,7 +165,7 @@ class Link:
             connection.close_callbacks.discard(self._closed)
             try:
                 async with asyncio.timeout(2):
-                    await connection.close()
+                    await _uncancelled(connection.close())
             except (*BROKEN, TimeoutError):
                 log.debug("the connection to RabbitMQ could not be closed in order", exc_info=True)
 
@@ -176,8 +189,8 @@ class Link:
         if channel is None or not self.up:
             raise LinkDownError("there is no connection to RabbitMQ")
         try:
-            target = self._exchanges.get(exchange) or await self._exchange(channel, exchange)
-            await target.publish(message, key, mandatory=mandatory)
+            target = self._exchanges.get(exchange) or await _uncancelled(self._exchange(channel, exchange))
+            await _uncancelled(target.publish(message, key, mandatory=mandatory))
         except PublishError as error:
             raise ReturnedError(key) from error
         except DeliveryError as error:
@@ -186,13 +199,6 @@ class Link:
         except BROKEN as error:
             self._broken(channel)
             raise LinkDownError(f"the connection to RabbitMQ was lost: {error!r}") from error
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            # Nobody cancelled us: it is how the client library ends what waited for a channel that closed.
-            self._broken(channel)
-            raise LinkDownError("the connection to RabbitMQ was lost") from None
 
     def _broken(self, channel: AbstractChannel) -> None:
         if channel is self._publishing:
