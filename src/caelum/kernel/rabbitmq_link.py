@@ -189,7 +189,9 @@ class Link:
         if channel is None or not self.up:
             raise LinkDownError("there is no connection to RabbitMQ")
         try:
-            target = self._exchanges.get(exchange) or await _uncancelled(self._exchange(channel, exchange))
+            target = self._exchanges.get(exchange)
+            if target is None:
+                target = await _uncancelled(self._exchange(channel, exchange))
             await _uncancelled(target.publish(message, key, mandatory=mandatory))
         except PublishError as error:
             raise ReturnedError(key) from error
