@@ -26,7 +26,7 @@ logging.getLogger("aio_pika.queue").setLevel(logging.WARNING)
 
 CONNECT_SECONDS = 20.0
 FIRST_PAUSE = 1.0
-LONGEST_PAUSE = 10.0
+LONGEST_PAUSE = 3.0
 HEARTBEAT = 10
 """Seconds; a broker that is silent for three of them is taken for lost."""
 BROKEN = (AMQPError, OSError, RuntimeError, asyncio.InvalidStateError)
@@ -119,7 +119,8 @@ class Link:
             try:
                 async with asyncio.timeout(CONNECT_SECONDS):
                     await _uncancelled(self._connect())
-            except (*BROKEN, TimeoutError) as error:
+            except Exception as error:
+                # Whatever a broker that comes and goes makes of the client library: this task must not end.
                 log.warning("RabbitMQ at %s cannot be reached, next try in %.0f s: %r", self.where, pause, error)
                 await self._close()
                 # Not all nodes at the same moment.
@@ -166,7 +167,7 @@ class Link:
             try:
                 async with asyncio.timeout(2):
                     await _uncancelled(connection.close())
-            except (*BROKEN, TimeoutError):
+            except Exception:
                 log.debug("the connection to RabbitMQ could not be closed in order", exc_info=True)
 
     # --- what the bus does with it ------------------------------------------------------------------------------------
