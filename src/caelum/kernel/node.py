@@ -193,7 +193,6 @@ class Node:
     async def _start_parts(self, found: list[Part]) -> None:
         async with self._phase("the settings"):
             await self.settings.start()
-        self.bus.on_reconnect(self.settings.reload)
         self._make_parts(found)
         self._observe()
         async with self._phase(f"the bus {self.config.bus_url.rpartition('@')[2]}"):
