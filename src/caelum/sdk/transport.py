@@ -25,6 +25,8 @@ BRIEF_TIMEOUT = 10.0
 NOT_READY = "SYS.1010"
 LEAVING = ("SYS.1011", "SYS.1012")
 """A node that starts or ends has done nothing; one whose peer just died may have."""
+AWAY = ("CAELUM.DB.1000", "CAELUM.DB.1001", "CAELUM.NODE.1000")
+"""The node does not reach the database, or is no longer part of the cloud: it did nothing, or nobody knows."""
 DUPLICATE = "Duplicate job uuid"
 _NEVER_ARRIVED = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH)
 
@@ -68,6 +70,7 @@ class Transport:
                     return 202, {"location": f"{self.addresses[index]}/zstack/v1/api-jobs/{ask.job}"}
                 if not _elsewhere(ask, error.code):
                     raise
+                may_have_arrived = may_have_arrived or error.code in AWAY
                 failure = error
             except (OSError, http.client.HTTPException) as error:
                 if not never_arrived(error):
@@ -106,7 +109,9 @@ def never_arrived(error: BaseException) -> bool:
 
 
 def _elsewhere(ask: Ask, code: str) -> bool:
-    """Whether another node may do what this one refused, having changed nothing."""
+    """Whether another node may do what this one refused."""
+    if code in AWAY:
+        return not ask.poll and (ask.safe or ask.job is not None)
     return code in (NOT_READY, "HTTP.503") or (ask.safe and not ask.poll and code in LEAVING)
 
 
