@@ -140,6 +140,8 @@ class Api:
                 method, url, data=data, headers={**self._headers, **headers}, timeout=REQUEST_TIMEOUT
             ) as response:
                 text, status = await response.text(), response.status
+                if status == 202 and "Retry-After" in response.headers:
+                    text, status = "this node does not know now what becomes of the job", 503
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             asked.failures.append(f"{type(error).__name__} {error}")
             return None

@@ -19,6 +19,9 @@ Answer = tuple[int, str] | None
 """A status with a body; None: the connection breaks."""
 
 
+UNKNOWN: Answer = (202, "")
+
+
 class Address:
     """A server that answers as it is told and keeps what it was asked."""
 
@@ -35,6 +38,8 @@ class Address:
                     self.connection.shutdown(socket.SHUT_RDWR)
                     return
                 self.send_response(given[0])
+                if given == UNKNOWN:
+                    self.send_header("Retry-After", "1")
                 self.send_header("Content-Length", str(len(given[1])))
                 self.end_headers()
                 self.wfile.write(given[1].encode())
@@ -125,7 +130,7 @@ def test_a_job_outlives_the_node_that_began_it(monkeypatch: pytest.MonkeyPatch) 
 
     def second(method: str, path: str) -> Answer:
         polls.append(path)
-        return [(503, error("SYS.1010")), (202, "{}"), (200, ZONE)][len(polls) - 1]
+        return [(503, error("SYS.1010")), UNKNOWN, (202, "{}"), (200, ZONE)][len(polls) - 1]
 
     with address(first) as one, address(second) as other:
         assert Client(one.url, other.url).call("CreateZone", name="z") == {"uuid": "1"}

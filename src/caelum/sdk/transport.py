@@ -97,6 +97,10 @@ class Transport:
         brief = ask.brief and len(self.addresses) > 1
         try:
             with urllib.request.urlopen(request, timeout=BRIEF_TIMEOUT if brief else HTTP_TIMEOUT) as response:  # noqa: S310
+                if ask.poll and response.status == 202 and "Retry-After" in response.headers:
+                    raise ApiError(
+                        {"code": NOT_READY, "details": "this node does not know now what becomes of the job"}
+                    )
                 return response.status, json.loads(response.read() or b"{}")
         except urllib.error.HTTPError as error:
             raise _api_error(error.code, error.read().decode(errors="replace") or error.reason) from None
