@@ -84,7 +84,7 @@ class Outbox:
         """Send it after what waits already. Where `most` wait, the oldest is dropped."""
         if len(self._items) == self._items.maxlen:
             if not self._dropped:
-                log.warning("%d messages to %s wait for RabbitMQ; the oldest are dropped", len(self._items), self._key)
+                log.warning("%d messages wait for RabbitMQ to take them; the oldest are dropped", len(self._items))
             self._dropped += 1
         item.waiting = True
         self._items.append(item)
@@ -109,7 +109,7 @@ class Outbox:
             while self._items:
                 await self._link.ready()
                 if self._dropped:
-                    log.warning("%d messages to %s were dropped while RabbitMQ was away", self._dropped, self._key)
+                    log.warning("%d messages were dropped while RabbitMQ was away", self._dropped)
                     self._dropped = 0
                 self._items.extendleft(reversed(await self._send(self._take())))
         finally:
