@@ -28,6 +28,10 @@ class History(logging.Handler):
         self._hidden = hidden
         self._hash = hashlib.sha256()
 
+    def hide(self, text: str) -> None:
+        """Write something else for a text that differs from run to run."""
+        self._hidden += (text,)
+
     def add(self, text: str, who: str | None = None) -> None:
         """Write one line."""
         for number, one in enumerate(self._hidden):

@@ -73,8 +73,10 @@ async def _furnish(cluster: Cluster) -> Template:
     assert process is not None  # noqa: S101 - it was started
     assert process.node is not None  # noqa: S101
     cloud = SimulatedCloud(cast(Any, _Furnisher(process.node)), cluster.hosts, cluster.directory)
-    await cluster.on(process, cloud.furnish(l3_count=2), 600)
+    await cluster.on(process, cloud.furnish(), 600)
+    other_l3 = await cluster.on(process, cloud.add_l3(2), 600)
     await cluster.on(process, process.stop(), 60)
     await cluster.hosts.stop()
     names = {name: value for name, value in vars(cloud).items() if isinstance(value, str)}
+    names["other_l3"] = other_l3
     return Template(cluster.directory, cluster.hosts.kept(), names)
