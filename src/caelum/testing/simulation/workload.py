@@ -29,7 +29,7 @@ class Workload:
         await client.open()
         operations, weights = zip(*_OPERATIONS, strict=True)
         for _ in range(count):
-            await asyncio.sleep(self.chance.expovariate(1 / 3))
+            await asyncio.sleep(self.chance.expovariate(1 / 2))
             [operation] = self.chance.choices(operations, weights)
             call = await operation(self, client)
             if call is not None:
