@@ -24,6 +24,9 @@ from caelum.kernel.node import Node
 
 log = logging.getLogger(__name__)
 
+EXIT_LOST = 75
+"""The exit code of a node that the others have evicted."""
+
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command's options."""
@@ -47,6 +50,7 @@ async def serve(config: Config) -> None:
     """Run until a signal."""
     node = Node(config)
     gateway = Gateway(node)
+    node.on_lost = _end_at_once
     stopped = asyncio.Event()
     _on_signals(stopped)
     await gateway.start()
@@ -61,6 +65,12 @@ async def serve(config: Config) -> None:
     finally:
         await gateway.stop(config.stop_seconds / 2)
         await node.stop()
+
+
+def _end_at_once(reason: str) -> None:
+    """This node's work is others' by now: there is nothing to end in order, and whoever supervises us starts us anew."""
+    print(f"caelum server: no longer part of the cloud: {reason}", file=sys.stderr, flush=True)
+    os._exit(EXIT_LOST)
 
 
 def _on_signals(stopped: asyncio.Event) -> None:

@@ -27,6 +27,7 @@ from caelum.kernel.context import Actor
 from caelum.kernel.errors import CloudError
 from caelum.kernel.events import CanonicalEvent, to_wire
 from caelum.kernel.ids import is_uuid
+from caelum.kernel.jobs import JobMoved
 from caelum.kernel.views import encode, to_builtins
 
 if TYPE_CHECKING:
@@ -87,8 +88,7 @@ class Feed:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._clients: set[_Client] = set()
-        node.jobs.on_finish(self._job)
-        node.jobs.on_progress(self._job)
+        node.jobs.on_news(self._job, lambda: bool(self._clients))
         node.bus.subscribe(CanonicalEvent, self._event)
 
     @property
@@ -163,7 +163,7 @@ class Feed:
                 client.put(message)
 
     async def _event(self, event: CanonicalEvent) -> None:
-        if not self._clients:
+        if not self._clients or isinstance(event, JobMoved):
             return
         message = encode({"type": "event", **to_builtins(to_wire(event, self._node.uuid))})
         accounts = {one.actor.account_uuid for one in self._clients if not one.actor.is_admin}

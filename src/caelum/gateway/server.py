@@ -133,7 +133,7 @@ class Gateway:
         return self._concurrency.one()
 
     def _check_ready(self) -> None:
-        if not self._node.ready:
+        if not self._node.serves:
             waits = f": it waits for {self._node.waiting_for}" if self._node.waiting_for else ""
             raise CloudError(NOT_READY, f"this management node is not ready{waits}")
 

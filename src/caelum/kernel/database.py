@@ -1,8 +1,11 @@
-"""The database: one writer at a time on SQLite, the same code on PostgreSQL.
+"""The database: one writer at a time on SQLite, the same code on PostgreSQL, where several write at once.
 
 Invariant: what `transaction()` left without an error is committed; anything else (an exception, a cancellation,
-the death of the process) left no trace. A cancellation waits until the commit or the rollback under way has
-ended, so neither the writer's turn nor a connection leaks. Times are naive UTC.
+the death of the process) left no trace, but for a commit whose connection was lost: its error says `ambiguous`. A
+cancellation waits until the commit or the rollback under way has ended, so neither the writer's turn nor a connection
+leaks. A row that a transaction loads as an object is locked until its end, so what was read is true when it is written
+(on SQLite by the single writer, see `postgresql.py`). A node of a cluster commits only while it is a member of it
+(`Fence`). Times are naive UTC.
 """
 
 from __future__ import annotations
@@ -12,15 +15,15 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
-from sqlalchemy import JSON, BigInteger, ColumnElement, CursorResult, DateTime, Integer, MetaData, String, event
+from sqlalchemy import JSON, BigInteger, ColumnElement, CursorResult, DateTime, Integer, MetaData, String, event, text
 from sqlalchemy import update as sql_update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, mapped_column, relationship
+from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, Session, mapped_column, relationship
 
-from caelum.kernel import resources, sqlite
+from caelum.kernel import postgresql, resources, sqlite
 from caelum.kernel.errors import CloudError, ErrorType
 
 T = TypeVar("T")
@@ -29,6 +32,7 @@ BUSY_TIMEOUT = 30.0
 """Seconds that a statement waits for another process that writes to the same SQLite file."""
 
 _AFTER_COMMIT = "after_commit"
+_COMMITTING = "committing"
 _task_in_transaction: ContextVar[asyncio.Task[Any] | None] = ContextVar("task_in_transaction", default=None)
 
 
@@ -127,22 +131,40 @@ class Resource(Row):
     last_op_date: Mapped[datetime] = mapped_column(default=utcnow, onupdate=utcnow, sort_order=901)
 
 
-class Database:
-    """Access to the database at `url` ("sqlite+aiosqlite:////var/lib/caelum/caelum.db", "postgresql+asyncpg://...")."""
+class Fence(Protocol):
+    """What keeps a node that is no longer a member of its cluster from writing."""
 
-    def __init__(self, url: str, *, readers: int = 4, synchronous: str = "NORMAL") -> None:
+    async def admit(self) -> None:
+        """Return once this node has its lease. Raises CloudError."""
+
+    async def hold(self, session: AsyncSession) -> None:
+        """Make sure that this node stays a member until the session's transaction ends. Raises CloudError."""
+
+
+class Database:
+    """Access to the database at `url` ("sqlite+aiosqlite:////var/lib/caelum/caelum.db", "postgresql+asyncpg://...").
+
+    `limits` are for PostgreSQL, `readers` and `synchronous` for SQLite. `fence` is set while this node is in a cluster.
+    """
+
+    def __init__(
+        self, url: str, *, readers: int = 4, synchronous: str = "NORMAL", limits: postgresql.Limits | None = None
+    ) -> None:
         self.url = url
         self.sqlite = url.startswith("sqlite")
         self._synchronous = synchronous
         self._writer_turn = asyncio.Lock()
         self._severed: BaseException | None = None
+        self.fence: Fence | None = None
+        session_class: type[Session] = Session
         if self.sqlite:
             self._writer = self._sqlite_engine("BEGIN IMMEDIATE", pool_size=1)
             self._reader = self._sqlite_engine("BEGIN", pool_size=readers, read_only=True)
         else:
-            self._writer = create_async_engine(url, pool_size=10, max_overflow=20, pool_pre_ping=True)
+            session_class = postgresql.LockingSession
+            self._writer = postgresql.make_engine(url, limits or postgresql.Limits())
             self._reader = self._writer.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-        self._write_session = async_sessionmaker(self._writer, expire_on_commit=False)
+        self._write_session = async_sessionmaker(self._writer, expire_on_commit=False, sync_session_class=session_class)
         self._read_session = async_sessionmaker(self._reader, expire_on_commit=False)
 
     @property
@@ -167,31 +189,74 @@ class Database:
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncSession]:
-        """A session that commits at the end of the block, or rolls back when the block raises."""
+        """A session that commits at the end of the block, or rolls back when the block raises.
+
+        Raises CONFLICT and DATABASE_UNAVAILABLE (`postgresql.py`), which may pass when all of it is tried again.
+        """
         refuse_in_transaction("open another transaction")
+        if self.fence is not None:
+            await self.fence.admit()
         async with self._writer_turn if self.sqlite else contextlib.nullcontext():
             self._refuse_severed()
             session = self._write_session()
             token = _task_in_transaction.set(asyncio.current_task())
             try:
-                yield session
-                self._refuse_severed()
-                await uninterrupted(session.commit())
+                async with self._told(session):
+                    yield session
+                    self._refuse_severed()
+                    await uninterrupted(self._commit(session))
                 for callback in session.info.pop(_AFTER_COMMIT, ()):
                     callback()
             finally:
                 _task_in_transaction.reset(token)
                 await uninterrupted(session.close())
 
+    async def _commit(self, session: AsyncSession) -> None:
+        if self.fence is not None and (session.in_transaction() or session.new):
+            await session.flush()
+            await self.fence.hold(session)
+        session.info[_COMMITTING] = True
+        await session.commit()
+
+    @contextlib.asynccontextmanager
+    async def _told(self, session: AsyncSession) -> AsyncIterator[None]:
+        """Say of errors that may pass that they may."""
+        try:
+            yield
+        except SQLAlchemyError as error:
+            passing = None if self.sqlite else postgresql.passing(error, committing=_COMMITTING in session.info)
+            if passing is None:
+                raise
+            raise passing from error
+
     @contextlib.asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:
         """A session that only reads, and sees one state of the database for as long as it lasts."""
+        if self.fence is not None:
+            await self.fence.admit()
         self._refuse_severed()
         session = self._read_session()
         try:
-            yield session
+            async with self._told(session):
+                yield session
         finally:
             await uninterrupted(session.close())
+
+    @contextlib.asynccontextmanager
+    async def turn(self, key: int) -> AsyncIterator[None]:
+        """Be the only node in such a block of this key. SQLite has one node, which never waits."""
+        if self.sqlite:
+            yield
+            return
+        async with self._writer.connect() as connection:
+            connection = await connection.execution_options(isolation_level="AUTOCOMMIT")
+            # The wait may be long, and it is no transaction. The lock goes with the connection.
+            await connection.execute(text("SET statement_timeout = 0"))
+            await connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": key})
+            try:
+                yield
+            finally:
+                await uninterrupted(connection.invalidate())
 
     async def migrate(self) -> None:
         """Bring the schema to this version's."""

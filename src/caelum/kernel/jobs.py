@@ -20,6 +20,7 @@ from caelum.kernel import message
 from caelum.kernel.context import SYSTEM, Actor
 from caelum.kernel.database import Base, unique, update_where, utcnow
 from caelum.kernel.errors import INVALID_ARGUMENT, CloudError, ErrorCode, error_type, to_wire
+from caelum.kernel.events import CanonicalEvent, canonical
 from caelum.kernel.settings import Seconds, setting
 from caelum.kernel.views import to_builtins
 
@@ -46,8 +47,17 @@ SCAN_INTERVAL = setting(
     "The interval the GC thread scans the database for completed, expired API records, in seconds", minimum=2,
 )  # fmt: skip
 
+LOOK_SECONDS = 1.0
 PROCESSING = "Processing"
 DONE = "Done"
+
+
+@canonical("/job/moved")
+class JobMoved(CanonicalEvent):
+    """A job is finished or further on: for the other nodes, whose clients may wait for it."""
+
+    uuid: str
+    node_uuid: str
 
 
 class JobModel(Base):
@@ -104,10 +114,11 @@ class Jobs:
         self._closed = False
         self._waiting: dict[str, asyncio.Future[Job]] = {}
         self._finish_listeners: list[Listener] = []
-        self._progress_listeners: list[Listener] = []
+        self._news_listeners: list[tuple[Listener, Callable[[], bool]]] = []
 
     async def start(self) -> None:
-        """Begin to purge old jobs."""
+        """Begin to purge old jobs, and to hear of those that other nodes work on."""
+        self._node.bus.subscribe(JobMoved, self._moved_elsewhere)
         self._node.timers.every(SCAN_INTERVAL, self.purge, name="jobs.purge")
 
     async def stop(self) -> None:
@@ -138,16 +149,34 @@ class Jobs:
         return finished
 
     async def tell(self, uuid: str) -> None:
-        """Tell those who wait here that the job is finished; to be called after the transaction of `finish_in`."""
-        if not self._finish_listeners and uuid not in self._waiting:
-            return
-        job = await self.get(uuid)
-        if job is None:
-            return
-        future = self._waiting.pop(uuid, None)
+        """Tell those who wait that the job is finished; to be called after the transaction of `finish_in`."""
+        self._tell_others(uuid)
+        news = self._wanted_news()
+        if (self._finish_listeners or news or uuid in self._waiting) and (job := await self.get(uuid)):
+            self._resolve(job)
+            _notify([*self._finish_listeners, *news], job)
+
+    def _wanted_news(self) -> list[Listener]:
+        return [listener for listener, wanted in self._news_listeners if wanted()]
+
+    def _resolve(self, job: Job) -> None:
+        future = self._waiting.pop(job.uuid, None)
         if future is not None and not future.done():
             future.set_result(job)
-        _notify(self._finish_listeners, job)
+
+    def _tell_others(self, uuid: str) -> None:
+        if not self._node.ring.alone:
+            self._node.bus.publish(JobMoved(uuid=uuid, node_uuid=self._node.uuid))
+
+    async def _moved_elsewhere(self, event: JobMoved) -> None:
+        news = self._wanted_news()
+        if event.node_uuid == self._node.uuid or not (news or event.uuid in self._waiting):
+            return
+        job = await self.get(event.uuid)
+        if job is not None:
+            if job.done:
+                self._resolve(job)
+            _notify(news, job)
 
     async def get(self, uuid: str) -> Job | None:
         """What is known of the job, or None when there is none (any more)."""
@@ -156,7 +185,7 @@ class Jobs:
         return None if row is None else _job(row)
 
     async def wait(self, uuid: str) -> Job | None:
-        """Wait until the job is finished by this node, at once when it is; None when there is none."""
+        """Wait until the job is finished, by whichever node; None when there is none."""
         future = self._waiting.get(uuid)
         if future is None:
             # Registered before the look: a job that finishes in between is not missed.
@@ -167,7 +196,16 @@ class Jobs:
             if job is not None and not future.done():
                 future.set_result(job)
             return job
-        return await asyncio.shield(future)
+        return await self._finished(uuid, future)
+
+    async def _finished(self, uuid: str, future: asyncio.Future[Job]) -> Job | None:
+        """Looks at the database now and then: news of another node's job may be lost with that node."""
+        while not (await asyncio.wait([future], timeout=None if self._node.ring.alone else LOOK_SECONDS))[0]:
+            job = await self.get(uuid)
+            if job is None or job.done:
+                self._waiting.pop(uuid, None)
+                return job
+        return future.result()
 
     async def progress(self, uuid: str, percent: int, text: str | None = None) -> None:
         """Note how far a job is; it never goes back."""
@@ -178,16 +216,18 @@ class Jobs:
 
     async def tell_progress(self, uuid: str) -> None:
         """Tell the listeners how far the job is."""
-        if self._progress_listeners and (job := await self.get(uuid)) is not None:
-            _notify(self._progress_listeners, job)
+        self._tell_others(uuid)
+        news = self._wanted_news()
+        if news and (job := await self.get(uuid)) is not None:
+            _notify(news, job)
 
     def on_finish(self, listener: Listener) -> None:
-        """Call `listener(job)` for each job that this node finishes (web hooks, the WebSocket feed)."""
+        """Call `listener(job)` for each job that this node finishes (web hooks)."""
         self._finish_listeners.append(listener)
 
-    def on_progress(self, listener: Listener) -> None:
-        """Call `listener(job)` for each progress that this node notes."""
-        self._progress_listeners.append(listener)
+    def on_news(self, listener: Listener, wanted: Callable[[], bool] = lambda: True) -> None:
+        """Call `listener(job)` for each job that is finished or further on, at any node, while `wanted()` is true."""
+        self._news_listeners.append((listener, wanted))
 
     def close(self) -> None:
         """Answer nothing more: what is cut off while the node stops is answered by whoever takes it up."""

@@ -44,6 +44,7 @@ def _operation(meta: Any) -> Operation:
         reply_key="inventories" if is_query else meta.reply_key,
         query=is_query,
         login=meta.login,
+        job=meta.kind == "async",
     )
 
 

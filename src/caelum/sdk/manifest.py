@@ -26,7 +26,10 @@ class Parameter(msgspec.Struct, omit_defaults=True):
 
 
 class Operation(msgspec.Struct, omit_defaults=True):
-    """An operation as a client needs it; `reply_key` is where its result is in the answer's body."""
+    """An operation as a client needs it.
+
+    `reply_key` is where its result is in the answer's body; `job`: it is answered by a job that is polled.
+    """
 
     name: str
     method: str
@@ -38,6 +41,7 @@ class Operation(msgspec.Struct, omit_defaults=True):
     reply_key: str | None = None
     query: bool = False
     login: bool = True
+    job: bool = False
 
 
 @cache

@@ -2,8 +2,10 @@
 
 GET    /hosts                         addresses, UUIDs, what came and what was done
 GET    /dump  /dump/{uuid}            what the hosts hold
+GET    /tasks                         commands under way: host, task UUID, path, where the answer goes
 GET    /faults, PUT /faults [..], POST /faults {..}, DELETE /faults
 PUT    /latencies [..]
+PUT    /cut [{"server": uuid, "callback": "https://127.0.0.1:8444/"}]      the management nodes that hosts do not reach
 POST   /hosts/{uuid}/die | revive | power-off
 POST   /hosts/{uuid}/vms/{vm} {"state": "Stopped"}     a guest changes by itself
 """
@@ -15,7 +17,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from caelum.simulator.faults import Fault, Latency
+from caelum.simulator.faults import Cut, Fault, Latency
 from caelum.simulator.host import SimulatedHost
 from caelum.simulator.hosts import SimulatedHosts
 
@@ -34,11 +36,13 @@ class Control:
                 web.get("/hosts", self._list),
                 web.get("/dump", self._dump),
                 web.get("/dump/{uuid}", self._dump),
+                web.get("/tasks", self._tasks),
                 web.get("/faults", self._faults),
                 web.put("/faults", self._set_faults),
                 web.post("/faults", self._add_fault),
                 web.delete("/faults", self._heal),
                 web.put("/latencies", self._set_latencies),
+                web.put("/cut", self._cut),
                 web.post("/hosts/{uuid}/vms/{vm}", self._guest),
                 web.post("/hosts/{uuid}/{action}", self._act),
             ]
@@ -51,6 +55,15 @@ class Control:
     async def _dump(self, request: web.Request) -> web.Response:
         uuid = request.match_info.get("uuid")
         return _json(self._hosts.dump() if uuid is None else self._host(request).world.dump())
+
+    async def _tasks(self, _: web.Request) -> web.Response:
+        return _json(
+            [
+                {"host": host.uuid, "task": task.uuid, "path": task.path, "callback": task.callback}
+                for host in self._hosts.hosts
+                for task in host.journal.under_way()
+            ]
+        )
 
     async def _faults(self, _: web.Request) -> web.Response:
         return _json(self._hosts.behaviour.faults)
@@ -70,6 +83,12 @@ class Control:
     async def _set_latencies(self, request: web.Request) -> web.Response:
         self._hosts.behaviour.latencies = await _read(request, list[Latency])
         return _json(self._hosts.behaviour.latencies)
+
+    async def _cut(self, request: web.Request) -> web.Response:
+        self._hosts.behaviour.cuts = await _read(request, list[Cut])
+        for host in self._hosts.hosts:
+            host.drop_cut()
+        return _json(self._hosts.behaviour.cuts)
 
     async def _act(self, request: web.Request) -> web.Response:
         host = self._host(request)

@@ -93,6 +93,15 @@ class SimulatedHost:
                     connection.transport.abort()
             await runner.cleanup()
 
+    def drop_cut(self) -> None:
+        """Break the connections of management nodes that do not reach the hosts any more."""
+        server = self._runner.server if self._runner is not None else None
+        for connection in server.connections if server is not None else []:
+            transport = connection.transport
+            identity = None if transport is None else pki.peer_identity(transport)
+            if transport is not None and identity is not None and self._behaviour.is_cut_from(identity.uuid):
+                transport.abort()
+
     async def revive(self) -> None:
         """The agent starts again; it does not remember whose it was."""
         if not self.alive:
@@ -119,6 +128,8 @@ class SimulatedHost:
         identity = pki.peer_identity(request.transport)
         if identity is None or identity.kind != "server":
             return web.Response(status=403, text="only a management node may command a host")
+        if self._behaviour.is_cut_from(identity.uuid):
+            _break(request)
         if request.path.startswith("/task/"):
             return _json(200, self._look_up(request.method, request.path.removeprefix("/task/")))
         cls = _commands.get(request.path)
@@ -275,6 +286,8 @@ class SimulatedHost:
             tries += 1
 
     async def _post(self, url: str, body: bytes, headers: dict[str, str], tls: ssl.SSLContext) -> bool:
+        if self._behaviour.cannot_post(url):
+            return False
         with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
             async with self._http.post(
                 url, data=body, headers=headers, ssl=tls, server_hostname=pki.SERVER_NAME, timeout=_POST_TIMEOUT

@@ -91,7 +91,7 @@ async def test_waiting_and_listening(node: Node) -> None:
     uuid, told = new_uuid(), []
     node.jobs.on_finish(lambda job: told.append(("finish", job.uuid)))
     node.jobs.on_finish(_fails)
-    node.jobs.on_progress(lambda job: told.append((job.percent, job.text)))
+    node.jobs.on_news(lambda job: told.append((job.percent, job.text)))
     await node.jobs.create(uuid, "x")
     waiters = [asyncio.create_task(node.jobs.wait(uuid)) for _ in range(3)]
     await asyncio.sleep(0.02)
@@ -101,7 +101,7 @@ async def test_waiting_and_listening(node: Node) -> None:
     await node.jobs.finish(uuid, "{}")
     jobs = await asyncio.wait_for(asyncio.gather(*waiters[1:]), 5)
     assert [job is not None and job.done for job in jobs] == [True, True]
-    assert told == [(40, "half"), ("finish", uuid)]
+    assert told == [(40, "half"), ("finish", uuid), (100, "half")]
     later = await node.jobs.wait(uuid)
     assert later is not None
     assert later.done

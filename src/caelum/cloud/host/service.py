@@ -39,7 +39,8 @@ from caelum.cloud.host.states import CONNECTED, HOST_STATES, MAINTENANCE, PRE_MA
 from caelum.cloud.host.tracker import HostTracker
 from caelum.cloud.vm.messages import HostVmsSeen, VmStateSeen
 from caelum.kernel.errors import CloudError, invalid
-from caelum.kernel.node import Node, NodeLifecycle
+from caelum.kernel.membership import NodeLifecycle
+from caelum.kernel.node import Node
 from caelum.kernel.queue import QueueDump, TaskDump
 from caelum.kernel.service import Service, handles, intercepts
 

@@ -1,0 +1,1 @@
+"""Clusters of management nodes on one machine, for tests, rehearsals and demonstrations."""
