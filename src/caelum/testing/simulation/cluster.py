@@ -9,23 +9,27 @@ from __future__ import annotations
 import asyncio
 import random
 import shutil
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
 from caelum.gateway.server import Gateway
 from caelum.kernel.config import Config
 from caelum.kernel.node import Node
+from caelum.testing.simulation.broker import IP, Broker
 from caelum.testing.simulation.history import History
 from caelum.testing.simulation.hosts import Hosts
 from caelum.testing.simulation.loop import Machine
 from caelum.testing.simulation.network import NetworkLoop, Weather
+from caelum.testing.simulation.postgres import URL
 from caelum.testing.simulation.sqlite import IDLE_TRANSACTION, DatabaseServer
 
 T = TypeVar("T")
 
 API_PORT = 8080
 _START_LIMIT = 300.0
+_RESTART = 2.0
+"""Seconds after which a node is started again whose process ended by itself."""
 
 
 class Process:
@@ -36,10 +40,12 @@ class Process:
         self.node: Node | None = None
         self.gateway: Gateway | None = None
         self.task: asyncio.Task[None]
+        self.on_lost: Callable[[str], None] = lambda _reason: None
 
     async def run(self) -> None:
         """What the server's main function does."""
         self.node = Node(self.config)
+        self.node.on_lost = self.on_lost
         self.gateway = Gateway(self.node)
         await self.gateway.start()
         await self.node.start()
@@ -65,6 +71,7 @@ class Cluster:
         self.loop = NetworkLoop(random.Random(f"{seed}/threads"), self.weather)  # noqa: S311
         self.history = History(self.loop, (str(directory),))
         self.database = DatabaseServer(self.loop, random.Random(f"{seed}/database"))  # noqa: S311
+        self.broker = Broker(self.loop, random.Random(f"{seed}/broker"))  # noqa: S311
         self.hosts = Hosts(hosts, self.loop, self.history, seed, directory)
         self.lives = [0] * nodes
         self.processes: list[Process | None] = [None] * nodes
@@ -82,17 +89,31 @@ class Cluster:
         process = Process(machine, self._config(index))
         self.processes[index] = process
         self.history.add("starts", machine.name)
+        process.on_lost = lambda reason: self._ended(index, process, reason)
         process.task = self.loop.run_on(machine, process.run())
+        process.task.add_done_callback(lambda task: self._started(index, process, task))
         return process.task
+
+    def _started(self, index: int, process: Process, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._ended(index, process, f"it could not start: {error!r}")
+
+    def _ended(self, index: int, process: Process, reason: str) -> None:
+        """A process ended by itself; whoever watches over it starts it again."""
+        if self.processes[index] is process:
+            self.history.add(f"ends: {reason}", process.machine.name)
+            self.kill(index)
+            self.loop.call_at_for(self.loop.director, self.loop.time() + _RESTART, self._boot_again, index)
+
+    def _boot_again(self, index: int) -> None:
+        if self.processes[index] is None:
+            self.boot(index)
 
     async def boot_all(self) -> None:
         """Start every node that is not there, and wait until all are ready."""
         for index, process in enumerate(self.processes):
             if process is None:
-                await asyncio.wait([self.boot(index)], timeout=_START_LIMIT)
-        for process in self.processes:
-            if process is not None and process.task.done():
-                process.task.result()
+                self.boot(index)
         await self.until(lambda: all(one is not None and one.ready for one in self.processes), _START_LIMIT)
 
     def kill(self, index: int) -> None:
@@ -105,6 +126,7 @@ class Cluster:
         self.history.add("is killed", process.machine.name)
         self.database.vanish(process.machine)
         self.loop.network.vanish(process.machine)
+        self.broker.vanish(process.machine)
 
     def pause(self, index: int) -> Process | None:
         """The n-th node's process is stopped, as by SIGSTOP; `resume` lets it go on."""
@@ -147,9 +169,11 @@ class Cluster:
         if not directory.exists():
             directory.mkdir()
             shutil.copytree(self.directory / "pki", directory / "pki")
+        file, alone = self.directory / "caelum.db", len(self.processes) == 1
         return Config(
             data_dir=directory,
-            database_url=f"sqlite+aiosqlite:///{self.directory / 'caelum.db'}",
+            database_url=f"sqlite+aiosqlite:///{file}" if alone else f"{URL}/{file}",
+            bus_url="memory:" if alone else f"amqp://{IP}/",
             advertised_host=ip,
             api_host=ip, api_port=API_PORT, agent_listen_host=ip, console_port=0, stop_seconds=5.0,
         )  # fmt: skip

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from caelum.simulator.faults import Fault
+from caelum.testing.simulation.broker import IP
 from caelum.testing.simulation.cluster import Cluster
 from caelum.testing.simulation.loop import Machine
 
@@ -33,7 +34,8 @@ class Nemesis:
         loop = self.cluster.loop
         for moment in sorted(self.chance.uniform(0, seconds) for _ in range(count)):
             await asyncio.sleep(max(0.0, moment - loop.time()))
-            fault = self.chance.choices([one for one, _ in _FAULTS], [weight for _, weight in _FAULTS])[0]
+            kinds = _FAULTS if len(self.cluster.processes) == 1 else _FAULTS + _CLUSTER_FAULTS
+            fault = self.chance.choices([one for one, _ in kinds], [weight for _, weight in kinds])[0]
             self._tasks.append(loop.create_task(fault(self)))
 
     async def heal(self) -> None:
@@ -46,12 +48,13 @@ class Nemesis:
         cluster.history.add("everything is mended")
         cluster.weather.heal_all()
         cluster.hosts.heal()
+        cluster.broker.down = False
         for process in cluster.processes:
             if process is not None:
                 process.machine.fuse = None
                 cluster.resume(process)
-                cluster.database.outage(process.machine).away = False
-                cluster.database.outage(process.machine).break_at_commit = None
+                outage = cluster.database.outage(process.machine)
+                outage.away, outage.break_at_commit, outage.conflicts = False, None, 0
         for host in cluster.hosts.hosts:
             await cluster.loop.run_on(_machine(host), host.revive())
 
@@ -88,12 +91,6 @@ class Nemesis:
         """A node and a host do not hear each other."""
         await self._cut(self.cluster.ip(self._node()), self._host().ip)
 
-    async def cut_nodes(self) -> None:
-        """Two nodes do not hear each other."""
-        if len(self.cluster.processes) > 1:
-            one, other = self.chance.sample(range(len(self.cluster.processes)), 2)
-            await self._cut(self.cluster.ip(one), self.cluster.ip(other))
-
     async def _cut(self, one: str, other: str) -> None:
         self.cluster.history.add(f"{one} and {other} are cut off from each other")
         self.cluster.weather.cut(one, other)
@@ -126,6 +123,24 @@ class Nemesis:
         process = self.cluster.processes[self._node()]
         if process is not None:
             self.cluster.database.outage(process.machine).break_at_commit = self.chance.choice(("done", "lost"))
+
+    async def conflicts(self) -> None:
+        """Transactions of a node end in conflicts with others."""
+        process = self.cluster.processes[self._node()]
+        if process is not None:
+            self.cluster.database.outage(process.machine).conflicts += self.chance.randrange(1, 4)
+
+    async def broker_crashes(self) -> None:
+        """The broker loses everything, and is away for a while."""
+        self.cluster.history.add("the broker crashes")
+        self.cluster.broker.crash()
+        await asyncio.sleep(self.chance.choice((0.1, 10.0, 50.0)) * self.chance.uniform(0.5, 1.5))
+        self.cluster.broker.down = False
+        self.cluster.history.add("the broker is back")
+
+    async def cut_broker(self) -> None:
+        """A node and the broker do not hear each other."""
+        await self._cut(self.cluster.ip(self._node()), IP)
 
     async def command_fault(self) -> None:
         """Something goes wrong with some commands to a host."""
@@ -195,11 +210,10 @@ async def _guest_stops(host: Any, vm_uuid: str) -> None:
     host.guest_changes(vm_uuid, "Stopped")
 
 
-_FAULTS: list[tuple[Callable[[Nemesis], Awaitable[None]], float]] = [
+_FAULTS: list[tuple[Callable[[Nemesis], Coroutine[Any, Any, None]], float]] = [
     (Nemesis.kill, 5),
     (Nemesis.pause, 2),
     (Nemesis.cut_host, 2),
-    (Nemesis.cut_nodes, 2),
     (Nemesis.slow_network, 1),
     (Nemesis.database_away, 2),
     (Nemesis.ambiguous_commit, 2),
@@ -209,3 +223,11 @@ _FAULTS: list[tuple[Callable[[Nemesis], Awaitable[None]], float]] = [
     (Nemesis.guest_stops, 1),
     (Nemesis.clock_jumps, 1),
 ]
+_CLUSTER_FAULTS: list[tuple[Callable[[Nemesis], Coroutine[Any, Any, None]], float]] = [
+    (Nemesis.kill, 3),
+    (Nemesis.pause, 3),
+    (Nemesis.conflicts, 2),
+    (Nemesis.broker_crashes, 1),
+    (Nemesis.cut_broker, 2),
+]
+"""What is more in a cloud of several nodes."""

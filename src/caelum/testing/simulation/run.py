@@ -59,7 +59,7 @@ def run(template: Template, seed: int, *, nodes: int, lines: int = 200) -> Outco
         logging.getLogger().handlers = [cluster.history]
         logging.getLogger().setLevel(logging.INFO)
         cluster.history.hide(str(template.directory))
-        with unreal(cluster.loop, cluster.database, str(seed)):
+        with unreal(cluster.loop, cluster.database, cluster.broker, str(seed)):
             asyncio.set_event_loop(cluster.loop)
             outcome = cluster.loop.run_until_complete(_play(cluster, template, seed, lines))
     outcome.real_seconds = time.process_time() - begun

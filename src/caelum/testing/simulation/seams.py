@@ -16,11 +16,14 @@ from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
+import aio_pika
 import aiosqlite.core
 from cryptography import x509
 
 from caelum.kernel import log as kernel_log
 from caelum.kernel import pki
+from caelum.testing.simulation import postgres
+from caelum.testing.simulation.broker import Broker
 from caelum.testing.simulation.loop import VirtualLoop
 from caelum.testing.simulation.network import Credential
 from caelum.testing.simulation.sqlite import DatabaseServer, InlineConnection
@@ -67,7 +70,7 @@ def cheap_scrypt(password: bytes, *, salt: bytes, dklen: int = 64, **_costs: Any
 
 
 @contextlib.contextmanager
-def unreal(loop: VirtualLoop, database: DatabaseServer, seed: str) -> Iterator[None]:
+def unreal(loop: VirtualLoop, database: DatabaseServer, broker: Broker, seed: str) -> Iterator[None]:
     """Let everything that the program asks of the outer world come from the loop and the seed."""
     clocks, chance = Clocks(loop), random.Random(f"{seed}/program")  # noqa: S311 - repeatable, not secret
     InlineConnection.server = database
@@ -78,6 +81,7 @@ def unreal(loop: VirtualLoop, database: DatabaseServer, seed: str) -> Iterator[N
         (os, "urandom", chance.randbytes),
         (random, "_urandom", chance.randbytes),
         (hashlib, "scrypt", cheap_scrypt),
+        (aio_pika, "connect", broker.connect),
         (aiosqlite.core, "Connection", InlineConnection),
         (pki, "_context", credential),
         (kernel_log.Logging, "start", lambda _self: None),
@@ -87,6 +91,7 @@ def unreal(loop: VirtualLoop, database: DatabaseServer, seed: str) -> Iterator[N
     with contextlib.ExitStack() as stack:
         for target, name, value in replaced:
             stack.enter_context(mock.patch.object(target, name, value))
+        stack.enter_context(postgres.served(loop, EPOCH))
         random.seed(f"{seed}/global")
         yield
     random.setstate(state)

@@ -24,9 +24,21 @@ SHORTEST_STATEMENT, LONGEST_STATEMENT = 0.0001, 0.0015
 BUSY_PAUSE = 0.004
 PATIENCE = 30.0
 """Seconds that a statement waits for another writer."""
-IDLE_TRANSACTION = 20.0
+IDLE_TRANSACTION = 3.0
 """A machine that is paused in a transaction loses it after so many seconds."""
 _GONE = "connection closed: the database is not reachable"
+
+
+class ServerError(sqlite3.OperationalError):
+    """An error with the code that PostgreSQL would give."""
+
+    def __init__(self, text: str, sqlstate: str) -> None:
+        super().__init__(text)
+        self.sqlstate = sqlstate
+
+
+def _gone(why: str = _GONE) -> ServerError:
+    return ServerError(why, "08006")
 
 
 class Outage:
@@ -37,6 +49,8 @@ class Outage:
         """Statements hang until the connection breaks."""
         self.break_at_commit: str | None = None
         """The next commit loses its connection: "done", or "lost"."""
+        self.conflicts = 0
+        """So many statements in transactions end in a conflict with somebody else's."""
 
 
 class DatabaseServer:
@@ -45,7 +59,6 @@ class DatabaseServer:
     def __init__(self, loop: VirtualLoop, chance: random.Random) -> None:
         self.loop, self.chance = loop, chance
         self.connections: dict[InlineConnection, None] = {}
-        self.statements = 0
         self.on_ambiguous: Callable[[Machine, str], None] = lambda _machine, _how: None
         self._outages: dict[Machine, Outage] = {}
 
@@ -96,7 +109,7 @@ class InlineConnection(aiosqlite.Connection):
         await asyncio.sleep(self.server.delay())
         if self.server.outage(self.machine).away:
             await asyncio.sleep(5.0)
-            raise sqlite3.OperationalError(_GONE)
+            raise _gone()
         self._connection = self._connector()
         self.server.connections[self] = None
         return self
@@ -105,6 +118,11 @@ class InlineConnection(aiosqlite.Connection):
     def in_transaction(self) -> bool:
         """Whether a transaction is open."""
         return self._connection is not None and self._connection.in_transaction
+
+    @property
+    def _writes(self) -> bool:
+        """Whether the connection may write."""
+        return self._connection is not None and not self._connection.execute("PRAGMA query_only").fetchone()[0]
 
     def stop(self) -> asyncio.Future[Any] | None:
         """Close at once."""
@@ -121,7 +139,7 @@ class InlineConnection(aiosqlite.Connection):
 
     async def _execute(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         if not self._running or self._connection is None:
-            raise sqlite3.OperationalError(_GONE)
+            raise _gone()
         future: asyncio.Future[Any] = self.server.loop.create_future()
         self._put(future, lambda: fn(*args, **kwargs), getattr(fn, "__name__", "") == "commit")
         return await future
@@ -141,7 +159,7 @@ class InlineConnection(aiosqlite.Connection):
             self._fail_later()
             return
         try:
-            result = self._do(work, outage if is_commit else None)
+            result = self._do(work, outage, is_commit)
         except sqlite3.OperationalError as error:
             if "locked" in str(error) and self._may_wait():
                 self._later(self.server.chance.uniform(BUSY_PAUSE / 4, BUSY_PAUSE))
@@ -152,19 +170,22 @@ class InlineConnection(aiosqlite.Connection):
         else:
             self._answer(future.set_result, future, result)
 
-    def _do(self, work: Callable[[], Any], outage: Outage | None) -> Any:
+    def _do(self, work: Callable[[], Any], outage: Outage, is_commit: bool) -> Any:
         if self._connection is None:
-            raise sqlite3.OperationalError(_GONE)
-        self._connection.execute("PRAGMA busy_timeout=0")
-        self.server.statements += 1
-        if outage is None or outage.break_at_commit is None or not self.in_transaction:
+            raise _gone()
+        if not self.in_transaction:
+            self._connection.execute("PRAGMA busy_timeout=0")
+        elif outage.conflicts and not is_commit and self._writes:
+            outage.conflicts -= 1
+            raise ServerError("deadlock detected", "40P01")
+        if outage.break_at_commit is None or not is_commit or not self.in_transaction:
             return work()
         how, outage.break_at_commit = outage.break_at_commit, None
         self.server.on_ambiguous(self.machine, how)
         if how == "done":
             work()
         self.break_off()
-        raise sqlite3.OperationalError("connection closed: while it was committing")
+        raise _gone("connection closed: while it was committing")
 
     def _may_wait(self) -> bool:
         now = self.server.loop.time()

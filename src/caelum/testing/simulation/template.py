@@ -58,7 +58,7 @@ def make(directory: Path, hosts: int) -> Template:
     """Make a cloud in an empty directory."""
     CertificateAuthority.open(directory / "pki")
     cluster = Cluster(_SEED, directory, nodes=1, hosts=hosts)
-    with unreal(cluster.loop, cluster.database, _SEED):
+    with unreal(cluster.loop, cluster.database, cluster.broker, _SEED):
         asyncio.set_event_loop(cluster.loop)
         try:
             return cluster.loop.run_until_complete(_furnish(cluster))
