@@ -59,10 +59,6 @@ class Call(msgspec.Struct):
         return found
 
 
-class Unanswered(Exception):
-    """No node gave an answer in time."""
-
-
 class Client:
     """One client."""
 

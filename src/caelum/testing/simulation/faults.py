@@ -73,7 +73,12 @@ class Nemesis:
         if process is None:
             return
         died = asyncio.Event()
-        process.machine.on_fuse = lambda: (self.cluster.kill(index), died.set()) and None
+
+        def die() -> None:
+            self.cluster.kill(index)
+            died.set()
+
+        process.machine.on_fuse = die
         process.machine.fuse = self.chance.randrange(1, 400)
         await died.wait()
         await asyncio.sleep(self.chance.uniform(0.1, 40))

@@ -9,7 +9,6 @@ import hashlib
 import logging
 import re
 from collections import deque
-from typing import Any
 
 from caelum.testing.simulation.loop import VirtualLoop
 
@@ -55,16 +54,4 @@ class History(logging.Handler):
 
     def last(self, count: int) -> list[str]:
         """The last lines."""
-        return list(self.lines)[-count:]
-
-    def about(self, *words: str) -> list[str]:
-        """The lines that hold one of these words."""
-        return [line for line in self.lines if any(word in line for word in words)]
-
-
-class Verdict(AssertionError):  # noqa: N818 - a judgement, not an error of the program
-    """A run did not end as promised; `problems` says in which points."""
-
-    def __init__(self, seed: Any, problems: list[str]) -> None:
-        super().__init__(f"seed {seed}: " + "; ".join(problems))
-        self.seed, self.problems = seed, problems
+        return list(self.lines)[-count:] if count else []

@@ -50,6 +50,7 @@ class Hosts(SimulatedHosts):
         self.behaviour._random.seed(f"{seed}/hosts")
         self.doubles: list[str] = []
         """Guests that were seen on two hosts."""
+        self.watched: list[WatchedHost] = []
         self._loop, self._history, self._files = loop, history, directory / "hosts"
 
     def told(self, host: SimulatedHost, command: p.Command[Any], code: str) -> None:
@@ -68,11 +69,12 @@ class Hosts(SimulatedHosts):
         for index in range(self.count):
             host = self._made(index, authority)
             self.hosts.append(host)
+            self.watched.append(host)
             await self._loop.run_on(host.machine, self._boot(host))
 
     async def stop(self) -> None:
         """Stop all agents."""
-        for host in self.hosts:
+        for host in self.watched:
             await self._loop.run_on(host.machine, host.die())
             await self._loop.run_on(host.machine, host._http.close())
 

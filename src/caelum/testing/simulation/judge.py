@@ -65,7 +65,8 @@ class Judge:
         missing = [f"node{index} down" for index, one in enumerate(self._cluster.processes) if not (one and one.ready)]
         if missing:
             return missing
-        return await self._on_node(_restless)
+        left: list[str] = await self._on_node(_restless)
+        return left
 
     async def _on_node(self, work: Any) -> Any:
         process = self._cluster.ready()[0]

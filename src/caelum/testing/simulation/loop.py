@@ -24,7 +24,7 @@ _LIVELOCK = 2_000_000
 _numbers = itertools.count(1)
 
 
-class Stuck(Exception):
+class StuckError(Exception):
     """The simulated program cannot go on: nothing is left to run, or it runs without an end."""
 
 
@@ -59,7 +59,7 @@ class OwnedTimer(asyncio.TimerHandle):
     number: int
 
     def __lt__(self, other: Any) -> bool:
-        return (self._when, self.number) < (other._when, other.number)  # type: ignore[attr-defined,no-any-return]
+        return (self._when, self.number) < (other._when, other.number)  # type: ignore[attr-defined]
 
 
 class OwnedTask(asyncio.Task[Any]):
@@ -113,20 +113,24 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """Virtual seconds since the beginning."""
         return self._now
 
-    def call_soon(self, callback: Any, *args: Any, context: Context | None = None) -> Any:
+    def call_soon(self, callback: Any, *args: Any, context: Context | None = None) -> Any:  # type: ignore[override]
         """See asyncio."""
         handle = OwnedHandle(callback, args, self, context)
         handle.machine = self._machine_of(callback)
         self._ready.append(handle)  # type: ignore[attr-defined]
         return handle
 
-    call_soon_threadsafe = call_soon
+    call_soon_threadsafe = call_soon  # type: ignore[assignment]
 
-    def call_at(self, when: float, callback: Any, *args: Any, context: Context | None = None) -> Any:
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Any, *args: Any, context: Context | None = None
+    ) -> Any:
         """See asyncio."""
         return self.call_at_for(self._machine_of(callback), when, callback, *args, context=context)
 
-    def call_later(self, delay: float, callback: Any, *args: Any, context: Context | None = None) -> Any:
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Any, *args: Any, context: Context | None = None
+    ) -> Any:
         """See asyncio."""
         return self.call_at(self._now + delay, callback, *args, context=context)
 
@@ -151,7 +155,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
             heapq.heappop(scheduled)._scheduled = False
         if not ready:
             if not scheduled:
-                raise Stuck("nothing is left to run")
+                raise StuckError("nothing is left to run")
             self._advance(scheduled[0]._when)
         while scheduled and scheduled[0]._when <= self._now:
             timer = heapq.heappop(scheduled)
@@ -181,7 +185,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.steps += 1
         self._at_once += 1
         if self._at_once > _LIVELOCK:
-            raise Stuck(f"time stands still at {self._now:.6f}: {handle!r} of {machine.name}")
+            raise StuckError(f"time stands still at {self._now:.6f}: {handle!r} of {machine.name}")
         self.machine = machine
         handle._run()  # type: ignore[union-attr]
         self.machine = self.director
@@ -208,7 +212,12 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """See asyncio."""
         return OrderedFuture(loop=self)
 
-    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:  # noqa: ARG002 - there are no threads
+    def run_in_executor(  # type: ignore[override]
+        self,
+        executor: Any,
+        func: Any,
+        *args: Any,  # noqa: ARG002 - there are no threads
+    ) -> Any:
         """The work is done in one piece, a little later."""
         future = self.create_future()
 

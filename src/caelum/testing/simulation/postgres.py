@@ -71,7 +71,7 @@ class Turns:
     @contextlib.asynccontextmanager
     async def turn(self, key: int) -> AsyncIterator[None]:
         """In the place of `Database.turn`."""
-        while (holder := self._holders.get(key)) is not None and holder.alive:
+        while (holder := self._holders.get(key)) is not None and holder.alive:  # noqa: ASYNC110 - a death wakes nobody
             await asyncio.sleep(_WAIT)
         mine = self._holders[key] = self._loop.machine
         try:

@@ -84,7 +84,7 @@ async def _play(cluster: Cluster, template: Template, seed: int, lines: int) -> 
         logging.getLogger(__name__).exception("the run broke off")
         problems.append(f"the run broke off: {error!r}")
     return Outcome(
-        seed=seed, digest=cluster.history.digest(), problems=problems, lines=cluster.history.last(lines) if lines else [],
+        seed=seed, digest=cluster.history.digest(), problems=problems, lines=cluster.history.last(lines),
         calls=len(workload.calls), succeeded=sum(call.succeeded for call in workload.calls),
         kills=sum(cluster.lives) - len(cluster.lives), virtual_seconds=cluster.loop.time(), steps=cluster.loop.steps,
     )  # fmt: skip

@@ -17,6 +17,7 @@ from typing import Any
 from unittest import mock
 
 import aio_pika
+import aiohttp.connector
 import aiosqlite.core
 from cryptography import x509
 
@@ -76,6 +77,7 @@ def unreal(loop: VirtualLoop, database: DatabaseServer, broker: Broker, seed: st
     InlineConnection.server = database
     replaced: list[tuple[Any, str, Any]] = [
         (time, "monotonic", clocks.monotonic),
+        (aiohttp.connector, "monotonic", clocks.monotonic),
         (time, "time", clocks.wall),
         (time, "clock_gettime", clocks.gettime),
         (os, "urandom", chance.randbytes),
