@@ -9,11 +9,43 @@ from types import TracebackType
 
 from tests.unit.kernel.zoo import Fed, ZooService
 
+from caelum.kernel import context
+from caelum.kernel.context import TaskContext
+from caelum.kernel.errors import INTERNAL, OPERATION_ERROR, CloudError
 from caelum.kernel.events import EventHub
 from caelum.kernel.ids import new_uuid
+from caelum.kernel.message import Message, message
 from caelum.kernel.queue import WorkQueues
 from caelum.kernel.rabbitmq_bus import RabbitMqBus
 from caelum.kernel.ring import Ring
+from caelum.kernel.service import handles
+
+
+@message(service="mirror", route_by="uuid")
+class Look(Message[TaskContext], kw_only=True):
+    """Answers what the handler knows of its task."""
+
+    uuid: str
+
+
+@message(service="mirror", route_by="uuid")
+class Fail(Message[None], kw_only=True):
+    """Fails with an error that has causes."""
+
+    uuid: str
+
+
+class Mirror:
+    name = "mirror"
+
+    @handles(Look)
+    async def look(self, msg: Look) -> TaskContext:
+        return context.current()
+
+    @handles(Fail)
+    async def fail(self, msg: Fail) -> None:
+        deepest = CloudError(OPERATION_ERROR, "the disk is full", free=0)
+        raise CloudError(OPERATION_ERROR, "cannot write", cause=CloudError(INTERNAL, "no space", cause=deepest))
 
 
 class Peer:
@@ -27,6 +59,7 @@ class Peer:
         self.bus = RabbitMqBus(url, self.ring, self.queues, self.events)
         self.zoo = ZooService(self.bus)
         self.bus.register(self.zoo)
+        self.bus.register(Mirror())
         self.fed: list[tuple[str, int]] = []
 
     async def __aenter__(self) -> Peer:

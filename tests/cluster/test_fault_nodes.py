@@ -44,7 +44,8 @@ async def test_put_a_node_to_sleep(cluster: FaultCluster, trial: Trial) -> None:
         await asyncio.sleep(ASLEEP)
         await asyncio.to_thread(cluster.resume, victim)
 
-    await trial.of(f"SIGSTOP of a node for {ASLEEP:.0f} s, SIGCONT", sleep, downtime=5.0, recovery=ASLEEP + 30.0)
+    # A node that sleeps takes requests and does not answer: a client turns to another after 4 s.
+    await trial.of(f"SIGSTOP of a node for {ASLEEP:.0f} s, SIGCONT", sleep, downtime=8.0, recovery=ASLEEP + 30.0)
 
 
 async def test_nodes_come_and_go(cluster: FaultCluster, trial: Trial) -> None:

@@ -1,7 +1,8 @@
 """`caelum server`: one management node with its gateway, until a signal ends it.
 
 Invariant: the first SIGTERM or SIGINT ends the process in order (no new requests, running ones end, then the node); a
-second one ends it at once, which is as safe as a crash: what was under way is taken up at the next start.
+second one ends it at once, which is as safe as a crash: what was under way is taken up at the next start. A node that
+is no longer part of its cloud ends at once too, with `EVICTED`, so that whoever supervises it starts a new one.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from caelum.kernel.node import Node
 
 log = logging.getLogger(__name__)
 
-EXIT_LOST = 75
-"""The exit code of a node that the others have evicted."""
+EVICTED = 75
+"""The exit code of a node that others took for dead, or that lost its database for long."""
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -49,8 +50,8 @@ def configuration(options: argparse.Namespace) -> Config:
 async def serve(config: Config) -> None:
     """Run until a signal."""
     node = Node(config)
+    node.on_lost = lambda reason: _end(node, reason)
     gateway = Gateway(node)
-    node.on_lost = _end_at_once
     stopped = asyncio.Event()
     _on_signals(stopped)
     await gateway.start()
@@ -67,10 +68,10 @@ async def serve(config: Config) -> None:
         await node.stop()
 
 
-def _end_at_once(reason: str) -> None:
-    """This node's work is others' by now: there is nothing to end in order, and whoever supervises us starts us anew."""
-    print(f"caelum server: no longer part of the cloud: {reason}", file=sys.stderr, flush=True)
-    os._exit(EXIT_LOST)
+def _end(node: Node, reason: str) -> None:
+    print(f"caelum server: this node is no longer part of the cloud: {reason}", file=sys.stderr, flush=True)
+    node.logging.stop()
+    os._exit(EVICTED)
 
 
 def _on_signals(stopped: asyncio.Event) -> None:

@@ -84,7 +84,7 @@ class Portal:
     async def _message(self, request: Request) -> ApiMessage[Any] | None:
         """The message, when it is complete and what it names exists; None when there is nothing left to do."""
         meta = request.meta
-        if not self._node.bus.serves(meta.cls):
+        if not self._node.bus.reaches(meta.cls):
             raise CloudError(NO_SERVICE, f"no service on this node handles {meta.name}", api=meta.name)
         values = syntax.trimmed(meta, request.values)
         async with self._reader(meta, values) as session:

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from caelum.cloud.management.errors import NOT_READY
 from caelum.gateway.answer import error_body, with_schema
-from caelum.gateway.http import base_url, json_answer, oauth_session, raw_json, read_body
+from caelum.gateway.http import base_url, client_of, json_answer, oauth_session, raw_json, read_body
 from caelum.gateway.portal import Request
 from caelum.gateway.querying import from_query_string
 from caelum.gateway.reading import from_body, from_query, read_json, read_query, typed
@@ -86,7 +86,7 @@ class Rest:
         if request.meta.kind == "async":
             return await self._accept(http, prefix, request)
         try:
-            reply = await self._runner.call(request, http)
+            reply = await self._runner.call(request, client_of(http))
         except CloudError as error:
             return json_answer(error_body(error), 503)
         body = reply_value(request.meta, reply)

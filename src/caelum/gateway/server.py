@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from caelum.cloud.management.errors import NOT_READY
+from caelum.gateway.amqp import AmqpPortal
 from caelum.gateway.answer import error_body
 from caelum.gateway.feed import Feed
 from caelum.gateway.http import Server, client_of, json_answer, refusal_answer
@@ -47,6 +48,7 @@ class Gateway:
         self.runner = Runner(node)
         self.feed = Feed(node)
         self._web_hooks = WebHooks(node)
+        self._amqp = AmqpPortal(node, self.runner)
         self._operations = Operations(node)
         self._pages = Pages()
         self._legacy = Legacy(node, self.runner)
@@ -73,6 +75,7 @@ class Gateway:
         """Listen. May be called before the node starts; until that is ready, clients are told to wait."""
         config = self._node.config
         self._web_hooks.start()
+        self._amqp.start()
         self._operations.observe(self)
         self._server = Server(self._answer)
         self._listener = await asyncio.get_running_loop().create_server(
@@ -85,6 +88,7 @@ class Gateway:
         if self._listener is not None:
             self._listener.close()
         await self.feed.stop()
+        await self._amqp.stop()
         if self._server is not None:
             self._server.pre_shutdown()  # idle connections go at once
             await self._server.shutdown(seconds)

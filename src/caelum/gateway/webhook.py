@@ -91,7 +91,7 @@ class WebHooks:
             await self._session.close()
 
     def _finished(self, job: Job) -> None:
-        if job.web_hook is None:
+        if job.web_hook is None or not job.web_hook.startswith("http"):
             return
         if len(self._tasks) >= _MOST_PENDING:
             log.warning("the web hook of job %s is dropped: %d others wait", job.uuid, len(self._tasks))

@@ -67,6 +67,7 @@ class ApiCall(msgspec.Struct, frozen=True, kw_only=True):
     correlation: str
     reply_to: str | None
     body: bytes
+    timeout: float | None = None
 
 
 ApiHandler = Callable[[ApiCall], Awaitable[bytes | None]]

@@ -35,6 +35,8 @@ class Config(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """PostgreSQL ends a statement that runs longer."""
     database_idle_seconds: float = 3.0
     """PostgreSQL ends a transaction whose node does nothing for so long: a paused node must not hold up the others."""
+    authority_secret: str = ""
+    """Encrypts the key of the certificate authority in a database that several nodes share; the same on all nodes."""
     bus_url: str = "memory:"
     """`memory:` for one node, `amqp://user:password@host/` for a cluster."""
     advertised_host: str = ""

@@ -25,7 +25,8 @@ from caelum.kernel.errors import CANCELED, TIMEOUT, CloudError, as_cloud_error
 from caelum.kernel.flow import Retry, Run, Step, Workflow
 from caelum.kernel.jobs import MANAGEMENT_NODE_UNAVAILABLE, progress_in
 from caelum.kernel.journal import DONE, RUNNING, UNDOING, UNDONE, JournalModel, StaleAttempt
-from caelum.kernel.postgresql import PASSING, is_passing
+from caelum.kernel.membership import is_of_cluster
+from caelum.kernel.postgresql import PASSING
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -42,6 +43,8 @@ CERTAIN_RETRY = Retry(times=sys.maxsize, on=lambda _error: True, delay=0.2)
 UNDO_RUNNER = "workflow.undo"
 RESUME_RUNNER = "workflow.resume"
 _LONGEST_PAUSE = 30.0
+_AWAY_TRIES = 30
+"""How often a step is repeated because the database is away or nodes leave: some ten minutes."""
 
 
 class Abandoned(Exception):  # noqa: N818 - not an error of the workflow
@@ -361,6 +364,7 @@ class Execution:
 
     async def _tries(self, retry: Retry | None, step: Step | None, call: Callable[[Any], Awaitable[None]]) -> None:
         left, pause = (0, 0.2) if retry is None else (retry.times, retry.delay)
+        away = _AWAY_TRIES
         while True:
             try:
                 await call(step)
@@ -368,13 +372,16 @@ class Execution:
             except (StaleAttempt, Abandoned):
                 raise
             except Exception as error:
-                passes = step is not None and step.transactional and is_passing(error)
-                if self._cancelled is not None or not (passes or (retry is not None and left > 0 and retry.on(error))):
+                if self._cancelled is not None:
                     raise
-                # A step of the database has left nothing: it waits for the database as the journal does.
-                left += passes
+                if is_of_cluster(error) and away > 0:
+                    # It says nothing of the step, which may be repeated as after a crash.
+                    away -= 1
+                elif retry is not None and left > 0 and retry.on(error):
+                    left -= 1
+                else:
+                    raise
                 log.info("%s of %s failed and is tried again: %s", step and step.name, self.row.uuid, error)
-            left -= 1
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
             if self.row.state == RUNNING and step is not None:

@@ -91,7 +91,7 @@ class Node:
         self.on_lost: Callable[[str], None] = lambda _reason: None
         self.services: dict[str, Service] = {}
         self.broken: list[Part] = []
-        self._logging = Logging(config, self.uuid)
+        self.logging = Logging(config, self.uuid)
         self._chosen = (services, drivers)
         self._parts: list[Any] = []
         self._begun: list[Any] = []
@@ -164,7 +164,7 @@ class Node:
         """Start everything; when this returns, the node is ready. A failed start leaves nothing running."""
         begun = time.monotonic()
         self.config.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._logging.start()
+        self.logging.start()
         try:
             await self._start()
         except BaseException:
@@ -237,7 +237,7 @@ class Node:
         self.ring.leave(self.uuid)
         await self._ending("the loop's watch", self.metrics.loop.stop())
         await self._ending("the database", self.db.close())
-        self._logging.stop()
+        self.logging.stop()
 
     def _observe(self) -> None:
         self.metrics.collect_from(calls_of(lambda: [(e.service, e.name, e.stats) for e in self.bus.endpoints()]))

@@ -67,7 +67,7 @@ class Files(NamedTuple):
 
 
 class CertificateAuthority:
-    """Issues certificates. Its key never leaves the directory in which it was made."""
+    """Issues certificates. Its key is in a directory that only its owner reads, and in the database of a cluster."""
 
     def __init__(self, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
         self._certificate = certificate
@@ -83,6 +83,18 @@ class CertificateAuthority:
         if not certificate_path.exists():
             _write_once(certificate_path, _pem(_self_signed(key)))
         return cls(x509.load_pem_x509_certificate(certificate_path.read_bytes()), key)
+
+    @classmethod
+    def place(cls, directory: Path, certificate: bytes, key: bytes, secret: str) -> None:
+        """Make this authority the directory's, in place of any other. Raises ValueError when the secret is wrong."""
+        plain = _key_pem(_load_key(key, secret))
+        for path, content in ((directory / "ca.key", plain), (directory / "ca.pem", certificate)):
+            if not path.exists() or path.read_bytes() != content:
+                _replace(path, content)
+
+    def key_pem(self, secret: str) -> bytes:
+        """The key, encrypted when there is a secret."""
+        return _key_pem(self._key, secret)
 
     @property
     def certificate_pem(self) -> bytes:
@@ -250,14 +262,18 @@ def _pem(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
-def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+def _key_pem(key: ec.EllipticCurvePrivateKey, secret: str = "") -> bytes:
+    encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
+    if secret:
+        encryption = serialization.BestAvailableEncryption(secret.encode())
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
 
 
-def _load_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
-    key = serialization.load_pem_private_key(pem, None)
+def _load_key(pem: bytes, secret: str = "") -> ec.EllipticCurvePrivateKey:
+    try:
+        key = serialization.load_pem_private_key(pem, secret.encode() or None)
+    except TypeError as error:
+        raise ValueError(f"the authority's key and the secret do not fit: {error}") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ValueError("the authority's key is not an elliptic-curve key")
     return key

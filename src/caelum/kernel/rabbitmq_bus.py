@@ -63,7 +63,7 @@ BUS_UNAVAILABLE = error_type(
     "The node tries to connect again by itself; repeat the request once RabbitMQ runs.",
     transient=True,
 )
-PATIENCE = 30.0
+PATIENCE = 60.0
 """How long a call to another node waits for a broker that is away, in seconds."""
 SETTLE_SECONDS = 20.0
 """After a reconnection, how long queues of other nodes may be missing that are still in the ring."""
@@ -208,7 +208,7 @@ class RabbitMqBus(BusBase):
             return
         for call in list(self._calls.values()):
             if call.node == change.node:
-                call.fail(self._undeliverable(call, f"node[{change.node}] left the cluster"))
+                call.fail(self._undeliverable(call, f"node[{change.node}] left the cluster", left=True))
 
     # --- the caller's side --------------------------------------------------------------------------------------------
 
@@ -266,7 +266,7 @@ class RabbitMqBus(BusBase):
         except TimeoutError:
             raise self._unavailable(call.msg, "which was not sent") from None
         if call.node != self.ring.me and call.node not in self.ring.members:
-            raise self._undeliverable(call, f"node[{call.node}] left the cluster")
+            raise self._undeliverable(call, f"node[{call.node}] left the cluster", left=True)
 
     def _put(self, call: _Call) -> None:
         if call.item is None or call.answer.done():
@@ -312,10 +312,10 @@ class RabbitMqBus(BusBase):
     def _settling(self) -> bool:
         return self._link.returned_at > 0 and time.monotonic() - self._link.returned_at < SETTLE_SECONDS
 
-    def _undeliverable(self, call: _Call, why: str) -> CloudError:
+    def _undeliverable(self, call: _Call, why: str, **facts: Any) -> CloudError:
         meta = call.msg.__meta__
         details = f"message[{meta.name}] to service[{meta.service}] on node[{call.node}] cannot be delivered: {why}"
-        return CloudError(UNDELIVERABLE, details, service=meta.service, message=meta.name, node=call.node)
+        return CloudError(UNDELIVERABLE, details, service=meta.service, message=meta.name, node=call.node, **facts)
 
     async def _take_replies(self, message: Incoming) -> None:
         for envelope in _opened(message):
@@ -440,11 +440,16 @@ class RabbitMqBus(BusBase):
             correlation=message.correlation_id or message.message_id or "",
             reply_to=message.reply_to,
             body=message.body,
+            timeout=_seconds((message.headers or {}).get("timeout")),
         )
         answer = await handler(call)
         if answer is not None and call.reply_to:
             self.answer(call.reply_to, call.correlation, answer)
         await quietly(message.ack())
+
+
+def _seconds(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and value > 0 else None
 
 
 def _opened(message: Incoming) -> list[Envelope]:

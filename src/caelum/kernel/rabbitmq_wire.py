@@ -168,12 +168,12 @@ def encode_error(error: BaseException) -> bytes:
 
 def decode_reply(body: msgspec.Raw | bytes, declared: Any) -> Any:
     """The reply that a body holds. Raises the error that it holds, or INTERNAL when it is malformed."""
-    _, content = _only(body)
     try:
+        _, content = _only(body)
         answer = _raw_answer.decode(content)
         if answer.success and answer.error is None:
             return decode_value(answer.result, declared, answer.schema)
-    except msgspec.DecodeError as error:
+    except (CloudError, msgspec.DecodeError) as error:
         raise CloudError(INTERNAL, f"the reply is malformed: {error}") from None
     if answer.error is None:
         raise CloudError(INTERNAL, "the reply is neither a success nor does it say what went wrong")

@@ -47,7 +47,9 @@ async def move(
     The news goes out once the change is committed, and only when the status is another than before.
     """
     async with node.db.transaction() as tx:
-        old = await tx.scalar(select(HostModel.status).where(HostModel.uuid == host_uuid))
+        old = await tx.scalar(
+            select(HostModel.status).where(HostModel.uuid == host_uuid).with_for_update(key_share=True)
+        )
         allowed = [HostModel.status.in_(of)] if of is not None else []
         if not await update_where(tx, HostModel, {"status": status, **values}, HostModel.uuid == host_uuid, *allowed):
             return None

@@ -64,6 +64,8 @@ class Sessions:
             active = select(func.count()).where(
                 SessionModel.account_uuid == account.uuid, SessionModel.expired_date > now
             )
+            # Loaded and so locked: logins at several nodes are counted one after another.
+            await tx.get_one(AccountModel, account.uuid)
             count = await tx.scalar(active) or 0
             if count >= limit:
                 raise CloudError(

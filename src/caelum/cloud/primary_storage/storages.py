@@ -24,7 +24,7 @@ from caelum.cloud.primary_storage.model import (
     StorageReservationModel,
 )
 from caelum.cloud.primary_storage.settings import OVER_PROVISIONING, RESERVED_CAPACITY
-from caelum.kernel.database import after_commit
+from caelum.kernel.database import after_commit, update_where
 from caelum.kernel.errors import CloudError, ErrorCode, not_found
 from caelum.kernel.node import Node
 from caelum.kernel.views import view
@@ -126,18 +126,21 @@ class Storages:
 
     async def host_lost(self, host_uuid: str, reason: ErrorCode) -> None:
         """A host is gone: note it, and the storages that nobody reaches any more."""
+        here = (HostRef.host_uuid == host_uuid, HostRef.status == CONNECTED)
         async with self.node.db.transaction() as tx:
-            refs = await tx.scalars(select(HostRef).where(HostRef.host_uuid == host_uuid, HostRef.status == CONNECTED))
-            for ref in refs.all():
-                ref.status = DISCONNECTED
-                self._tell_host(tx, ref.primary_storage_uuid, host_uuid, CONNECTED, DISCONNECTED, reason)
-                await tx.flush()
-                await self._lost_if_alone(tx, ref.primary_storage_uuid, reason)
+            # Each storage is locked before its host, as whoever connects does it; and two hosts see each other go.
+            for ps_uuid in (await tx.scalars(select(HostRef.primary_storage_uuid).where(*here))).all():
+                row = await get(tx, ps_uuid)
+                if await update_where(
+                    tx, HostRef, {"status": DISCONNECTED}, *here, HostRef.primary_storage_uuid == ps_uuid
+                ):
+                    self._tell_host(tx, ps_uuid, host_uuid, CONNECTED, DISCONNECTED, reason)
+                    await self._lost_if_alone(tx, row, reason)
 
-    async def _lost_if_alone(self, tx: AsyncSession, ps_uuid: str, reason: ErrorCode) -> None:
-        query = select(HostRef.host_uuid).where(HostRef.primary_storage_uuid == ps_uuid, HostRef.status == CONNECTED)
+    async def _lost_if_alone(self, tx: AsyncSession, row: PrimaryStorageModel, reason: ErrorCode) -> None:
+        query = select(HostRef.host_uuid).where(HostRef.primary_storage_uuid == row.uuid, HostRef.status == CONNECTED)
         if await tx.scalar(query.limit(1)) is None:
-            await self.set_status(tx, await get(tx, ps_uuid), DISCONNECTED, reason)
+            await self.set_status(tx, row, DISCONNECTED, reason)
 
     async def set_status(
         self, tx: AsyncSession, row: PrimaryStorageModel, status: str, reason: ErrorCode | None = None

@@ -122,7 +122,9 @@ def _order(found: Target, msg: ApiQuery[Any]) -> tuple[Any, ...]:
     column = found.column(msg.sort_by)
     if msg.sort_direction not in ("asc", "desc"):
         raise invalid("sortDirection", f"must be asc or desc, but {msg.sort_direction[:64]} found")
-    return (column.desc() if msg.sort_direction == "desc" else column.asc(), *key)
+    # Nothing comes before everything, on every database.
+    order = column.desc().nulls_last() if msg.sort_direction == "desc" else column.asc().nulls_first()
+    return (order, *key)
 
 
 def _fields(found: Target, msg: ApiQuery[Any]) -> tuple[str, ...] | None:

@@ -23,7 +23,7 @@ from caelum.drivers.kvm.extension import AgentRoutes
 from caelum.drivers.kvm.listener import AgentListener, KnownHosts
 from caelum.drivers.kvm.model import KvmHostModel
 from caelum.drivers.kvm.settings import AGENT_PORT
-from caelum.kernel import pki
+from caelum.kernel import authority, pki
 from caelum.kernel.errors import CloudError, invalid, not_found
 from caelum.kernel.node import Node
 from caelum.kernel.pki import CertificateAuthority, Files, Identity
@@ -51,6 +51,7 @@ class Agents:
 
     async def start(self) -> None:
         """Make the certificates, and listen for agents."""
+        await authority.share(self._node.db, self._directory, self._node.config.authority_secret)
         self._files = await asyncio.to_thread(self._certificates)
         self._server_tls = pki.server_context(self._files)
         self._client_tls = pki.client_context(self._files)
