@@ -170,7 +170,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def _turn(self, handle: OwnedHandle | OwnedTimer) -> None:
         machine = handle.machine
-        if handle._cancelled or not machine.alive:  # type: ignore[union-attr]
+        if handle._cancelled or not machine.alive:
             return
         if machine.paused:
             machine.held.append(handle)
@@ -187,7 +187,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         if self._at_once > _LIVELOCK:
             raise StuckError(f"time stands still at {self._now:.6f}: {handle!r} of {machine.name}")
         self.machine = machine
-        handle._run()  # type: ignore[union-attr]
+        handle._run()
         self.machine = self.director
 
     # --- machines -----------------------------------------------------------------------------------------------------
