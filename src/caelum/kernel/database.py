@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -41,7 +42,7 @@ _task_in_transaction: ContextVar[asyncio.Task[Any] | None] = ContextVar("task_in
 
 def utcnow() -> datetime:
     """The time as the database stores it: UTC without a zone."""
-    return datetime.now(UTC).replace(tzinfo=None)
+    return datetime.fromtimestamp(time.time(), UTC).replace(tzinfo=None)
 
 
 class Base(DeclarativeBase):
