@@ -133,6 +133,8 @@ class Database:
     def __init__(self, url: str, *, readers: int = 4, synchronous: str = "NORMAL") -> None:
         self.url = url
         self.sqlite = url.startswith("sqlite")
+        self.transactions = 0
+        self.statements = 0
         self._synchronous = synchronous
         self._writer_turn = asyncio.Lock()
         self._severed: BaseException | None = None
@@ -142,8 +144,13 @@ class Database:
         else:
             self._writer = create_async_engine(url, pool_size=10, max_overflow=20, pool_pre_ping=True)
             self._reader = self._writer.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        for engine in (self._writer, self._reader) if self.sqlite else (self._writer,):
+            event.listen(engine.sync_engine, "before_cursor_execute", self._count)
         self._write_session = async_sessionmaker(self._writer, expire_on_commit=False)
         self._read_session = async_sessionmaker(self._reader, expire_on_commit=False)
+
+    def _count(self, *_: Any) -> None:
+        self.statements += 1
 
     @property
     def engine(self) -> AsyncEngine:
@@ -171,6 +178,7 @@ class Database:
         refuse_in_transaction("open another transaction")
         async with self._writer_turn if self.sqlite else contextlib.nullcontext():
             self._refuse_severed()
+            self.transactions += 1
             session = self._write_session()
             token = _task_in_transaction.set(asyncio.current_task())
             try:
