@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, ClassVar, TypeVar, cast
@@ -22,6 +22,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, mapped_column, relat
 
 from caelum.kernel import resources, sqlite
 from caelum.kernel.errors import CloudError, ErrorType
+from caelum.kernel.remembered import Remembered
 
 T = TypeVar("T")
 
@@ -135,6 +136,7 @@ class Database:
         self.sqlite = url.startswith("sqlite")
         self.transactions = 0
         self.statements = 0
+        self._remembered = Remembered(Base.metadata)
         self._synchronous = synchronous
         self._writer_turn = asyncio.Lock()
         self._severed: BaseException | None = None
@@ -149,8 +151,9 @@ class Database:
         self._write_session = async_sessionmaker(self._writer, expire_on_commit=False)
         self._read_session = async_sessionmaker(self._reader, expire_on_commit=False)
 
-    def _count(self, *_: Any) -> None:
+    def _count(self, _connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
         self.statements += 1
+        self._remembered.sent(statement)
 
     @property
     def engine(self) -> AsyncEngine:
@@ -185,10 +188,12 @@ class Database:
                 yield session
                 self._refuse_severed()
                 await uninterrupted(session.commit())
+                self._remembered.ended()
                 for callback in session.info.pop(_AFTER_COMMIT, ()):
                     callback()
             finally:
                 _task_in_transaction.reset(token)
+                self._remembered.ended()
                 await uninterrupted(session.close())
 
     @contextlib.asynccontextmanager
@@ -200,6 +205,22 @@ class Database:
             yield session
         finally:
             await uninterrupted(session.close())
+
+    async def remember(self, key: Hashable, load: Callable[[AsyncSession], Awaitable[T]]) -> T:
+        """What `load(session)` reads, kept under `key` until a table changes that it read from.
+
+        For what is read far more often than it changes. The answer is shared: nobody may change it. `load` may
+        depend on nothing but the key and the database.
+        """
+        self._refuse_severed()
+        if self.sqlite and (kept := self._remembered.get(key)) is not None:
+            return cast("T", kept[0])
+        with self._remembered.reader() as reader:
+            async with self.read() as session:
+                answer = await load(session)
+        if self.sqlite:
+            self._remembered.put(key, answer, reader)
+        return answer
 
     async def migrate(self) -> None:
         """Bring the schema to this version's."""

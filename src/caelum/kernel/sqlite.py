@@ -1,7 +1,8 @@
-"""SQLite in few trips: each statement goes to the connection's thread once, not four times.
+"""SQLite in few trips: each statement goes to the connection's thread once, not four times, and a transaction's first
+one takes BEGIN along.
 
 Invariant: a cursor holds no resource of the driver between statements: it opens, runs, fetches and closes in one trip,
-so nothing is left to close when a task is cancelled.
+so nothing is left to close when a task is cancelled. A transaction without statements never begins.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from typing import Any
 
 from sqlalchemy import Engine, event
 from sqlalchemy.dialects.sqlite import aiosqlite
+
+_BEGIN = "caelum_begin"
+"""The attribute of the driver's connection with the statement that begins its next transaction."""
 
 
 class Outcome:
@@ -62,6 +66,8 @@ class OneTripCursor(aiosqlite.AsyncAdapt_aiosqlite_cursor):
         def work() -> Outcome:
             cursor = driver._conn.cursor()
             try:
+                if (begin := driver.__dict__.pop(_BEGIN, None)) is not None:
+                    cursor.execute(begin)
                 run(cursor)
                 return Outcome(cursor)
             finally:
@@ -87,8 +93,8 @@ def prepare(engine: Engine, pragmas: Sequence[str], begin: str) -> None:
 
     @event.listens_for(engine, "begin")
     def on_begin(connection: Any) -> None:
-        # Not straight to the driver: when this statement is cancelled, SQLAlchemy must know to give the connection up.
-        connection.exec_driver_sql(begin)
+        # With the first statement rather than now: when that is cancelled, SQLAlchemy knows to give the connection up.
+        setattr(connection.connection.driver_connection, _BEGIN, begin)
 
 
 # The adapter makes its cursors of this class; there is no public way to choose another.

@@ -1,7 +1,7 @@
 """One listening socket for all simulated hosts: the address that a connection came to says which host it is for.
 
-Invariant: a host without an agent answers nobody, and what comes to an address that is no host's is closed. A process may
-hold far fewer sockets than a data centre has hosts, and each listener costs memory: so there is one.
+Invariant: a host without an agent answers nobody, and what comes to an address that is no host's is closed. A process
+may hold far fewer sockets than a data centre has hosts, and each listener costs memory: so there is one.
 """
 
 from __future__ import annotations

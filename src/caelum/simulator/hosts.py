@@ -1,7 +1,7 @@
 """Many simulated hosts in one process, each at an address of its own on the loopback network.
 
-Invariant: the n-th host has the same UUID, address, facts and disks in every run with the same first address. A host that
-nobody speaks to costs a few kilobytes; what it needs for TLS is made with its first connection.
+Invariant: the n-th host has the same UUID, address, facts and disks in every run with the same first address. A
+host that nobody speaks to costs a few kilobytes; what it needs for TLS is made with its first connection.
 """
 
 from __future__ import annotations

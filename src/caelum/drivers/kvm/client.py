@@ -85,8 +85,8 @@ class Pending:
 class Lines(aiohttp.TCPConnector):
     """The connections to all agents; `latest` is when the connection last used to each host closes.
 
-    A process may hold only so many sockets, and each costs memory, so a host is watched by the connection that its pings
-    keep open anyway.
+    A process may hold only so many sockets, and each costs memory, so a host is watched by the connection that its
+    pings keep open anyway.
     """
 
     def __init__(self, tls: ssl.SSLContext) -> None:
