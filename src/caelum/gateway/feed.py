@@ -88,7 +88,7 @@ class Feed:
         self._node = node
         self._clients: set[_Client] = set()
         node.jobs.on_finish(self._job)
-        node.jobs.on_progress(self._job)
+        node.jobs.on_progress(self._job, lambda: bool(self._clients))
         node.bus.subscribe(CanonicalEvent, self._event)
 
     @property

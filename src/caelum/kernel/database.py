@@ -12,10 +12,24 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, ClassVar, TypeVar, cast
 
-from sqlalchemy import JSON, BigInteger, ColumnElement, CursorResult, DateTime, Integer, MetaData, String, event
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    ColumnElement,
+    CursorResult,
+    DateTime,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    event,
+)
 from sqlalchemy import update as sql_update
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, mapped_column, relationship
@@ -289,6 +303,19 @@ async def update_where(
         for row in [one for one in tx.sync_session.identity_map.values() if isinstance(one, model)]:
             await tx.refresh(row)
     return changed
+
+
+async def insert_new(tx: AsyncSession, model: type[Base], **values: Any) -> bool:
+    """Insert a row unless there is one with the same unique key; whether it did. Looking first would be one more."""
+    postgresql = tx.get_bind().dialect.name == "postgresql"
+    result = cast("CursorResult[Any]", await tx.execute(_insert_new(model, postgresql), values))
+    return result.rowcount > 0
+
+
+@lru_cache
+def _insert_new(model: type[Base], postgresql: bool) -> Any:
+    insert: Any = postgresql_insert if postgresql else sqlite_insert
+    return insert(cast("Table", model.__table__)).on_conflict_do_nothing()
 
 
 def is_unique_violation(error: BaseException) -> bool:

@@ -10,15 +10,29 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
-from sqlalchemy import Index, String, Text, delete, select
+from sqlalchemy import (
+    BigInteger,
+    CursorResult,
+    Index,
+    String,
+    Table,
+    Text,
+    Update,
+    bindparam,
+    delete,
+    func,
+    select,
+    update,
+)
 from sqlalchemy.orm import Mapped, mapped_column
 
 from caelum.kernel import message
 from caelum.kernel.context import SYSTEM, Actor
-from caelum.kernel.database import Base, unique, update_where, utcnow
+from caelum.kernel.database import Base, insert_new, update_where, utcnow
 from caelum.kernel.errors import INVALID_ARGUMENT, CloudError, ErrorCode, error_type, to_wire
 from caelum.kernel.settings import Seconds, setting
 from caelum.kernel.views import to_builtins
@@ -104,7 +118,7 @@ class Jobs:
         self._closed = False
         self._waiting: dict[str, asyncio.Future[Job]] = {}
         self._finish_listeners: list[Listener] = []
-        self._progress_listeners: list[Listener] = []
+        self._progress_listeners: list[tuple[Listener, Callable[[], bool]]] = []
 
     async def start(self) -> None:
         """Begin to purge old jobs."""
@@ -120,12 +134,12 @@ class Jobs:
         self, uuid: str, api: str, actor: Actor = SYSTEM, body: str | None = None, *, web_hook: str | None = None
     ) -> None:
         """Record a new job; from here on it gets an answer. INVALID_ARGUMENT when the UUID is used already."""
-        row = JobModel(
-            uuid=uuid, api=api, actor=msgspec.to_builtins(actor), body=body, web_hook=web_hook,
-            node_uuid=self._node.uuid,
-        )  # fmt: skip
-        async with self._node.db.transaction() as tx, unique(tx, INVALID_ARGUMENT, f"Duplicate job uuid[{uuid}]"):
-            tx.add(row)
+        async with self._node.db.transaction() as tx:
+            if not await insert_new(
+                tx, JobModel, uuid=uuid, api=api, actor=msgspec.to_builtins(actor), body=body, web_hook=web_hook,
+                node_uuid=self._node.uuid,
+            ):  # fmt: skip
+                raise CloudError(INVALID_ARGUMENT, f"Duplicate job uuid[{uuid}]")
 
     async def finish(self, uuid: str, answer: str | bytes | ErrorCode | BaseException) -> bool:
         """Answer the job: the body's JSON text, or an error. False when it has its answer already (or is unknown)."""
@@ -178,16 +192,17 @@ class Jobs:
 
     async def tell_progress(self, uuid: str) -> None:
         """Tell the listeners how far the job is."""
-        if self._progress_listeners and (job := await self.get(uuid)) is not None:
-            _notify(self._progress_listeners, job)
+        wanted = [listener for listener, wants in self._progress_listeners if wants()]
+        if wanted and (job := await self.get(uuid)) is not None:
+            _notify(wanted, job)
 
     def on_finish(self, listener: Listener) -> None:
         """Call `listener(job)` for each job that this node finishes (web hooks, the WebSocket feed)."""
         self._finish_listeners.append(listener)
 
-    def on_progress(self, listener: Listener) -> None:
-        """Call `listener(job)` for each progress that this node notes."""
-        self._progress_listeners.append(listener)
+    def on_progress(self, listener: Listener, wants: Callable[[], bool] = lambda: True) -> None:
+        """Call `listener(job)` for each progress that this node notes, while it `wants` to know."""
+        self._progress_listeners.append((listener, wants))
 
     def close(self) -> None:
         """Answer nothing more: what is cut off while the node stops is answered by whoever takes it up."""
@@ -229,8 +244,18 @@ async def finish_in(tx: AsyncSession, uuid: str, answer: str | bytes | ErrorCode
 
 async def progress_in(tx: AsyncSession, uuid: str, percent: int, text: str | None = None) -> bool:
     """`Jobs.progress` inside the caller's transaction."""
-    row, values = JobModel, {"percent": percent, **({} if text is None else {"text": text})}
-    return await update_where(tx, row, values, row.uuid == uuid, row.state == PROCESSING, row.percent <= percent) > 0
+    values = {"percent": percent, "text": text, "key_uuid": uuid}
+    return cast("CursorResult[Any]", await tx.execute(_progressing(), values)).rowcount > 0
+
+
+@lru_cache
+def _progressing() -> Update:
+    """Made once: it is sent with most steps of most workflows."""
+    table = cast("Table", JobModel.__table__)
+    here, percent = table.c, bindparam("percent", type_=BigInteger)
+    text = func.coalesce(bindparam("text", type_=Text), here.text)
+    there = (here.uuid == bindparam("key_uuid"), here.state == PROCESSING, here.percent <= percent)
+    return update(table).where(*there).values(percent=percent, text=text)
 
 
 def reply_body(api: str, reply: Any) -> str:

@@ -95,12 +95,15 @@ class VmTracer(Service, HostDisconnected):
 
     @handles(VmStateSeen, queue="vm-{vm_uuid}")
     async def vm_seen(self, msg: VmStateSeen) -> None:
+        here = (VmInstanceModel.uuid == msg.vm_uuid, VmInstanceModel.state == msg.state)
+        query = select(VmInstanceModel.uuid).where(*here, VmInstanceModel.host_uuid == msg.host_uuid)
         async with self.db.read() as session:
+            # Nearly always it is as the records say, and then nothing more of it is needed.
+            if await session.scalar(query) is not None:
+                return
             vm = await session.get(VmInstanceModel, msg.vm_uuid)
         if vm is None:
             self.bus.publish(StrangerVmFound(vm_identity=msg.vm_uuid, host_uuid=msg.host_uuid, vm_state=msg.state))
-            return
-        if vm.state == msg.state and vm.host_uuid == msg.host_uuid:
             return
         if vm.state in TRANSITIONAL or (vm.host_uuid != msg.host_uuid and msg.state not in ON_HOST):
             return
