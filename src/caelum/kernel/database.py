@@ -26,6 +26,7 @@ from sqlalchemy import (
     String,
     Table,
     event,
+    inspect,
 )
 from sqlalchemy import update as sql_update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
@@ -296,11 +297,18 @@ async def update_where(
     Values may be expressions over the row (`{"used": Model.used + n}`). Objects of the model that the session
     already holds are loaded anew.
     """
-    statement = sql_update(model).where(*conditions).values(**values).execution_options(synchronize_session=False)
-    result = cast("CursorResult[Any]", await tx.execute(statement))
-    changed = result.rowcount
+    mapper, session = inspect(model), tx.sync_session
+    if mapper.single:
+        statement = sql_update(model).where(*conditions).values(**values).execution_options(synchronize_session=False)
+    else:
+        # The same on the table itself is much cheaper, but what waits in the session must be flushed by hand.
+        if session.new or session.dirty or session.deleted:
+            await tx.flush()
+        columns = {mapper.columns[name]: value for name, value in values.items()}
+        statement = sql_update(cast("Table", model.__table__)).where(*conditions).values(columns)
+    changed = cast("CursorResult[Any]", await tx.execute(statement)).rowcount
     if changed:
-        for row in [one for one in tx.sync_session.identity_map.values() if isinstance(one, model)]:
+        for row in [one for one in session.identity_map.values() if isinstance(one, model)]:
             await tx.refresh(row)
     return changed
 
