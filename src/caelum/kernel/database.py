@@ -44,6 +44,8 @@ T = TypeVar("T")
 BUSY_TIMEOUT = 30.0
 """Seconds that a statement waits for another process that writes to the same SQLite file."""
 
+_CHECKPOINT_EVERY = 500
+"""Transactions: a few MB of log."""
 _AFTER_COMMIT = "after_commit"
 _task_in_transaction: ContextVar[asyncio.Task[Any] | None] = ContextVar("task_in_transaction", default=None)
 
@@ -151,6 +153,7 @@ class Database:
         self.sqlite = url.startswith("sqlite")
         self.transactions = 0
         self.statements = 0
+        self._checkpoint: asyncio.Task[None] | None = None
         self._remembered = Remembered(Base.metadata)
         self._synchronous = synchronous
         self._writer_turn = asyncio.Lock()
@@ -185,7 +188,7 @@ class Database:
             "journal_mode=WAL",
             f"synchronous={self._synchronous}",
             "foreign_keys=ON",
-            *(["query_only=ON"] if read_only else []),
+            *(["query_only=ON"] if read_only else ["wal_autocheckpoint=0"]),
         ]
         sqlite.prepare(engine.sync_engine, pragmas, begin)
         return engine
@@ -196,7 +199,6 @@ class Database:
         refuse_in_transaction("open another transaction")
         async with self._writer_turn if self.sqlite else contextlib.nullcontext():
             self._refuse_severed()
-            self.transactions += 1
             session = self._write_session()
             token = _task_in_transaction.set(asyncio.current_task())
             try:
@@ -204,6 +206,7 @@ class Database:
                 self._refuse_severed()
                 await uninterrupted(session.commit())
                 self._remembered.ended()
+                self._committed()
                 for callback in session.info.pop(_AFTER_COMMIT, ()):
                     callback()
             finally:
@@ -237,6 +240,14 @@ class Database:
             self._remembered.put(key, answer, reader)
         return answer
 
+    def _committed(self) -> None:
+        """Have a checkpoint from time to time, one at a time, and not by whoever happens to commit."""
+        self.transactions += 1
+        busy = self._checkpoint is not None and not self._checkpoint.done()
+        if self.sqlite and self.transactions % _CHECKPOINT_EVERY == 0 and not busy:
+            path = self._writer.url.database or ""
+            self._checkpoint = asyncio.create_task(asyncio.to_thread(sqlite.checkpoint, path), name="checkpoint")
+
     async def migrate(self) -> None:
         """Bring the schema to this version's."""
         from caelum.kernel.migrate import upgrade
@@ -253,6 +264,8 @@ class Database:
 
     async def close(self) -> None:
         """Close every connection."""
+        if self._checkpoint is not None:
+            await asyncio.wait([self._checkpoint])
         await self._writer.dispose()
         await self._reader.dispose()
 
