@@ -40,8 +40,8 @@ class Api:
         operation = load()[name]
         path, body, query = request_parts(operation, parameters)
         status, answer = await self._send(operation.method, f"/zstack/v1{path}", body, query)
+        location = answer.get("location", "")
         while status == 202:
-            location = answer.get("location") or location
             status, answer = await self._send("GET", location.removeprefix(self.address), headers=_WAIT)
         if "error" in answer:
             raise ApiError(answer["error"])

@@ -21,7 +21,7 @@ class Furniture:
 
 
 async def furnish(api: Api, directory: Path, agent_port: int, ips: list[str]) -> Furniture:
-    """Make zone, cluster, hosts at `ips`, local storage, an image, a flat network for 65,000 guests, and an offering."""
+    """Make zone, cluster, hosts at `ips`, local storage, an image, a flat network of a /16, and an offering."""
     made = Furniture()
     await _settings(api, directory, agent_port)
     made.zone = (await api.call("CreateZone", name="zone"))["uuid"]
@@ -66,9 +66,7 @@ async def _storages(api: Api, directory: Path, made: Furniture) -> str:
     from caelum.testing.simcloud import empty_qcow2
 
     primary = await api.call("AddLocalPrimaryStorage", name="local", url="/caelum_ps", zoneUuid=made.zone)
-    await api.call(
-        "AttachPrimaryStorageToCluster", clusterUuid=made.cluster, primaryStorageUuid=primary["uuid"]
-    )
+    await api.call("AttachPrimaryStorageToCluster", clusterUuid=made.cluster, primaryStorageUuid=primary["uuid"])
     backup = await api.call("AddDirectoryBackupStorage", name="images", url=str(directory / "backup"))
     await api.call("AttachBackupStorageToZone", zoneUuid=made.zone, backupStorageUuid=backup["uuid"])
     image = await api.call(

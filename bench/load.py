@@ -1,5 +1,5 @@
-"""Load: closed (so many clients, each begins its next operation when the last has ended) and open (operations begin at a
-given rate, whatever became of the ones before; their latency counts from when they were due).
+"""Load: closed (so many clients, each begins its next operation when the last has ended) and open (operations begin at
+a given rate, whatever became of the ones before; their latency counts from when they were due).
 """
 
 from __future__ import annotations

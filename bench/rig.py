@@ -1,7 +1,7 @@
 """What is measured: a server and simulated hosts as processes of their own, and what they use of the machine.
 
-The server runs as an operator would start it, with its default durability; only addresses and ports are its own. Nothing
-is left behind: both processes end and their directory goes when a `Rig` is closed.
+The server runs as an operator would start it, with its default durability; only addresses and ports are its own.
+Nothing is left behind: both processes end and their directory goes when a `Rig` is closed.
 """
 
 from __future__ import annotations
@@ -40,8 +40,14 @@ class Usage(NamedTuple):
     def since(self, before: Usage) -> Usage:
         """What was used after `before`."""
         lags = {bound: count - before.lags.get(bound, 0) for bound, count in self.lags.items()}
-        numbers = (mine - theirs for mine, theirs in zip(self[:5], before[:5], strict=True))
-        return Usage(*numbers, lags)
+        return Usage(
+            self.server - before.server,
+            self.simulator - before.simulator,
+            self.load - before.load,
+            self.statements - before.statements,
+            self.transactions - before.transactions,
+            lags,
+        )
 
     def lag(self, share: float) -> float:
         """The upper bound, in ms, of the event loop's lag in this share of the time."""
@@ -55,6 +61,7 @@ class Process:
 
     def __init__(self, command: list[str], ready: str, environment: dict[str, str] | None = None) -> None:
         begun = time.perf_counter()
+        self._command = " ".join(command)
         self._process = subprocess.Popen(
             command, env=os.environ | (environment or {}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -68,7 +75,7 @@ class Process:
             if ready in line:
                 return line
             said.append(line)
-        raise SystemExit(f"{self._process.args} ended before it was ready:\n{''.join(said[-20:])}")
+        raise SystemExit(f"{self._command} ended before it was ready:\n{''.join(said[-20:])}")
 
     def stop(self) -> None:
         """End it in order."""
@@ -119,7 +126,8 @@ class Rig:
     async def start_server(self) -> None:
         """Start a server on this rig's directory and log in."""
         environment = {
-            "CAELUM_AGENT_LISTEN_PORT": "0", "CAELUM_AGENT_LISTEN_HOST": "127.0.0.1", "CAELUM_ADVERTISED_HOST": "127.0.0.1",
+            "CAELUM_AGENT_LISTEN_PORT": "0", "CAELUM_AGENT_LISTEN_HOST": "127.0.0.1",
+            "CAELUM_ADVERTISED_HOST": "127.0.0.1",
             "CAELUM_CONSOLE_PORT": "0", "CAELUM_CONSOLE_HOST": "127.0.0.1", "CAELUM_METRICS_PUBLIC": "true",
         }  # fmt: skip
         command = [sys.executable, "-m", "caelum.cli.main", "server", "--data-dir", str(self.directory / "server")]
