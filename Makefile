@@ -6,7 +6,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 
 if_installed = if [ -x $(PY) ]; then $(PY) -m $(1); else echo "Nothing is installed here, so nothing runs from here."; fi
 
-.PHONY: up down purge status install test check test-unit test-service test-lab lock format
+.PHONY: bench bench-full demo demo-down up down purge status install test check test-unit test-service test-lab lock format
 
 up: install
 	@$(PY) -m caelum.onemachine.up
@@ -40,6 +40,23 @@ test-service:
 test-lab:
 	@tools/install lab
 	$(PY) -m pytest tests/lab -q
+
+# Speed: a few minutes, or everything in up to an hour. Results are kept in bench/results/ and docs/performance.md.
+bench:
+	@tools/install check
+	$(PY) bench/run.py
+
+bench-full:
+	@tools/install check
+	$(PY) bench/run.py --full
+
+# 1,000 simulated hosts and 10,000 VMs, beside anything else on this machine.
+demo:
+	@tools/install check
+	@$(PY) bench/demo.py up
+
+demo-down:
+	@$(PY) bench/demo.py down
 
 # The lock file pins every dependency by hash.
 lock:

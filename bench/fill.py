@@ -35,8 +35,15 @@ class Filler:
         self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._db.close()
 
-    def vms(self, vm_uuid: str, count: int) -> None:
-        """Copies of a VM with its disks, NICs and addresses. Names run on, so that a sort has something to do."""
+    def host_uuids(self) -> list[str]:
+        """All hosts."""
+        return [row[0] for row in self._db.execute("SELECT uuid FROM host ORDER BY name")]
+
+    def vms(self, vm_uuid: str, count: int, hosts: list[str] | None = None) -> dict[str, list[str]]:
+        """Copies of a VM with its disks, NICs and addresses, by turns on `hosts`; answers who is where.
+
+        Names are in another order than UUIDs, so that a sort has something to do.
+        """
         own = {vm_uuid}
         for query in (
             "SELECT uuid FROM vm_nic WHERE vm_instance_uuid=?",
@@ -58,7 +65,16 @@ class Filler:
             "vm_instance.name": lambda n: f"vm-{n * 7919 % count:07d}",
             "vm_sequence.id": lambda n: base + 1 + n,
         }
+        if hosts is not None:
+            where = [row[0] for row in self._db.execute("SELECT name FROM sqlite_master WHERE type='table'")]
+            for column in ("host_uuid", "last_host_uuid"):
+                special.update({f"{table}.{column}": lambda n: hosts[n % len(hosts)] for table in where})
         self._copy({one: _fresh for one in own if one}, count, special)
+        placed: dict[str, list[str]] = {}
+        query = "SELECT host_uuid, uuid FROM vm_instance WHERE host_uuid IS NOT NULL AND uuid<>?"
+        for host_uuid, uuid_ in self._db.execute(query, (vm_uuid,)):
+            placed.setdefault(host_uuid, []).append(uuid_)
+        return placed
 
     def hosts(self, host_uuid: str, ips: list[str]) -> None:
         """Copies of a host that are the simulated hosts at these addresses."""
@@ -105,7 +121,7 @@ def _change(table: str, column: Any, value: Any, own: dict[str, Change], special
     name, is_key = f"{table}.{column[1]}", bool(column[5])
     if name in special:
         change = special[name]
-        return lambda n, _names: change(n)
+        return None if value is None else lambda n, _names: change(n)
     if isinstance(value, str):
         within = [one for one in own if one in value]
         if within == [value]:

@@ -18,7 +18,7 @@ from caelum.cloud.vm.api import CreateVmInstance, QueryVmInstance
 from caelum.gateway.reading import from_body
 from caelum.kernel.context import Actor
 from caelum.kernel.ids import new_uuid
-from caelum.kernel.message import ApiMeta, Message, QueryCondition, message
+from caelum.kernel.message import Message, QueryCondition, message
 from caelum.kernel.ring import Ring
 from caelum.kernel.service import Service, handles
 from caelum.kernel.workflow import Run, Workflow, db_step
@@ -139,7 +139,7 @@ def _ring() -> float:
 
 
 def _codec() -> float:
-    meta: ApiMeta = CreateVmInstance.__meta__
+    meta = CreateVmInstance.__api__
     body = {"params": {"name": "vm", "imageUuid": "a" * 32, "l3NetworkUuids": ["b" * 32]}}
     text = msgspec.json.encode(body)
     return _timed(lambda: from_body(meta, msgspec.json.decode(text)), 5_000)
