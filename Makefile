@@ -6,7 +6,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 
 if_installed = if [ -x $(PY) ]; then $(PY) -m $(1); else echo "Nothing is installed here, so nothing runs from here."; fi
 
-.PHONY: up down purge status cluster cluster-down install test check test-unit test-service test-cluster test-ui test-lab lock format
+.PHONY: up down purge status cluster cluster-down demo demo-down bench bench-full install test check test-unit test-service test-cluster test-ui test-lab lock format
 
 up: install
 	@$(PY) -m caelum.onemachine.up
@@ -55,6 +55,23 @@ test-ui:
 test-lab:
 	@tools/install lab
 	$(PY) -m pytest tests/lab -q
+
+# Speed: a few minutes, or everything in up to an hour. Results are kept in bench/results/ and docs/performance.md.
+bench:
+	@tools/install check
+	$(PY) bench/run.py
+
+bench-full:
+	@tools/install check
+	$(PY) bench/run.py --full
+
+# 1,000 simulated hosts and 10,000 VMs, beside anything else on this machine.
+demo:
+	@tools/install check
+	@$(PY) bench/demo.py up
+
+demo-down:
+	@$(PY) bench/demo.py down
 
 # The lock file pins every dependency by hash.
 lock:

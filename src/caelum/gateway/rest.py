@@ -139,9 +139,8 @@ class Rest:
         return raw_json(result_bytes(job, schema="X-JSON-Schema" in request.headers))
 
     async def _job(self, uuid: str, seconds: float) -> Job | None:
-        job = await self._node.jobs.get(uuid)
-        if job is None or job.done or not seconds:
-            return job
+        if not seconds:
+            return await self._node.jobs.get(uuid)
         try:
             async with asyncio.timeout(seconds):
                 return await self._node.jobs.wait(uuid)

@@ -10,15 +10,29 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
-from sqlalchemy import Index, String, Text, delete, select
+from sqlalchemy import (
+    BigInteger,
+    CursorResult,
+    Index,
+    String,
+    Table,
+    Text,
+    Update,
+    bindparam,
+    delete,
+    func,
+    select,
+    update,
+)
 from sqlalchemy.orm import Mapped, mapped_column
 
 from caelum.kernel import message
 from caelum.kernel.context import SYSTEM, Actor
-from caelum.kernel.database import Base, unique, update_where, utcnow
+from caelum.kernel.database import Base, insert_new, update_where, utcnow
 from caelum.kernel.errors import INVALID_ARGUMENT, CloudError, ErrorCode, error_type, to_wire
 from caelum.kernel.events import CanonicalEvent, canonical
 from caelum.kernel.settings import Seconds, setting
@@ -136,12 +150,12 @@ class Jobs:
         self, uuid: str, api: str, actor: Actor = SYSTEM, body: str | None = None, *, web_hook: str | None = None
     ) -> None:
         """Record a new job; from here on it gets an answer. INVALID_ARGUMENT when the UUID is used already."""
-        row = JobModel(
-            uuid=uuid, api=api, actor=msgspec.to_builtins(actor), body=body, web_hook=web_hook,
-            node_uuid=self._node.uuid,
-        )  # fmt: skip
-        async with self._node.db.transaction() as tx, unique(tx, INVALID_ARGUMENT, f"Duplicate job uuid[{uuid}]"):
-            tx.add(row)
+        async with self._node.db.transaction() as tx:
+            if not await insert_new(
+                tx, JobModel, uuid=uuid, api=api, actor=msgspec.to_builtins(actor), body=body, web_hook=web_hook,
+                node_uuid=self._node.uuid,
+            ):  # fmt: skip
+                raise CloudError(INVALID_ARGUMENT, f"Duplicate job uuid[{uuid}]")
 
     async def finish(self, uuid: str, answer: str | bytes | ErrorCode | BaseException) -> bool:
         """Answer the job: the body's JSON text, or an error. False when it has its answer already (or is unknown)."""
@@ -311,8 +325,18 @@ class Jobs:
 
 async def progress_in(tx: AsyncSession, uuid: str, percent: int, text: str | None = None) -> bool:
     """`Jobs.progress` inside the caller's transaction."""
-    row, values = JobModel, {"percent": percent, **({} if text is None else {"text": text})}
-    return await update_where(tx, row, values, row.uuid == uuid, row.state == PROCESSING, row.percent <= percent) > 0
+    values = {"percent": percent, "text": text, "key_uuid": uuid}
+    return cast("CursorResult[Any]", await tx.execute(_progressing(), values)).rowcount > 0
+
+
+@lru_cache
+def _progressing() -> Update:
+    """Made once: it is sent with most steps of most workflows."""
+    table = cast("Table", JobModel.__table__)
+    here, percent = table.c, bindparam("percent", type_=BigInteger)
+    text = func.coalesce(bindparam("text", type_=Text), here.text)
+    there = (here.uuid == bindparam("key_uuid"), here.state == PROCESSING, here.percent <= percent)
+    return update(table).where(*there).values(percent=percent, text=text)
 
 
 def reply_body(api: str, reply: Any) -> str:

@@ -32,7 +32,7 @@ from caelum.kernel.log import Logging
 from caelum.kernel.membership import EVICTED, Membership
 from caelum.kernel.memory_bus import MemoryBus
 from caelum.kernel.message import Message
-from caelum.kernel.metrics import Metrics, calls_of, queue_depth
+from caelum.kernel.metrics import Metrics, calls_of, database_use, queue_depth
 from caelum.kernel.postgresql import Limits
 from caelum.kernel.queue import WorkQueues
 from caelum.kernel.resources import Resources
@@ -252,6 +252,7 @@ class Node:
     def _observe(self) -> None:
         self.metrics.collect_from(calls_of(lambda: [(e.service, e.name, e.stats) for e in self.bus.endpoints()]))
         self.metrics.collect_from(queue_depth(self.queues.depth))
+        self.metrics.collect_from(database_use(lambda: (self.db.transactions, self.db.statements)))
         self.metrics.loop.start()
 
     @contextlib.asynccontextmanager

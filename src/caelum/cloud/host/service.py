@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from typing import Any
 
-from sqlalchemy import ColumnElement
+from sqlalchemy import ColumnElement, select
 
 from caelum.cloud.cluster.messages import GetCluster
 from caelum.cloud.host import messages as m
@@ -223,8 +223,9 @@ class HostService(Service):
     async def agent_seen(self, msg: m.HostAgentSeen) -> None:
         """An agent that is not the one of the last connect is looked at now."""
         async with self.node.db.read() as session:
-            host = await session.get(HostModel, msg.host_uuid)
-        if host is not None and msg.agent_uuid != host.agent_uuid:
+            query = select(HostModel.agent_uuid).where(HostModel.uuid == msg.host_uuid)
+            known = (await session.execute(query)).one_or_none()
+        if known is not None and msg.agent_uuid != known.agent_uuid:
             self.tracker.nudge(msg.host_uuid)
 
     @handles(m.HostSuspected)

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import msgspec
 from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.agent import protocol as p
 from caelum.cloud.host.errors import HOST_DISCONNECTED
@@ -126,14 +127,23 @@ class Agents:
         return (await self._find(host_uuid))[0]
 
     async def _find(self, host_uuid: str) -> tuple[Address, str]:
-        async with self._node.db.read() as session:
-            query = select(KvmHostModel.management_ip, KvmHostModel.status).where(KvmHostModel.uuid == host_uuid)
-            row = (await session.execute(query)).one_or_none()
-        if row is None:
+        found = await self._place(host_uuid)
+        if found is None:
             raise not_found("HostVO", host_uuid)
-        if row.status == DISCONNECTED:
+        management_ip, status = found
+        if status == DISCONNECTED:
             raise CloudError(HOST_DISCONNECTED, f"host[uuid:{host_uuid}] is Disconnected", hostUuid=host_uuid)
-        return self.address(host_uuid, row.management_ip), row.status
+        return self.address(host_uuid, management_ip), status
+
+    async def _place(self, host_uuid: str) -> tuple[str, str] | None:
+        """A host's address and status."""
+        query = select(KvmHostModel.management_ip, KvmHostModel.status).where(KvmHostModel.uuid == host_uuid)
+
+        async def load(session: AsyncSession) -> tuple[str, str] | None:
+            row = (await session.execute(query)).one_or_none()
+            return None if row is None else (row.management_ip, row.status)
+
+        return await self._node.db.remember((KvmHostModel, host_uuid), load)
 
     async def who_is_at(self, management_ip: str) -> str:
         """The UUID of the host whose agent answers at an address. Raises HOST.1010, or SYS.1007 for a stranger."""
@@ -148,8 +158,7 @@ class Agents:
     # --- what agents send -------------------------------------------------------------------------------------------
 
     async def _is_known(self, host_uuid: str) -> bool:
-        async with self._node.db.read() as session:
-            return await session.scalar(select(KvmHostModel.uuid).where(KvmHostModel.uuid == host_uuid)) is not None
+        return await self._place(host_uuid) is not None
 
     async def _renew(self, host_uuid: str, request: bytes) -> bytes:
         def sign() -> bytes:
