@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from sqlalchemy import Index, String, Text, delete, select
+from sqlalchemy import Index, String, Text, delete, select, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from caelum.kernel import message
@@ -51,13 +51,21 @@ PROCESSING = "Processing"
 DONE = "Done"
 
 
+_HAS_HOOK = text("web_hook IS NOT NULL")
+
+
 class JobModel(Base):
     """An API job. `result` is the body of its answer as JSON text, sealed when the operation is declared to answer with
     a secret; exactly one of it and `error` is set when Done.
     """
 
     __tablename__ = "api_job"
-    __table_args__ = (Index("ix_api_job_state", "state", "node_uuid"), Index("ix_api_job_finish", "finish_date"))
+    __table_args__ = (
+        Index("ix_api_job_state", "state", "node_uuid"),
+        Index("ix_api_job_finish", "finish_date"),
+        # Few jobs have a web hook, and those that wait are looked for again and again.
+        Index("ix_api_job_web_hook", "node_uuid", sqlite_where=_HAS_HOOK, postgresql_where=_HAS_HOOK),
+    )
 
     uuid: Mapped[str] = mapped_column(String(32), primary_key=True)
     api: Mapped[str] = mapped_column(String(255))
