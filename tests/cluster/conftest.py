@@ -1,4 +1,4 @@
-"""A real broker for the whole session, and management nodes' buses on it."""
+"""What the tests of several nodes share: a broker for the whole session, buses on it, a whole cluster to be broken."""
 
 from __future__ import annotations
 
@@ -7,9 +7,26 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 
 import pytest
+from fault_fixtures import (  # noqa: F401 - fixtures and a hook
+    cluster,
+    judge,
+    pytest_terminal_summary,
+    running_cluster,
+    trial,
+)
 from tests.cluster.peers import Peer, Peers, joined
 
+from caelum.cluster.postgres import binaries
 from caelum.cluster.rabbitmq import RabbitMq
+
+# Short, but longer than a busy machine lets a loop wait.
+FAST = {"node_lease_seconds": 2.5, "node_eviction_seconds": 4.0, "node_patience_seconds": 3.0, "stop_seconds": 2.0}
+
+
+@pytest.fixture(autouse=True)
+def _postgresql_is_there() -> None:
+    if binaries() is None:
+        pytest.skip("PostgreSQL is not installed: tools/install cluster")
 
 
 @pytest.fixture(scope="session")

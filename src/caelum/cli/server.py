@@ -1,7 +1,8 @@
 """`caelum server`: one management node with its gateway, until a signal ends it.
 
 Invariant: the first SIGTERM or SIGINT ends the process in order (no new requests, running ones end, then the node); a
-second one ends it at once, which is as safe as a crash: what was under way is taken up at the next start.
+second one ends it at once, which is as safe as a crash: what was under way is taken up at the next start. A node that
+is no longer part of its cloud ends at once too, with `EVICTED`, so that whoever supervises it starts a new one.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from caelum.kernel.config import Config, load
 from caelum.kernel.node import Node
 
 log = logging.getLogger(__name__)
+
+EVICTED = 75
+"""The exit code of a node that others took for dead, or that lost its database for long."""
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -46,6 +50,7 @@ def configuration(options: argparse.Namespace) -> Config:
 async def serve(config: Config) -> None:
     """Run until a signal."""
     node = Node(config)
+    node.on_lost = lambda reason: _end(node, reason)
     gateway = Gateway(node)
     stopped = asyncio.Event()
     _on_signals(stopped)
@@ -61,6 +66,12 @@ async def serve(config: Config) -> None:
     finally:
         await gateway.stop(config.stop_seconds / 2)
         await node.stop()
+
+
+def _end(node: Node, reason: str) -> None:
+    print(f"caelum server: this node is no longer part of the cloud: {reason}", file=sys.stderr, flush=True)
+    node.logging.stop()
+    os._exit(EVICTED)
 
 
 def _on_signals(stopped: asyncio.Event) -> None:

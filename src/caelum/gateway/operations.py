@@ -61,11 +61,11 @@ class Operations:
 
     def _ready(self) -> web.Response:
         body = {
-            "ready": self._node.ready,
+            "ready": self._node.serves,
             "waitingFor": self._node.waiting_for,
             "broken": [f"{one.name}: {one.error}" for one in self._node.broken],
         }
-        return json_answer(body, 200 if self._node.ready else 503)
+        return json_answer(body, 200 if self._node.serves else 503)
 
     async def _metrics(self, request: web.BaseRequest) -> web.Response:
         if not self._node.config.metrics_public:

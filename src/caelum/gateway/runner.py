@@ -1,7 +1,8 @@
 """Running operations: at once for synchronous ones, as jobs for the others.
 
-Invariant: a job that this node accepted is answered by this node as long as it lives. When the node stops meanwhile the
-job stays open, so that a resumed workflow or the next start answers it truly.
+Invariant: a job that this node accepted is answered by this node as long as it lives, also when the node that did the
+work died and another one finished it. When this node stops meanwhile the job stays open, so that a resumed workflow or
+the next start answers it truly.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from caelum.gateway.portal import NOBODY, Portal, Request
 from caelum.gateway.refusal import Refusal
 from caelum.kernel.context import Actor
 from caelum.kernel.errors import INVALID_ARGUMENT, CloudError, as_cloud_error
-from caelum.kernel.jobs import reply_body
+from caelum.kernel.jobs import MANAGEMENT_NODE_UNAVAILABLE, reply_body
 
 if TYPE_CHECKING:
     from caelum.kernel.node import Node
@@ -81,9 +82,9 @@ class Runner:
 
     async def _run(self, uuid: str, request: Request) -> None:
         try:
-            answer: str | CloudError = reply_body(request.meta.name, await self._portal.handle(request))
+            answer: str | Exception = reply_body(request.meta.name, await self._portal.handle(request))
         except CloudError as error:
-            answer = error
+            answer = await self._truth(uuid, error)
         except Exception as error:
             log.exception("the operation %s failed in the portal", request.meta.name)
             answer = as_cloud_error(error)
@@ -92,7 +93,13 @@ class Runner:
             return
         await self._finish(uuid, answer)
 
-    async def _finish(self, uuid: str, answer: str | CloudError) -> None:
+    async def _truth(self, uuid: str, error: CloudError) -> str | Exception:
+        """The job's answer after an error: a node that went away says nothing of what becomes of its work."""
+        if error.kind is not MANAGEMENT_NODE_UNAVAILABLE:
+            return error
+        return await self._node.workflows.answer_of_job(uuid) or error
+
+    async def _finish(self, uuid: str, answer: str | Exception) -> None:
         for pause in (*_FINISH_RETRIES, None):
             try:
                 await self._node.jobs.finish(uuid, answer)

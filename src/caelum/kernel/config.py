@@ -27,6 +27,16 @@ class Config(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Everything that this node keeps: database, certificates, logs, images of the built-in store."""
     database_url: str = ""
     """SQLAlchemy URL; empty: SQLite in `data_dir`."""
+    database_pool: int = 20
+    """Connections to PostgreSQL that a node keeps open at most."""
+    database_pool_extra: int = 20
+    """Further connections that it opens under load and closes again."""
+    database_statement_seconds: float = 60.0
+    """PostgreSQL ends a statement that runs longer."""
+    database_idle_seconds: float = 3.0
+    """PostgreSQL ends a transaction whose node does nothing for so long: a paused node must not hold up the others."""
+    authority_secret: str = ""
+    """Encrypts the key of the certificate authority in a database that several nodes share; the same on all nodes."""
     bus_url: str = "memory:"
     """`memory:` for one node, `amqp://user:password@host/` for a cluster."""
     advertised_host: str = ""
@@ -58,6 +68,12 @@ class Config(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Services, drivers and plugins that are not started, by name."""
     disabled_extensions: list[str] = []
     """Extensions that are not called, by class name or `module:Class`."""
+    node_lease_seconds: float = 3.0
+    """A node of a cluster that could not write its heartbeat for so long does nothing until it can."""
+    node_eviction_seconds: float = 5.0
+    """A node whose heartbeat is older is evicted by the others, which take its work over. Longer than the lease."""
+    node_patience_seconds: float = 10.0
+    """How long a node without its lease waits for the database before its process ends."""
     stop_seconds: float = 20.0
     """How long a stopping node waits for running work."""
     queue_cap: int = 50_000

@@ -3,7 +3,8 @@
 Invariant: the journal never claims more than is true: progress is written after a step's effect, so a step may run
 again but is never left out; a step that failed, or whose effect is unknown, is undone with the others. A run that was
 taken over by another node (`StaleAttempt`), whose node stops, or whose process dies does nothing more: it neither
-undoes nor writes.
+undoes nor writes. When the connection to the database is lost during a commit, the journal tells whether it happened,
+before anything is tried again or undone: a step of the database has its effect once.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from caelum.kernel.errors import CANCELED, TIMEOUT, CloudError, as_cloud_error
 from caelum.kernel.flow import Retry, Run, Step, Workflow
 from caelum.kernel.jobs import MANAGEMENT_NODE_UNAVAILABLE, progress_in
 from caelum.kernel.journal import DONE, RUNNING, UNDOING, UNDONE, JournalModel, StaleAttempt
+from caelum.kernel.membership import is_of_cluster
+from caelum.kernel.postgresql import PASSING
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -40,6 +43,8 @@ CERTAIN_RETRY = Retry(times=sys.maxsize, on=lambda _error: True, delay=0.2)
 UNDO_RUNNER = "workflow.undo"
 RESUME_RUNNER = "workflow.resume"
 _LONGEST_PAUSE = 30.0
+_AWAY_TRIES = 30
+"""How often a step is repeated because the database is away or nodes leave: some ten minutes."""
 
 
 class Abandoned(Exception):  # noqa: N818 - not an error of the workflow
@@ -127,10 +132,13 @@ class Execution:
         self.row.position += 1
 
     async def _transactional_step(self, step: Step) -> None:
-        async with self._timeout(step), self.node.db.transaction() as tx:
+        async def write(tx: AsyncSession) -> None:
             await getattr(self.flow, step.name)(tx, self.run)
             self._hit(f"{step.name}/after")
             await self._save_step(tx, step)
+
+        async with self._timeout(step):
+            await self._once(write, RUNNING, self.row.position + 1)
         self.row.position += 1
 
     async def _save_step(self, tx: AsyncSession, step: Step) -> None:
@@ -148,11 +156,13 @@ class Execution:
 
     async def _complete(self) -> None:
         self._hit("complete")
-        async with self.node.db.transaction() as tx:
+        end = len(self.flow.steps)
+
+        async def write(tx: AsyncSession) -> None:
             await self.flow.complete(tx, self.run.ctx)
-            await self._advance(
-                tx, state=DONE, position=len(self.flow.steps), skipped=self.row.skipped, ctx=self._ctx()
-            )
+            await self._advance(tx, state=DONE, position=end, skipped=self.row.skipped, ctx=self._ctx())
+
+        await self._once(write, DONE, end)
         self.row.state = DONE
 
     @property
@@ -251,10 +261,13 @@ class Execution:
         await self._persist(self._save_undo)
 
     async def _transactional_undo(self, step: Step) -> None:
-        async with self._timeout(step), self.node.db.transaction() as tx:
+        async def write(tx: AsyncSession) -> None:
             await call_undo(self.flow, step, tx, self.run)
             self._hit(f"{step.name}/undo-after")
             await self._save_undo(tx)
+
+        async with self._timeout(step):
+            await self._once(write, UNDOING, self.row.position - 1)
 
     async def _save_undo(self, tx: AsyncSession) -> None:
         await self._advance(tx, position=self.row.position - 1, ctx=self._ctx())
@@ -275,9 +288,12 @@ class Execution:
 
     async def _abort(self) -> None:
         self._hit("abort")
-        async with self.node.db.transaction() as tx:
+
+        async def write(tx: AsyncSession) -> None:
             await self.flow.abort(tx, self.run.ctx, self._why())
             await self._advance(tx, state=UNDONE, position=0, ctx=self._ctx())
+
+        await self._once(write, UNDONE, 0)
 
     async def _resume_later(self, tx: AsyncSession) -> None:
         name = f"resume {self.flow.name} {self.row.uuid}"
@@ -299,8 +315,36 @@ class Execution:
     async def _advance(self, tx: AsyncSession, **values: Any) -> None:
         await journal.advance(tx, self.row.uuid, self.row.owner, self.row.attempt, **values)
 
+    async def _once(self, write: Callable[[AsyncSession], Awaitable[None]], state: str, position: int) -> None:
+        """Write in one transaction; after it, the journal is in this state at this position.
+
+        A lost connection leaves open whether a commit happened: then the journal is asked before the error is raised.
+        """
+        try:
+            async with self.node.db.transaction() as tx:
+                await write(tx)
+        except CloudError as error:
+            if "ambiguous" not in error.facts or not await self._is_written(state, position):
+                raise
+            log.info("the journal of %s was written though the connection was lost", self.row.uuid)
+
+    async def _is_written(self, state: str, position: int) -> bool:
+        found: list[bool] = []
+
+        async def look(tx: AsyncSession) -> None:
+            kept = await tx.get_one(JournalModel, self.row.uuid)
+            if (kept.owner, kept.attempt) != (self.row.owner, self.row.attempt):
+                raise StaleAttempt(f"workflow {self.row.uuid} is no longer in attempt {self.row.attempt}")
+            found.append((kept.state, kept.position) == (state, position))
+
+        await self._persist(look)
+        return found[-1]
+
     async def _persist(self, write: Callable[[AsyncSession], Awaitable[None]]) -> None:
-        """Write progress, however long the database is away: giving up would leave the resource in between."""
+        """Write progress, however long the database is away: giving up would leave the resource in between.
+
+        What is written may have been written already by an attempt whose connection was lost.
+        """
         pause = 0.1
         while True:
             try:
@@ -309,7 +353,9 @@ class Execution:
                 return
             except IntegrityError:
                 raise
-            except DBAPIError as error:
+            except (DBAPIError, CloudError) as error:
+                if isinstance(error, CloudError) and error.kind not in PASSING:
+                    raise
                 log.error("the journal of %s cannot be written, it is tried again: %s", self.row.uuid, error)
                 if self.stopping:
                     raise Abandoned from error
@@ -317,7 +363,8 @@ class Execution:
             pause = min(pause * 2, _LONGEST_PAUSE)
 
     async def _tries(self, retry: Retry | None, step: Step | None, call: Callable[[Any], Awaitable[None]]) -> None:
-        left, pause = (0, 0.0) if retry is None else (retry.times, retry.delay)
+        left, pause = (0, 0.2) if retry is None else (retry.times, retry.delay)
+        away = _AWAY_TRIES
         while True:
             try:
                 await call(step)
@@ -325,10 +372,16 @@ class Execution:
             except (StaleAttempt, Abandoned):
                 raise
             except Exception as error:
-                if retry is None or left <= 0 or not retry.on(error) or self._cancelled is not None:
+                if self._cancelled is not None:
+                    raise
+                if is_of_cluster(error) and away > 0:
+                    # It says nothing of the step, which may be repeated as after a crash.
+                    away -= 1
+                elif retry is not None and left > 0 and retry.on(error):
+                    left -= 1
+                else:
                     raise
                 log.info("%s of %s failed and is tried again: %s", step and step.name, self.row.uuid, error)
-            left -= 1
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
             if self.row.state == RUNNING and step is not None:

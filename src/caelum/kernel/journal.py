@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
-from sqlalchemy import CursorResult, Index, String, Table, Text, Update, bindparam, delete, select, update
+from sqlalchemy import CursorResult, Index, String, Table, Text, Update, bindparam, delete, func, select, update
 from sqlalchemy.orm import Mapped, mapped_column
 
 from caelum.kernel import context
@@ -127,6 +127,27 @@ async def unfinished(session: AsyncSession, owners: Sequence[str] | None) -> lis
     for one in found:
         session.expunge(one)  # copies: writing each must not make the session load all others again
     return found
+
+
+async def is_held_elsewhere(tx: AsyncSession, row: JournalModel, before: datetime | None = None) -> bool:
+    """Whether a live run of another node has the queue of this one, not counting the runs that `row` is part of.
+
+    Of nodes that ask at once, one is answered after the other's transaction. `before`: only runs begun until then.
+    """
+    if row.queue is None or tx.get_bind().dialect.name == "sqlite":
+        return False
+    await tx.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(row.queue, 0))))
+    other = JournalModel
+    query = select(other.uuid).where(other.queue == row.queue, other.state.in_(LIVE), other.owner != row.owner)
+    if before is not None:
+        query = query.where(other.create_date < before)
+    holders = set(await tx.scalars(query))
+    parent = row.parent
+    while holders and parent is not None:
+        ancestor = parent.partition("/")[0]
+        holders.discard(ancestor)
+        parent = await tx.scalar(select(other.parent).where(other.uuid == ancestor))
+    return bool(holders)
 
 
 async def children(session: AsyncSession, parent: str, name: str, identity: str) -> list[JournalModel]:

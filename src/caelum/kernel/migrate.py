@@ -36,6 +36,9 @@ async def upgrade(db: Database) -> None:
     """Run all missing revisions in one transaction; nodes that start at once take turns."""
     async with db.engine.begin() as connection:
         if not db.sqlite:
+            # Whoever waits for its turn is idle for the server, and a change of the schema may take its time.
+            await connection.execute(text("SET LOCAL statement_timeout = 0"))
+            await connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
             await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
         await connection.run_sync(_upgrade)
 

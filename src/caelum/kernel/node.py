@@ -11,54 +11,55 @@ import contextlib
 import importlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, cast
 
 import msgspec
 
 from caelum import builtin
+from caelum.kernel import authority
 from caelum.kernel.bus import BusBase
 from caelum.kernel.cascade import Cascade
 from caelum.kernel.config import Config
 from caelum.kernel.database import Database
-from caelum.kernel.events import CanonicalEvent, EventHub, canonical
+from caelum.kernel.errors import CloudError
+from caelum.kernel.events import EventHub
 from caelum.kernel.extension import Drivers, ExtensionPoint, Extensions, Part, discover
 from caelum.kernel.gc import GarbageCollector
 from caelum.kernel.ids import new_uuid
 from caelum.kernel.jobs import Jobs
 from caelum.kernel.log import Logging
+from caelum.kernel.membership import EVICTED, Membership
 from caelum.kernel.memory_bus import MemoryBus
 from caelum.kernel.message import Message
-from caelum.kernel.metrics import Metrics, calls_of, queue_depth
+from caelum.kernel.metrics import Metrics, calls_of, database_use, queue_depth
+from caelum.kernel.postgresql import Limits
 from caelum.kernel.queue import WorkQueues
 from caelum.kernel.resources import Resources
 from caelum.kernel.ring import Ring
 from caelum.kernel.service import Check, Service, handlings, interceptings
 from caelum.kernel.settings import Settings
 from caelum.kernel.timers import Timers
+from caelum.kernel.vault import Vault
+from caelum.kernel.work_queue import WorkQueue
 from caelum.kernel.workflow import Workflows
 
 log = logging.getLogger(__name__)
 
 _SLOW_START = 5.0
 _STOP_ONE = 5.0
+_START_TURN = 0x0CAE2
+"""The key under which nodes that start together take turns."""
 
 PartSpec = str | type[Any]
-
-
-@canonical("/managementnode/lifecycle")
-class NodeLifecycle(CanonicalEvent):
-    """A management node joined or left."""
-
-    node_uuid: str
-    life_cycle: str
 
 
 class Node:
     """One management node.
 
     `services` and `drivers` choose the parts ("module:Class" strings or classes); None takes the built-in lists and
-    all entry points.
+    all entry points. `bus` makes another bus than the configuration names. `on_lost` is called when this node is no
+    longer part of its cloud: its process must end then.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Node:
         *,
         services: Sequence[PartSpec] | None = None,
         drivers: Sequence[PartSpec] | None = None,
+        bus: Callable[[Node], BusBase] | None = None,
     ) -> None:
         self.uuid = new_uuid()
         self.config = config
@@ -80,17 +82,21 @@ class Node:
         self.extensions = Extensions(config.disabled_extensions)
         self.drivers = Drivers()
         self.cascade = Cascade(self.extensions)
-        self.bus: BusBase = make_bus(self)
-        self.db = Database(config.resolved_database_url())
+        self.bus: BusBase = (bus or make_bus)(self)
+        self.db = Database(config.resolved_database_url(), limits=_limits(config))
         self.settings = Settings(self.db, self.bus, self.uuid)
         self.timers = Timers(self.setting)
         self.resources = Resources(self.db)
+        self.vault = Vault(config.data_dir / "pki")
         self.jobs = Jobs(self)
         self.gc = GarbageCollector(self)
         self.workflows = Workflows(self)
+        self.workqueue = WorkQueue(self)
+        self.membership = Membership(self)
+        self.on_lost: Callable[[str], None] = lambda _reason: None
         self.services: dict[str, Service] = {}
         self.broken: list[Part] = []
-        self._logging = Logging(config, self.uuid)
+        self.logging = Logging(config, self.uuid)
         self._chosen = (services, drivers)
         self._parts: list[Any] = []
         self._begun: list[Any] = []
@@ -101,6 +107,19 @@ class Node:
     def setting(self, setting: Any) -> Any:
         """The value of a setting now."""
         return self.settings.get(setting)
+
+    @property
+    def serves(self) -> bool:
+        """Whether requests are served now: the node is ready, and a member that has its lease."""
+        return self.ready and self.membership.serving
+
+    def lose(self, reason: str) -> None:
+        """End all work where it stands: this node is no longer part of the cloud, and others have its work."""
+        log.error("node %s is no longer part of the cloud and ends: %s", self.uuid, reason)
+        self.ready = False
+        self.db.sever(CloudError(EVICTED, f"node[{self.uuid}] is no longer part of the cloud: {reason}"))
+        self._abandoning = asyncio.ensure_future(self.workflows.stop())
+        self.on_lost(reason)
 
     # --- parts --------------------------------------------------------------------------------------------------------
 
@@ -150,14 +169,13 @@ class Node:
         """Start everything; when this returns, the node is ready. A failed start leaves nothing running."""
         begun = time.monotonic()
         self.config.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._logging.start()
+        self.logging.start()
         try:
             await self._start()
         except BaseException:
             await self.stop()
             raise
         self.ready = True
-        self.bus.publish(NodeLifecycle(node_uuid=self.uuid, life_cycle="NodeJoin"))
         log.info("node %s is ready after %.2f s with %d parts", self.uuid, time.monotonic() - begun, len(self._parts))
 
     async def _start(self) -> None:
@@ -165,22 +183,32 @@ class Node:
             found = self._find_parts()
         async with self._phase(f"the database {self.db.url.rpartition('@')[2]}"):
             await self.db.migrate()
+        # What nodes make that find an empty database is made once.
+        async with self.db.turn(_START_TURN):
+            await self._start_parts(found)
+        async with self._phase("unfinished workflows to be taken up"):
+            await self.workflows.recover([] if self.membership.clustered else None)
+        await self.gc.start()
+        await self.jobs.start()
+        await self.workqueue.start()
+        for part in [one for one in self._parts if one not in self._failed]:
+            await self._begin(part, "serve")
+        await self.membership.serve()
+        self.timers.start()
+
+    async def _start_parts(self, found: list[Part]) -> None:
+        async with self._phase("the certificate authority"):
+            await authority.share(self.db, self.config.data_dir / "pki", self.config.authority_secret)
+            await asyncio.to_thread(self.vault.load)
         async with self._phase("the settings"):
             await self.settings.start()
         self._make_parts(found)
         self._observe()
         async with self._phase(f"the bus {self.config.bus_url.rpartition('@')[2]}"):
             await self.bus.start()
-        self.ring.join(self.uuid)
+        await self.membership.join()
         for part in list(self._parts):
             await self._begin(part, "start")
-        async with self._phase("unfinished workflows to be taken up"):
-            await self.workflows.recover()
-        await self.gc.start()
-        await self.jobs.start()
-        for part in [one for one in self._parts if one not in self._failed]:
-            await self._begin(part, "serve")
-        self.timers.start()
 
     async def _begin(self, part: Any, method: str) -> None:
         if part not in self._begun:
@@ -203,8 +231,7 @@ class Node:
     async def stop(self) -> None:
         """Stop in reverse order, each part within its time."""
         self.ready = False
-        if self.uuid in self.ring.members:
-            self.bus.publish(NodeLifecycle(node_uuid=self.uuid, life_cycle="NodeLeft"))
+        await self._ending("the membership", self.membership.withdraw())
         await self._ending("the timers", self.timers.stop())
         for part in reversed(self._begun):
             if (stop := getattr(part, "stop", None)) is not None:
@@ -212,17 +239,20 @@ class Node:
         self._begun.clear()
         await self._ending("the workflows", self.workflows.stop(), self.config.stop_seconds)
         await self._ending("the garbage collector", self.gc.stop())
+        await self._ending("the work queues", self.workqueue.stop())
         await self._ending("running handlers", self.bus.drain(self.config.stop_seconds), self.config.stop_seconds + 1)
+        await self._ending("this node's row", self.membership.leave())
         await self._ending("the bus", self.bus.stop())
         await self._ending("the subscribers", self.events.close())
         self.ring.leave(self.uuid)
         await self._ending("the loop's watch", self.metrics.loop.stop())
         await self._ending("the database", self.db.close())
-        self._logging.stop()
+        self.logging.stop()
 
     def _observe(self) -> None:
         self.metrics.collect_from(calls_of(lambda: [(e.service, e.name, e.stats) for e in self.bus.endpoints()]))
         self.metrics.collect_from(queue_depth(self.queues.depth))
+        self.metrics.collect_from(database_use(lambda: (self.db.transactions, self.db.statements)))
         self.metrics.loop.start()
 
     @contextlib.asynccontextmanager
@@ -273,6 +303,13 @@ def _parts(chosen: Sequence[PartSpec] | None, groups: Iterable[str], built_in: S
     for group in others:
         found += discover(group, ())
     return found
+
+
+def _limits(config: Config) -> Limits:
+    return Limits(
+        pool=config.database_pool, extra=config.database_pool_extra,
+        statement=config.database_statement_seconds, idle=config.database_idle_seconds,
+    )  # fmt: skip
 
 
 def make_bus(node: Node) -> BusBase:

@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 SERVER_NAME = "caelum-server"
@@ -67,7 +68,7 @@ class Files(NamedTuple):
 
 
 class CertificateAuthority:
-    """Issues certificates. Its key never leaves the directory in which it was made."""
+    """Issues certificates. Its key is in a directory that only its owner reads, and in the database of a cluster."""
 
     def __init__(self, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
         self._certificate = certificate
@@ -84,10 +85,27 @@ class CertificateAuthority:
             _write_once(certificate_path, _pem(_self_signed(key)))
         return cls(x509.load_pem_x509_certificate(certificate_path.read_bytes()), key)
 
+    @classmethod
+    def place(cls, directory: Path, certificate: bytes, key: bytes, secret: str) -> None:
+        """Make this authority the directory's, in place of any other. Raises ValueError when the secret is wrong."""
+        plain = _key_pem(_load_key(key, secret))
+        for path, content in ((directory / "ca.key", plain), (directory / "ca.pem", certificate)):
+            if not path.exists() or path.read_bytes() != content:
+                _replace(path, content)
+
+    def key_pem(self, secret: str) -> bytes:
+        """The key, encrypted when there is a secret."""
+        return _key_pem(self._key, secret)
+
     @property
     def certificate_pem(self) -> bytes:
         """What the other party must trust."""
         return _pem(self._certificate)
+
+    def derive(self, purpose: bytes) -> bytes:
+        """32 bytes that follow from the authority's key, and another 32 for each purpose."""
+        number = self._key.private_numbers().private_value.to_bytes(32, "big")
+        return HKDF(hashes.SHA256(), 32, salt=None, info=purpose).derive(number)
 
     def issue(
         self, identity: Identity, names: Iterable[str] = (), lifetime: datetime.timedelta = LIFETIME
@@ -250,14 +268,18 @@ def _pem(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
-def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+def _key_pem(key: ec.EllipticCurvePrivateKey, secret: str = "") -> bytes:
+    encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
+    if secret:
+        encryption = serialization.BestAvailableEncryption(secret.encode())
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
 
 
-def _load_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
-    key = serialization.load_pem_private_key(pem, None)
+def _load_key(pem: bytes, secret: str = "") -> ec.EllipticCurvePrivateKey:
+    try:
+        key = serialization.load_pem_private_key(pem, secret.encode() or None)
+    except TypeError as error:
+        raise ValueError(f"the authority's key and the secret do not fit: {error}") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ValueError("the authority's key is not an elliptic-curve key")
     return key

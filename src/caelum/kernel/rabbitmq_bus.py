@@ -202,7 +202,7 @@ class RabbitMqBus(BusBase):
             return
         for call in list(self._calls.values()):
             if call.node == change.node:
-                call.fail(self._undeliverable(call, f"node[{change.node}] left the cluster"))
+                call.fail(self._undeliverable(call, f"node[{change.node}] left the cluster", left=True))
 
     # --- the caller's side --------------------------------------------------------------------------------------------
 
@@ -260,7 +260,7 @@ class RabbitMqBus(BusBase):
         except TimeoutError:
             raise self._unavailable(call.msg, "which was not sent") from None
         if call.node != self.ring.me and call.node not in self.ring.members:
-            raise self._undeliverable(call, f"node[{call.node}] left the cluster")
+            raise self._undeliverable(call, f"node[{call.node}] left the cluster", left=True)
 
     def _put(self, call: _Call) -> None:
         if call.item is None or call.answer.done():
@@ -306,10 +306,10 @@ class RabbitMqBus(BusBase):
     def _settling(self) -> bool:
         return self._link.returned_at > 0 and time.monotonic() - self._link.returned_at < SETTLE_SECONDS
 
-    def _undeliverable(self, call: _Call, why: str) -> CloudError:
+    def _undeliverable(self, call: _Call, why: str, **facts: Any) -> CloudError:
         meta = call.msg.__meta__
         details = f"message[{meta.name}] to service[{meta.service}] on node[{call.node}] cannot be delivered: {why}"
-        return CloudError(UNDELIVERABLE, details, service=meta.service, message=meta.name, node=call.node)
+        return CloudError(UNDELIVERABLE, details, service=meta.service, message=meta.name, node=call.node, **facts)
 
     async def _take_replies(self, message: Incoming) -> None:
         for envelope in _opened(message):

@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, AbstractIncomingMessage
@@ -20,13 +20,14 @@ from aio_pika.exceptions import AMQPError, DeliveryError, PublishError
 from yarl import URL
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 # They log each failed attempt as an error with its trace, and each queue that we delete. What we say is enough.
 logging.getLogger("aiormq.connection").setLevel(logging.CRITICAL)
 logging.getLogger("aio_pika.queue").setLevel(logging.WARNING)
 
 CONNECT_SECONDS = 20.0
 FIRST_PAUSE = 1.0
-LONGEST_PAUSE = 10.0
+LONGEST_PAUSE = 3.0
 HEARTBEAT = 10
 """Seconds; a broker that is silent for three of them is taken for lost."""
 BROKEN = (AMQPError, OSError, RuntimeError, asyncio.InvalidStateError)
@@ -42,6 +43,18 @@ class LinkDownError(ConnectionError):
 
 class ReturnedError(Exception):
     """The broker knows no queue for the message."""
+
+
+async def _uncancelled(work: Awaitable[T]) -> T:
+    """Do it. Raises LinkDownError where it is cancelled though nobody cancelled us: that is how the client library ends
+    what waits for a connection or channel that closes, and it must not end whoever waits with it."""
+    try:
+        return await work
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise LinkDownError("the connection to RabbitMQ was lost") from None
 
 
 class Link:
@@ -108,8 +121,9 @@ class Link:
         while True:
             try:
                 async with asyncio.timeout(CONNECT_SECONDS):
-                    await self._connect()
-            except (*BROKEN, TimeoutError) as error:
+                    await _uncancelled(self._connect())
+            except Exception as error:
+                # Whatever a broker that comes and goes makes of the client library: this task must not end.
                 log.warning("RabbitMQ at %s cannot be reached, next try in %.0f s: %r", self.where, pause, error)
                 await self._close()
                 # Not all nodes at the same moment.
@@ -160,8 +174,8 @@ class Link:
         if connection is not None:
             try:
                 async with asyncio.timeout(2):
-                    await connection.close()
-            except (*BROKEN, TimeoutError):
+                    await _uncancelled(connection.close())
+            except Exception:
                 log.debug("the connection to RabbitMQ could not be closed in order", exc_info=True)
 
     # --- what the bus does with it ------------------------------------------------------------------------------------
@@ -184,8 +198,10 @@ class Link:
         if channel is None or not self.up:
             raise LinkDownError("there is no connection to RabbitMQ")
         try:
-            target = self._exchanges.get(exchange) or await self._exchange(channel, exchange)
-            await target.publish(message, key, mandatory=mandatory)
+            target = self._exchanges.get(exchange)
+            if target is None:
+                target = await _uncancelled(self._exchange(channel, exchange))
+            await _uncancelled(target.publish(message, key, mandatory=mandatory))
         except PublishError as error:
             raise ReturnedError(key) from error
         except DeliveryError as error:
@@ -194,13 +210,6 @@ class Link:
         except BROKEN as error:
             self._broken(channel)
             raise LinkDownError(f"the connection to RabbitMQ was lost: {error!r}") from error
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            # Nobody cancelled us: it is how the client library ends what waited for a channel that closed.
-            self._broken(channel)
-            raise LinkDownError("the connection to RabbitMQ was lost") from None
 
     def _broken(self, channel: AbstractChannel) -> None:
         if channel is self._publishing:

@@ -1,7 +1,8 @@
 """Durable workflows: started, joined when a repeated step asks for them again, and taken up after a crash.
 
 Invariant: a workflow that was begun ends, Done or Undone, whatever happens to nodes in between; while it has not, its
-row is in the journal, and exactly one node drives it.
+row is in the journal, and exactly one node drives it. Of several nodes, one at a time is at work in a queue: when the
+ring has given a resource to another node, the former owner's runs end where they are, and a new one waits until then.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from sqlalchemy import select
 
 from caelum.kernel import context, journal
 from caelum.kernel.crashpoints import Crashpoints, ProcessDied
-from caelum.kernel.database import refuse_in_transaction, utcnow
+from caelum.kernel.database import refuse_in_transaction, update_where, utcnow
 from caelum.kernel.engine import RESUME_RUNNER, UNDO_RUNNER, Abandoned, Execution, call_undo
 from caelum.kernel.errors import UNDELIVERABLE, CloudError
 from caelum.kernel.flow import (
@@ -37,6 +38,7 @@ from caelum.kernel.gc import gc_runner
 from caelum.kernel.ids import derived_uuid, new_uuid
 from caelum.kernel.jobs import reply_body
 from caelum.kernel.journal import DONE, LIVE, UNDONE, JournalModel, StaleAttempt
+from caelum.kernel.postgresql import is_passing
 
 if TYPE_CHECKING:
     from caelum.kernel.node import Node
@@ -116,6 +118,7 @@ class Workflows:
             self._enqueue(execution)
         await self._settle_jobs(dead)
         await self._node.gc.adopt(dead)
+        await self._node.workqueue.adopt(dead)
         return len(taken)
 
     async def stop(self) -> None:
@@ -159,11 +162,35 @@ class Workflows:
             api=inside.api, answers=answers and parent is None, actor=msgspec.to_builtins(inside.actor),
             trace=inside.trace,
         )  # fmt: skip
-        async with self._node.db.transaction() as tx:
-            await flow.begin(tx, ctx)
-            row.ctx = msgspec.json.encode(ctx).decode()
-            tx.add(row)
+        while not await self._write_beginning(flow, row, ctx):
+            inside.remaining()
+            await asyncio.sleep(_LOOK_AGAIN)
         return Execution(self._node, flow, row, ctx, resumed=False)
+
+    async def _write_beginning(self, flow: Workflow[C, Any], row: JournalModel, ctx: C) -> bool:
+        """Write the first row of a run; False, and nothing is written, while another node is at work in its queue."""
+        try:
+            async with self._node.db.transaction() as tx:
+                if await journal.is_held_elsewhere(tx, row):
+                    return False
+                await flow.begin(tx, ctx)
+                row.ctx = msgspec.json.encode(ctx).decode()
+                tx.add(row)
+        except CloudError as error:
+            if "ambiguous" not in error.facts or not await self._has_begun(row.uuid):
+                raise
+        return True
+
+    async def _has_begun(self, uuid: str) -> bool:
+        """Whether the row was committed before the connection was lost."""
+        while True:
+            try:
+                async with self._node.db.read() as session:
+                    return await session.get(JournalModel, uuid) is not None
+            except CloudError as error:
+                if not is_passing(error):
+                    raise
+            await asyncio.sleep(_LOOK_AGAIN)
 
     def _start(self, execution: Execution) -> asyncio.Task[Any]:
         uuid = execution.row.uuid
@@ -240,7 +267,7 @@ class Workflows:
         """Keep what a nested run answered: its step may be repeated when the resource has changed already."""
         text = msgspec.json.encode(result).decode()
         async with self._node.db.transaction() as tx:
-            (await tx.get_one(JournalModel, uuid)).result = text
+            await update_where(tx, JournalModel, {"result": text}, JournalModel.uuid == uuid)
 
     def _is_of_job(self, execution: Execution, job_uuid: str) -> bool:
         return execution.row.parent is None and execution.row.job_uuid == job_uuid
@@ -276,6 +303,8 @@ class Workflows:
             self._node.queues.submit(signature, 1, self._resume, uuid, name=f"resume {execution.row.name}")
 
     async def _resume(self, uuid: str) -> None:
+        if (waiting := self._waiting.get(uuid)) is not None:
+            await self._wait_for_earlier(waiting.row)
         execution = self._waiting.pop(uuid, None)
         if execution is None or self._stopping:
             return  # a step that was repeated needed it earlier
@@ -287,6 +316,16 @@ class Workflows:
         if not execution.row.answers or execution.row.job_uuid is None or task.cancelled():
             return
         await self._answer(execution, task)
+
+    async def _wait_for_earlier(self, row: JournalModel) -> None:
+        """Wait while another node drives an earlier run in the same queue: the ring had given it to that node."""
+        if self._node.ring.alone:
+            return
+        while True:
+            async with self._node.db.transaction() as tx:
+                if not await journal.is_held_elsewhere(tx, row, before=row.create_date):
+                    return
+            await asyncio.sleep(_LOOK_AGAIN)
 
     async def _answer(self, execution: Execution, task: asyncio.Task[Any]) -> None:
         error = task.exception()
@@ -307,16 +346,36 @@ class Workflows:
             if row.state in (DONE, UNDONE):
                 await self._answer_ended(row)
         await self._node.jobs.fail_orphans(dead, [row.job_uuid for row in answering if row.job_uuid is not None])
+        await self._node.jobs.inherit_hooks(dead)
 
     async def _answer_ended(self, row: JournalModel) -> None:
+        if row.job_uuid is not None and (answer := await self._answer_of(row)) is not None:
+            await self._node.jobs.finish(row.job_uuid, answer)
+
+    async def _answer_of(self, row: JournalModel) -> str | Exception | None:
         cls = flows().get(row.name)
-        if cls is None or row.job_uuid is None:
-            return
+        if cls is None:
+            return None
         try:
-            answer: Any = reply_body(row.api or "", await self._outcome(cls(self._node), row))
+            return reply_body(row.api or "", await self._outcome(cls(self._node), row))
         except Exception as error:
-            answer = error
-        await self._node.jobs.finish(row.job_uuid, answer)
+            return error
+
+    async def answer_of_job(self, job_uuid: str) -> str | Exception | None:
+        """What the run that answers this job comes to, wherever it goes on; None when there is no such run.
+
+        For a job whose work was at a node that went away: what became of the run is the truth, not that the node did.
+        """
+        row = JournalModel
+        query = select(row).where(row.job_uuid == job_uuid, row.answers.is_(True)).order_by(row.create_date.desc())
+        while True:
+            async with self._node.db.read() as session:
+                found = await session.scalar(query.limit(1))
+            if found is None:
+                return None
+            if found.state not in LIVE:
+                return await self._answer_of(found)
+            await asyncio.sleep(_LOOK_AGAIN)
 
     async def take_up(self, uuid: str) -> bool:
         """Go on with a run whose end could not be written; True when it has ended."""

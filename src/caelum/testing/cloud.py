@@ -1,4 +1,4 @@
-"""A whole cloud inside a test: one node on a temporary directory, with SQLite and the bus in memory.
+"""A whole cloud inside a test: one node on a temporary directory, with SQLite and the bus in memory (see `databases`).
 
 Invariant: nothing outlives the block but the directory, so that a second `EmbeddedCloud` on it is a restart.
 """
@@ -13,10 +13,12 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from caelum.kernel import context
+from caelum.kernel.bus import BusBase
 from caelum.kernel.config import Config
 from caelum.kernel.events import CanonicalEvent
 from caelum.kernel.message import Message
 from caelum.kernel.node import Node, PartSpec
+from caelum.testing import databases
 
 R = TypeVar("R")
 E = TypeVar("E", bound=CanonicalEvent)
@@ -33,6 +35,8 @@ class EmbeddedCloud:
         directory: Path,
         services: Sequence[PartSpec] | None = None,
         drivers: Sequence[PartSpec] | None = None,
+        *,
+        bus: Callable[[Node], BusBase] | None = None,
         **config: Any,
     ) -> None:
         values: dict[str, Any] = {
@@ -44,7 +48,9 @@ class EmbeddedCloud:
             "stop_seconds": 2.0,
         }  # fmt: skip
         drivers = [] if services is not None and drivers is None else drivers
-        self.node = Node(Config(**{**values, **config}), services=services, drivers=drivers)
+        if databases.on_postgresql():
+            values["database_url"] = databases.url_for(directory / "caelum.db")
+        self.node = Node(Config(**{**values, **config}), services=services, drivers=drivers, bus=bus)
         self.events: list[CanonicalEvent] = []
 
     async def __aenter__(self) -> EmbeddedCloud:

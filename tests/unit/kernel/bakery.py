@@ -219,5 +219,5 @@ _ovens: dict[str, Oven] = {}
 
 
 def oven_of(node: Any) -> Oven:
-    """The oven of a node, by its data directory: a node that restarts finds the same one."""
-    return _ovens.setdefault(str(node.config.data_dir), Oven())
+    """The oven of a node, by its database: a node that restarts finds the same one, and so do all of a cluster."""
+    return _ovens.setdefault(node.config.database_url or str(node.config.data_dir), Oven())

@@ -8,13 +8,14 @@ from tests.unit.kernel.bakery import BakeryService
 
 from caelum.kernel.database import Database
 from caelum.kernel.node import Node
+from caelum.testing import databases
 from caelum.testing.cloud import EmbeddedCloud
 
 
 @pytest.fixture
 async def db(tmp_path: Path) -> AsyncIterator[Database]:
     """An empty database with all tables."""
-    database = Database(f"sqlite+aiosqlite:///{tmp_path}/test.db")
+    database = Database(databases.url_for(tmp_path / "test.db"))
     await database.migrate()
     yield database
     await database.close()

@@ -12,9 +12,11 @@ from tests.unit.kernel.zoo import Fed, Feed, Sleepy, Unheard, Wash
 from caelum.kernel import node as node_module
 from caelum.kernel.errors import INVALID_ARGUMENT, UNDELIVERABLE, CloudError, invalid
 from caelum.kernel.extension import ExtensionPoint
+from caelum.kernel.membership import NodeLifecycle
 from caelum.kernel.message import Message
-from caelum.kernel.node import Node, NodeLifecycle
+from caelum.kernel.node import Node
 from caelum.kernel.service import Service, handles, intercepts
+from caelum.testing import databases
 from caelum.testing.cloud import EmbeddedCloud
 
 ORDER: list[str] = []
@@ -111,7 +113,7 @@ async def test_a_node_starts_serves_and_stops_in_order(tmp_path: Path) -> None:
         assert list(cloud.node.services) == ["zoo"]
         lifecycle = await cloud.seen(NodeLifecycle)
         assert [one.life_cycle for one in lifecycle] == ["NodeJoin"]
-        assert (tmp_path / "caelum.db").exists()
+        assert (tmp_path / "caelum.db").exists() or databases.on_postgresql()
     assert not cloud.node.ready
     assert ORDER == ["keeper starts", "plugin starts", "keeper serves", "plugin stops", "keeper stops"]
     assert asyncio.all_tasks() == {asyncio.current_task()}

@@ -28,8 +28,11 @@ async def load(session: AsyncSession, host_uuid: str, *, lock: bool = False) -> 
 
 async def get(node: Node, host_uuid: str) -> HostInventory:
     """A host. Raises SYS.1003."""
-    async with node.db.read() as session:
+
+    async def inventory(session: AsyncSession) -> HostInventory:
         return view(await load(session, host_uuid))  # type: ignore[no-any-return]
+
+    return await node.db.remember((HostModel, host_uuid), inventory)
 
 
 async def find(node: Node, *conditions: ColumnElement[bool]) -> list[HostInventory]:
@@ -47,7 +50,9 @@ async def move(
     The news goes out once the change is committed, and only when the status is another than before.
     """
     async with node.db.transaction() as tx:
-        old = await tx.scalar(select(HostModel.status).where(HostModel.uuid == host_uuid))
+        old = await tx.scalar(
+            select(HostModel.status).where(HostModel.uuid == host_uuid).with_for_update(key_share=True)
+        )
         allowed = [HostModel.status.in_(of)] if of is not None else []
         if not await update_where(tx, HostModel, {"status": status, **values}, HostModel.uuid == host_uuid, *allowed):
             return None

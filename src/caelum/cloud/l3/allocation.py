@@ -111,6 +111,8 @@ async def _network(tx: AsyncSession, msg: AllocateIp) -> _Network:
         .outerjoin(row, and_(row.l3_network_uuid == l3.uuid, *fitting))
         .where(l3.uuid == msg.l3_network_uuid)
         .order_by(row.create_date, row.uuid)
+        # Shared with other takers: a network that is being disabled or deleted waits for them, or they see it.
+        .with_for_update(read=True, of=l3)
     )
     found = (await tx.execute(query)).all()
     if not found:

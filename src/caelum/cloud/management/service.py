@@ -1,6 +1,6 @@
-"""The management service: what this node is, and which nodes are up.
+"""The management service: what this node is.
 
-Invariant: the row of a node that is up is at most a few heartbeats old; rows of nodes that are gone are removed.
+Invariant: it keeps nothing; which nodes are up is the kernel's to know (`caelum.kernel.membership`).
 """
 
 from __future__ import annotations
@@ -8,10 +8,7 @@ from __future__ import annotations
 import functools
 import platform
 import time
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
-
-from sqlalchemy import delete
+from datetime import datetime
 
 from caelum import __version__
 from caelum.cloud.management.api import (
@@ -33,48 +30,15 @@ from caelum.cloud.management.api import (
     VersionReply,
 )
 from caelum.cloud.management.errors import NOT_READY
-from caelum.cloud.management.model import ManagementNodeModel
-from caelum.cloud.management.settings import HEARTBEAT_INTERVAL
-from caelum.kernel.database import utcnow
 from caelum.kernel.errors import CloudError
 from caelum.kernel.message import apis
 from caelum.kernel.service import Service, handles
-
-if TYPE_CHECKING:
-    from caelum.kernel.node import Node
-
-_LOST_AFTER = 12
-"""Heartbeats that a node may miss before its row goes."""
 
 
 class ManagementService(Service):
     """Tells what the management node is."""
 
     name = "management"
-
-    def __init__(self, node: Node) -> None:
-        super().__init__(node)
-        self._joined = utcnow()
-
-    async def start(self) -> None:
-        """Show this node among those that are up."""
-        await self._beat()
-        self.node.timers.every(HEARTBEAT_INTERVAL, self._beat, name="managementNode.heartbeat")
-
-    async def stop(self) -> None:
-        """Take this node out again."""
-        async with self.node.db.transaction() as tx:
-            await tx.execute(delete(ManagementNodeModel).where(ManagementNodeModel.uuid == self.node.uuid))
-
-    async def _beat(self) -> None:
-        now = utcnow()
-        lost = now - timedelta(seconds=_LOST_AFTER * self.node.settings.get(HEARTBEAT_INTERVAL))
-        row = ManagementNodeModel(
-            uuid=self.node.uuid, host_name=self.node.config.resolved_host(), join_date=self._joined, heart_beat=now
-        )
-        async with self.node.db.transaction() as tx:
-            await tx.merge(row)
-            await tx.execute(delete(ManagementNodeModel).where(ManagementNodeModel.heart_beat < lost))
 
     @handles(GetVersion)
     async def get_version(self, _msg: GetVersion) -> VersionReply:
@@ -114,7 +78,7 @@ class ManagementService(Service):
     async def is_ready(self, msg: IsReadyToGo) -> ReadyReply:
         """Whether this node, or the named one, serves requests."""
         wanted = msg.management_node_id or self.node.uuid
-        if not self.node.ready or wanted not in self.node.ring.members:
+        if not self.node.serves or wanted not in self.node.ring.members:
             raise CloudError(NOT_READY, f"management node[{wanted}] is not ready")
         return ReadyReply()
 

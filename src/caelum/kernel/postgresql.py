@@ -1,0 +1,135 @@
+"""PostgreSQL under several writers: connections, locks, and which of its errors pass.
+
+Invariant: in a transaction, a row that was loaded as an object stays as it was read until the transaction ends: its
+load locks it, as SQLite's single writer does for everything. A statement that ends with `CONFLICT` or with
+`DATABASE_UNAVAILABLE` left nothing behind; a commit that ends with the latter may have happened, and its facts say so.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from sqlalchemy import Select, event, inspect
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.orm import ORMExecuteState, Session
+
+from caelum.kernel.errors import CloudError, error_type
+
+DATABASE_UNAVAILABLE = error_type(
+    "CAELUM.DB.1000", "The database cannot be reached", "Wait until it is back, and repeat the request.", transient=True
+)
+CONFLICT = error_type("CAELUM.DB.1001", "Two changes of the same records met", "Repeat the request.", transient=True)
+PASSING = (DATABASE_UNAVAILABLE, CONFLICT)
+"""Errors that say nothing of what was asked: the same may be tried again."""
+
+_CONNECT_SECONDS = 5.0
+_CONFLICTS = frozenset({"40001", "40P01", "55P03"})
+_AWAY = frozenset({"25P03", "53300", "57014", "57P01", "57P02", "57P03", "57P05"})
+"""Besides class 08, lost connections: ended by a time limit, by an administrator or a restart, or never begun."""
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What one node may take of the database. Times are in seconds."""
+
+    pool: int = 20
+    extra: int = 20
+    statement: float = 60.0
+    """A statement that takes longer is ended."""
+    idle: float = 3.0
+    """A transaction whose client does nothing for so long is ended, so that a paused node holds no locks."""
+
+
+def make_engine(url: str, limits: Limits) -> AsyncEngine:
+    """An engine whose connections are looked at before they are used, so that a dead one is replaced."""
+    settings = {
+        "application_name": "caelum",
+        "timezone": "UTC",
+        "jit": "off",
+        "statement_timeout": str(int(limits.statement * 1000)),
+        "idle_in_transaction_session_timeout": str(int(limits.idle * 1000)),
+        # What a dead node locked is free once its connection is known to be dead.
+        "tcp_keepalives_idle": "5",
+        "tcp_keepalives_interval": "2",
+        "tcp_keepalives_count": "3",
+        "tcp_user_timeout": "10000",
+    }
+    return create_async_engine(
+        url,
+        pool_size=limits.pool,
+        max_overflow=limits.extra,
+        pool_pre_ping=True,
+        connect_args={
+            "async_creator_fn": _connect,
+            "timeout": _CONNECT_SECONDS,
+            "command_timeout": limits.statement + _CONNECT_SECONDS,
+            "server_settings": settings,
+        },
+    )
+
+
+async def _connect(*arguments: Any, **options: Any) -> Any:
+    """Open a connection. Raises DATABASE_UNAVAILABLE."""
+    driver = importlib.import_module("asyncpg")  # an optional dependency
+    try:
+        return await driver.connect(*arguments, **options)
+    except (OSError, TimeoutError, driver.PostgresError, driver.InterfaceError) as error:
+        state = getattr(error, "sqlstate", None)
+        if state is not None and state not in _AWAY and not state.startswith("08"):
+            raise
+        details = f"no connection to PostgreSQL: {type(error).__name__}: {error}"
+        raise CloudError(DATABASE_UNAVAILABLE, details) from error
+
+
+class LockingSession(Session):
+    """A session in which objects that are loaded are locked."""
+
+
+@event.listens_for(LockingSession, "do_orm_execute")
+def _lock_what_is_loaded(state: ORMExecuteState) -> None:
+    statement = state.statement
+    if not isinstance(statement, Select) or state.is_column_load or state.is_relationship_load:
+        return
+    if statement._for_update_arg is None and not statement._distinct and not statement._group_by_clauses:
+        optional = _optional(statement)
+        entities = [one["entity"] for one in statement.column_descriptions if _is_object(one)]
+        entities = [one for one in entities if inspect(one).selectable not in optional]
+        if entities:
+            # Not its key: rows that refer to it may be written meanwhile.
+            state.statement = statement.with_for_update(of=entities, key_share=True)
+
+
+def _optional(statement: Select[Any]) -> set[Any]:
+    """The tables of outer joins: what may be missing cannot be locked."""
+    joins = [(target, flags) for target, _, _, flags in statement._setup_joins]
+    return {target for target, flags in joins if flags["isouter"] or flags["full"]}
+
+
+def _is_object(description: Mapping[str, Any]) -> bool:
+    entity = description.get("entity")
+    return entity is not None and description["expr"] is entity
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether an error is one of `PASSING`."""
+    return isinstance(error, CloudError) and error.kind in PASSING
+
+
+def passing(error: BaseException, *, committing: bool = False) -> CloudError | None:
+    """The error to raise instead when `error` says that the database is away, or that two writers met; else None."""
+    if isinstance(error, PoolTimeoutError):
+        return CloudError(DATABASE_UNAVAILABLE, f"all connections to the database are in use: {error}")
+    if not isinstance(error, DBAPIError):
+        return None
+    state = getattr(error.orig, "sqlstate", None) or ""
+    details = f"{type(error.orig).__name__}: {str(error.orig).partition(chr(10))[0]}"
+    if state in _CONFLICTS:
+        return CloudError(CONFLICT, details)
+    if error.connection_invalidated or state in _AWAY or state.startswith("08"):
+        facts: dict[str, Any] = {"ambiguous": True} if committing else {}
+        return CloudError(DATABASE_UNAVAILABLE, details, **facts)
+    return None
