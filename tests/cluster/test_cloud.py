@@ -7,7 +7,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from tests.cluster.clouds import ClusterCloud, cluster_cloud
+from tests.cluster.member_clouds import ClusterCloud, cluster_cloud
 
 from caelum.agent import protocol
 from caelum.cloud.audit.api import INFO, RunAudit

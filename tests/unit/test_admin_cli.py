@@ -55,11 +55,13 @@ def test_an_audit_is_told_and_ends_with_its_outcome(
 
 
 def test_nodes_and_refusals(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    node = {"uuid": "c" * 32, "hostName": "10.0.0.1", "joinDate": "a", "heartBeat": "b"}
-    use(monkeypatch, QueryManagementNode=[node], GetVersion={"version": "1.2.3"})
+    nodes = [{"uuid": one * 32, "hostName": f"10.0.0.{one}", "joinDate": "a", "heartBeat": "b"} for one in "12"]
+    use(monkeypatch, QueryManagementNode=nodes, GetVersion={"version": "1.2.3"})
     assert admin.main(["nodes"]) == 0
     said = capsys.readouterr().out
-    assert "10.0.0.1" in said
+    assert [float(line.split()[-1].rstrip("%")) for line in said.splitlines() if "10.0.0." in line] == [
+        pytest.approx(50, abs=8)
+    ] * 2
     assert "Version 1.2.3." in said
     use(monkeypatch, QueryManagementNode=ApiError({"code": "ID.1002", "details": "administrators only"}))
     assert admin.main(["nodes"]) == 1

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from caelum.cli import output, session
+from caelum.kernel.ring import Ring
 from caelum.sdk.client import ApiError
 
 _UUID = re.compile(r"[0-9a-f]{32}")
@@ -36,7 +37,9 @@ def _parser() -> argparse.ArgumentParser:
         "audit", help="compare database, hosts and storages; exit code 1 when something is wrong"
     )
     audit.add_argument("--timeout", type=float, default=600.0, help="seconds to wait")
-    nodes = commands.add_parser("nodes", help="the management nodes that are up")
+    nodes = commands.add_parser(
+        "nodes", help="the management nodes that are up, and the share of all resources that each serves"
+    )
     for command, run in ((audit, _audit), (nodes, _nodes)):
         command.add_argument("--output", "-o", choices=("table", "json"), default="table")
         command.set_defaults(run=run)
@@ -84,7 +87,12 @@ def _print_report(report: dict[str, Any]) -> None:
 def _nodes(options: argparse.Namespace) -> int:
     client = session.client()
     rows = client.query("ManagementNode")
-    output.show(rows, options.output, ("uuid", "hostName", "joinDate", "heartBeat"))
+    ring = Ring()
+    for row in rows:
+        ring.join(row["uuid"])
+    shares = ring.shares()
+    shown = [{**row, "share": f"{shares[row['uuid']]:.1%}"} for row in rows]
+    output.show(shown, options.output, ("uuid", "hostName", "joinDate", "heartBeat", "share"))
     if options.output == "table":
         print(f"Version {client.call('GetVersion')['version']}.")
     return 0

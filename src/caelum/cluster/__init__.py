@@ -1,1 +1,1 @@
-"""Private instances of what several nodes share, for tests and for a cluster on one machine."""
+"""Clusters of management nodes on one machine, for tests, rehearsals and demonstrations."""

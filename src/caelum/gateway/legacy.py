@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from caelum.gateway.answer import error_body
-from caelum.gateway.http import SECURITY_HEADERS, json_answer, read_body, to_text
+from caelum.gateway.http import SECURITY_HEADERS, client_of, json_answer, read_body, to_text
 from caelum.gateway.portal import Request
 from caelum.gateway.reading import read_json, typed
 from caelum.gateway.refusal import Refusal
@@ -49,28 +49,11 @@ class Legacy:
             raise Refusal(404, f"no api mapping to {request.method} /api/{'/'.join(segments)}")
         raw = await read_body(request, self._node.settings.get(MAX_BODY))
         try:
-            message = await asyncio.to_thread(self._read, raw) if len(raw) > LARGE_BODY else self._read(raw)
+            message = await asyncio.to_thread(read_message, raw) if len(raw) > LARGE_BODY else read_message(raw)
         except Refusal as refusal:
             # Clients of this endpoint read the text and do not look at the status.
             return web.Response(text=refusal.text, headers=SECURITY_HEADERS)
         return json_answer(await self._run(request, message))
-
-    def _read(self, raw: bytes) -> Request:
-        body = read_json(raw)
-        if len(body) != 1:
-            raise Refusal(400, f"the body must have one key, the message's class; it has {len(body)}")
-        name, fields = next(iter(body.items()))
-        meta = api(name)
-        if meta is None or not isinstance(fields, dict):
-            raise Refusal(400, f"no message is called {name[:255]}")
-        session = fields.get("session")
-        session_uuid = session.get("uuid") if isinstance(session, dict) else None
-        return Request(
-            meta=meta,
-            values=typed(meta, fields),
-            session_uuid=session_uuid if isinstance(session_uuid, str) else None,
-            job_uuid=new_uuid(),
-        )
 
     async def _run(self, http: web.BaseRequest, request: Request) -> Answer:
         started = format_time(utcnow())
@@ -78,10 +61,10 @@ class Legacy:
             uuid = await self._runner.submit(request)
             return {"uuid": uuid, "state": "Processing", "createdDate": started}
         try:
-            body = reply_value(request.meta, await self._runner.call(request, http))
+            body = reply_value(request.meta, await self._runner.call(request, client_of(http)))
         except CloudError as error:
             body = error_body(error)
-        text = to_text(_envelope(request.meta, body))
+        text = to_text(envelope(request.meta, body))
         return {"state": "Done", "createdDate": started, "finishedDate": format_time(utcnow()), "result": text}
 
     async def _result(self, uuid: str) -> Answer:
@@ -92,17 +75,38 @@ class Legacy:
         meta = api(job.api)
         if job.done and meta is not None:
             answer["finishedDate"] = format_time(job.finish_date or utcnow())
-            answer["result"] = to_text(_envelope(meta, _body_of(job)))
+            answer["result"] = to_text(envelope(meta, body_of(job)))
         return answer
 
 
-def _body_of(job: Job) -> Answer:
+def read_message(raw: bytes, job_uuid: str | None = None) -> Request:
+    """The operation that a message asks for, an object with one key: the class of the message. Raises Refusal."""
+    body = read_json(raw)
+    if len(body) != 1:
+        raise Refusal(400, f"the body must have one key, the message's class; it has {len(body)}")
+    name, fields = next(iter(body.items()))
+    meta = api(name)
+    if meta is None or not isinstance(fields, dict):
+        raise Refusal(400, f"no message is called {name[:255]}")
+    session = fields.get("session")
+    session_uuid = session.get("uuid") if isinstance(session, dict) else None
+    return Request(
+        meta=meta,
+        values=typed(meta, fields),
+        session_uuid=session_uuid if isinstance(session_uuid, str) else None,
+        job_uuid=job_uuid or new_uuid(),
+    )
+
+
+def body_of(job: Job) -> Answer:
+    """The body of a finished job's answer."""
     if job.error is not None:
         return error_body(job.error)
     found: Answer = json.loads(job.result or "{}")
     return found
 
 
-def _envelope(meta: ApiMeta, body: Answer) -> Answer:
+def envelope(meta: ApiMeta, body: Answer) -> Answer:
+    """An answer as message: its class as the one key, and whether the operation succeeded."""
     kind = "Event" if meta.kind == "async" else "Reply"
     return {meta.java_class.removesuffix("Msg") + kind: {"success": "error" not in body, **body}}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from caelum.cloud.management.errors import NOT_READY
+from caelum.gateway.amqp import AmqpPortal
 from caelum.gateway.answer import error_body
 from caelum.gateway.feed import Feed
 from caelum.gateway.http import Server, client_of, json_answer, refusal_answer
@@ -22,12 +23,13 @@ from caelum.gateway.limits import Concurrency, RateLimit
 from caelum.gateway.operations import Operations
 from caelum.gateway.pages import Pages
 from caelum.gateway.refusal import Refusal
-from caelum.gateway.rest import Rest
+from caelum.gateway.rest import JOBS, Rest
 from caelum.gateway.routes import RouteTable
 from caelum.gateway.runner import Runner
 from caelum.gateway.settings import BURST, MAX_CONCURRENT, RATE
 from caelum.gateway.webhook import WebHooks
 from caelum.kernel.errors import CloudError, to_wire
+from caelum.kernel.membership import is_of_cluster
 from caelum.kernel.message import apis
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ class Gateway:
         self.runner = Runner(node)
         self.feed = Feed(node)
         self._web_hooks = WebHooks(node)
+        self._amqp = AmqpPortal(node, self.runner)
         self._operations = Operations(node)
         self._pages = Pages()
         self._legacy = Legacy(node, self.runner)
@@ -73,6 +76,7 @@ class Gateway:
         """Listen. May be called before the node starts; until that is ready, clients are told to wait."""
         config = self._node.config
         self._web_hooks.start()
+        self._amqp.start()
         self._operations.observe(self)
         self._server = Server(self._answer)
         self._listener = await asyncio.get_running_loop().create_server(
@@ -85,6 +89,7 @@ class Gateway:
         if self._listener is not None:
             self._listener.close()
         await self.feed.stop()
+        await self._amqp.stop()
         if self._server is not None:
             self._server.pre_shutdown()  # idle connections go at once
             await self._server.shutdown(seconds)
@@ -123,9 +128,15 @@ class Gateway:
         return await self._pages.serve(request, segments)
 
     async def _api(self, request: web.BaseRequest, prefix: tuple[str, ...], segments: list[str]) -> web.StreamResponse:
-        with self._admitted(request):
-            path = "/" + "/".join(segments[len(prefix) :])
-            return await self._routed().handle(request, "/" + "/".join(prefix), path)
+        rest = segments[len(prefix) :]
+        try:
+            with self._admitted(request):
+                return await self._routed().handle(request, "/" + "/".join(prefix), "/" + "/".join(rest))
+        except CloudError as error:
+            if rest[:1] == [JOBS] and (error.kind is NOT_READY or is_of_cluster(error)):
+                # Our own trouble must not look like the outcome of the job, which nobody here knows now.
+                return json_answer({}, 202, {"Retry-After": "1"})
+            raise
 
     def _admitted(self, request: web.BaseRequest) -> AbstractContextManager[None]:
         self._rate.take(client_of(request))

@@ -11,15 +11,18 @@ a queue, the caller's end takes it out.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import time
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
+import msgspec
+
 from caelum.kernel import context
 from caelum.kernel.database import refuse_in_transaction
-from caelum.kernel.errors import CANCELED, TIMEOUT, UNDELIVERABLE, CloudError, as_cloud_error
+from caelum.kernel.errors import CANCELED, TIMEOUT, UNDELIVERABLE, CloudError, as_cloud_error, error_type
 from caelum.kernel.events import CanonicalEvent, EventHub, Unsubscribe
 from caelum.kernel.message import Message
 from caelum.kernel.metrics import CallStats
@@ -28,6 +31,15 @@ from caelum.kernel.ring import Ring
 from caelum.kernel.service import Handler, Handling, handlings
 
 log = logging.getLogger(__name__)
+
+BUS_UNAVAILABLE = error_type(
+    "CAELUM.1010",
+    "The message broker can not be reached",
+    "The node tries to connect again by itself; repeat the request once RabbitMQ runs.",
+    transient=True,
+)
+
+Reconnected = Callable[[], Awaitable[None] | None]
 
 R = TypeVar("R")
 E = TypeVar("E", bound=CanonicalEvent)
@@ -50,6 +62,23 @@ class Bus(Protocol):
 
     def subscribe(self, cls: type[E], handler: Callable[[E], Awaitable[None]]) -> Unsubscribe:
         """Call `handler(event)` for each event of the class; returns what ends it."""
+
+    def on_reconnect(self, callback: Reconnected) -> Unsubscribe:
+        """Call `callback` each time that events of other nodes may have been missed; returns what ends it."""
+
+
+class ApiCall(msgspec.Struct, frozen=True, kw_only=True):
+    """An operation that a client sent to the portal's queue. `correlation` is what its answer must carry."""
+
+    id: str
+    correlation: str
+    reply_to: str | None
+    body: bytes
+    timeout: float | None = None
+
+
+ApiHandler = Callable[[ApiCall], Awaitable[bytes | None]]
+"""Answers an operation with the body to send; None: an answer will follow (`BusBase.answer`), or nobody wants one."""
 
 
 class Endpoint:
@@ -83,17 +112,13 @@ class BusBase:
         self._level_of = level_of
         self._table: dict[type, Endpoint] = {}
         self._working: dict[asyncio.Task[None], Endpoint] = {}
-        self._reconnect_callbacks: list[Callable[[], Awaitable[None]]] = []
+        self._on_reconnect: list[Reconnected] = []
 
     async def start(self) -> None:
         """Connect, where there is something to connect to."""
 
     async def stop(self) -> None:
         """Disconnect."""
-
-    def on_reconnect(self, callback: Callable[[], Awaitable[None]]) -> None:
-        """Call `callback` each time the connection is there again: what was told meanwhile is lost."""
-        self._reconnect_callbacks.append(callback)
 
     # --- registration -----------------------------------------------------------------------------------------------
 
@@ -118,6 +143,10 @@ class BusBase:
     def serves(self, cls: type[Message[Any]]) -> bool:
         """Whether a local service handles this message class."""
         return cls in self._table
+
+    def reaches(self, cls: type[Message[Any]]) -> bool:
+        """Whether a message of this class may find a handler, here or in another process."""
+        return self.serves(cls)
 
     # --- routing ----------------------------------------------------------------------------------------------------
 
@@ -252,6 +281,34 @@ class BusBase:
     def subscribe(self, cls: type[E], handler: Callable[[E], Awaitable[None]]) -> Unsubscribe:
         """See `Bus.subscribe`."""
         return self.events.subscribe(cls, handler)
+
+    # --- what only a bus between processes has ------------------------------------------------------------------------
+
+    def on_reconnect(self, callback: Reconnected) -> Unsubscribe:
+        """See `Bus.on_reconnect`. A bus within one process never misses an event."""
+        self._on_reconnect.append(callback)
+        return lambda: self._on_reconnect.remove(callback)
+
+    async def reconnected(self) -> None:
+        """Tell those who rely on events that they may have missed some; one that fails disturbs no other."""
+        for callback in list(self._on_reconnect):
+            try:
+                result = callback()
+                if inspect.isawaitable(result):
+                    await result
+            except Exception:
+                log.exception(
+                    "%s failed after the bus was connected again", getattr(callback, "__qualname__", callback)
+                )
+
+    async def open_api(self, handler: ApiHandler) -> None:
+        """Begin to take operations that clients send by AMQP, where there is a broker."""
+
+    async def close_api(self) -> None:
+        """Take no more of them."""
+
+    def answer(self, reply_to: str, request: str, body: bytes) -> None:
+        """Send an answer to an operation that came by AMQP."""
 
     # --- end --------------------------------------------------------------------------------------------------------
 

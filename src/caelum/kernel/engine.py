@@ -25,7 +25,8 @@ from caelum.kernel.errors import CANCELED, TIMEOUT, CloudError, as_cloud_error
 from caelum.kernel.flow import Retry, Run, Step, Workflow
 from caelum.kernel.jobs import MANAGEMENT_NODE_UNAVAILABLE, progress_in
 from caelum.kernel.journal import DONE, RUNNING, UNDOING, UNDONE, JournalModel, StaleAttempt
-from caelum.kernel.postgresql import PASSING, is_passing
+from caelum.kernel.membership import is_of_cluster
+from caelum.kernel.postgresql import PASSING
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -43,7 +44,7 @@ UNDO_RUNNER = "workflow.undo"
 RESUME_RUNNER = "workflow.resume"
 _LONGEST_PAUSE = 30.0
 _AWAY_TRIES = 30
-"""How often a step is repeated because the database is away: some ten minutes."""
+"""How often a step is repeated because the database is away or nodes leave: some ten minutes."""
 
 
 class Abandoned(Exception):  # noqa: N818 - not an error of the workflow
@@ -373,7 +374,7 @@ class Execution:
             except Exception as error:
                 if self._cancelled is not None:
                     raise
-                if is_passing(error) and away > 0:
+                if is_of_cluster(error) and away > 0:
                     # It says nothing of the step, which may be repeated as after a crash.
                     away -= 1
                 elif retry is not None and left > 0 and retry.on(error):

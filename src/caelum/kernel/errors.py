@@ -125,8 +125,12 @@ class CloudError(Exception):
             wire.details,
             cause=wire.cause,
             causes=[cls.from_wire(one) for one in wire.causes or []],
-            **(wire.opaque or {}),
+            # A foreign service may call a fact what we call a part of the error.
+            **{name: value for name, value in (wire.opaque or {}).items() if name not in _PARTS},
         )
+
+
+_PARTS = frozenset({"self", "kind", "details", "cause", "causes"})
 
 
 def _plain(value: Any) -> Any:

@@ -35,7 +35,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from caelum.kernel import journal, postgresql, work_queue
 from caelum.kernel.database import Row, utcnow
-from caelum.kernel.errors import CloudError, error_type
+from caelum.kernel.errors import UNDELIVERABLE, CloudError, ErrorCode, error_type
 from caelum.kernel.events import CanonicalEvent, canonical
 from caelum.kernel.gc import DONE as GC_DONE
 from caelum.kernel.gc import GarbageCollectorModel
@@ -64,6 +64,7 @@ EVICTED = error_type(
     "Ask another management node; this one starts anew.", transient=True,
 )  # fmt: skip
 
+_CLUSTER_CODES = frozenset({EVICTED.code, *(one.code for one in postgresql.PASSING)})
 JOINING, RUNNING, LEAVING = "Joining", "Running", "Leaving"
 BEATS_PER_LEASE = 3
 """A node of a cluster writes its heartbeat at least so often in the time of its lease, whatever the setting says."""
@@ -430,6 +431,18 @@ class Membership:
         async with self._node.db.transaction() as tx:
             await tx.merge(row)
             await tx.execute(delete(_TABLE).where(_TABLE.c.heart_beat < lost))
+
+
+def is_of_cluster(error: BaseException) -> bool:
+    """Whether it was the cluster that failed, and not what was asked: at the bottom of the error a node left or was
+    evicted, or the database was away. Work that may be repeated after a crash may be repeated then."""
+    below: BaseException | ErrorCode | None = error
+    while isinstance(below, (CloudError, ErrorCode)):
+        facts = below.facts if isinstance(below, CloudError) else below.opaque or {}
+        if below.code in _CLUSTER_CODES or (below.code == UNDELIVERABLE.code and facts.get("left")):
+            return True
+        below = below.cause
+    return False
 
 
 def _clock() -> Any:

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 VIRTUAL_NODES = 1024
 """Points per node. The spread of the shares is about 1/sqrt(points): 3 % here, which keeps max/min under 1.25."""
+_CIRCLE = 1 << 64
 
 
 class RingChange(msgspec.Struct, frozen=True):
@@ -64,6 +65,14 @@ class Ring:
             raise CloudError(UNDELIVERABLE, f"no management node is in the ring to serve uuid[{uuid}]", uuid=uuid)
         index = bisect_left(self._points, _hash(uuid))
         return self._owners[index if index < len(self._owners) else 0]
+
+    def shares(self) -> dict[str, float]:
+        """Which part of all resources each node serves, of 1."""
+        arcs = dict.fromkeys(self._members, 0)
+        for index, (point, owner) in enumerate(zip(self._points, self._owners, strict=True)):
+            # The first point's arc goes around the end.
+            arcs[owner] += (point - self._points[index - 1]) % _CIRCLE
+        return {node: arc / _CIRCLE for node, arc in arcs.items()}
 
     def owns(self, uuid: str) -> bool:
         """Whether the local node serves this resource."""

@@ -7,6 +7,7 @@ the row's on every node, because each change is published. Overrides live in `re
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
 
     from caelum.kernel.bus import Bus
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -228,6 +231,7 @@ class Settings:
     async def start(self) -> None:
         """Make the rows of new settings, load all values, and follow the changes that other nodes make."""
         self._bus.subscribe(GlobalConfigUpdated, self._changed)
+        self._bus.on_reconnect(self.reload)
         try:
             await self._materialise()
         except IntegrityError as error:
@@ -248,6 +252,18 @@ class Settings:
                 row.description, row.default_value = one.description, one.default_text
                 self._values[key] = _value_of(one, row.value)
 
+    async def reload(self) -> None:
+        """Read all values again, and tell those who follow a setting whose value was changed unheard."""
+        async with self._db.read() as session:
+            rows = {(row.category, row.name): row.value for row in await session.scalars(select(GlobalConfigModel))}
+        for key, one in list(_declared.items()):
+            if key not in rows:
+                continue
+            try:
+                await self._take(one, rows[key])
+            except Exception:
+                log.exception("whoever follows setting %r failed on its new value", one)
+
     def get(self, setting: Setting[T]) -> T:
         """The value."""
         return cast("T", self._values.get((setting.category, setting.name), setting.default))
@@ -257,8 +273,8 @@ class Settings:
 
         Name the resource first, then what contains it (VM, cluster, zone).
         """
-        async with self._db.read() as session:
-            texts = await overrides(session, setting, resource_uuids)
+        key = (setting.category, setting.name, *resource_uuids)
+        texts = await self._db.remember(key, lambda session: overrides(session, setting, resource_uuids))
         for uuid in resource_uuids:
             if uuid in texts:
                 return _value_of(setting, texts[uuid])
@@ -298,21 +314,14 @@ class Settings:
         """Call `callback` with the new value after each change, on every node."""
         self._callbacks.setdefault((setting.category, setting.name), []).append(callback)
 
-    async def reload(self) -> None:
-        """Read all values again: the news of some changes may be lost."""
-        async with self._db.read() as session:
-            rows = list(await session.scalars(select(GlobalConfigModel)))
-        for row in rows:
-            await self._take((row.category, row.name), row.value)
-
     async def _changed(self, event: GlobalConfigUpdated) -> None:
-        await self._take((event.category, event.name), event.new_value)
+        one = _declared.get((event.category, event.name))
+        if one is not None:
+            await self._take(one, event.new_value)
 
-    async def _take(self, key: tuple[str, str], text: str) -> None:
-        one = _declared.get(key)
-        if one is None:
-            return
-        value = _value_of(one, text)
+    async def _take(self, setting: Setting[Any], text: str) -> None:
+        """The setting has this value now; whoever follows it hears of a change."""
+        key, value = (setting.category, setting.name), _value_of(setting, text)
         if key in self._values and self._values[key] == value:
             return
         self._values[key] = value

@@ -18,9 +18,9 @@ class NoAccessError(Exception):
     """The administrator's password is not the first one any more, and nobody told the new one."""
 
 
-def log_in(api: str) -> Client:
+def log_in(*apis: str) -> Client:
     """A client with a session: by the password in the environment, by the first one, or by the one that is typed."""
-    client = Client(api)
+    client = Client(*apis)
     try:
         client.login(ACCOUNT, os.environ.get(VARIABLE, FIRST_PASSWORD))
     except ApiError as error:

@@ -24,7 +24,7 @@ from caelum.onemachine.layout import Layout
 from caelum.onemachine.parts import PARTS, agent_command, libvirtd_command
 from caelum.onemachine.processes import alive, answers, terminate
 from caelum.onemachine.progress import Progress
-from caelum.onemachine.up import only_one
+from caelum.onemachine.start import only_one
 from caelum.sdk import ApiError
 
 STOP_TIMEOUT = 90.0

@@ -11,10 +11,11 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 SUPERVISOR = "caelum.onemachine.supervisor"
+Condition = Callable[[], bool]
 CLOCK_STEP = 2.0
 """Seconds by which a process may seem younger than its pid file: the kernel counts starts in ticks since the boot."""
 

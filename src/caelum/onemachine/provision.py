@@ -31,7 +31,8 @@ class Provisioner:
         self._layout = layout
         self._host_uuid = host_uuid
         self._say = say
-        self._choices: dict[str, Any] = {}
+        self.choices: dict[str, Any] = {}
+        """What a VM is made of, as parameters of CreateVmInstance; known once the resources are made."""
 
     def resources(self) -> None:
         """Make everything that a VM needs."""
@@ -45,7 +46,7 @@ class Provisioner:
         network = self._network(zone, cluster)
         offering = self._ensure("InstanceOffering", "small", "CreateInstanceOffering", cpuNum=1, memorySize=128 * MEBI)
         self._ensure("DiskOffering", "1G", "CreateDiskOffering", diskSize=1 << 30)
-        self._choices = {
+        self.choices = {
             "imageUuid": image["uuid"],
             "instanceOfferingUuid": offering["uuid"],
             "l3NetworkUuids": [network["uuid"]],
@@ -57,7 +58,7 @@ class Provisioner:
         """The first VM, running; a new one where its owner has destroyed it."""
         vm = self._ensure(
             "VmInstance", "first", "CreateVmInstance", "state!=Destroyed",
-            systemTags=["hostname::first"], **self._choices,
+            systemTags=["hostname::first"], **self.choices,
         )  # fmt: skip
         operation = {"Stopped": "StartVmInstance", "Paused": "ResumeVmInstance"}.get(vm["state"])
         if operation is not None:

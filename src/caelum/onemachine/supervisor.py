@@ -2,8 +2,8 @@
 
 One small process with the standard library only: `python -m caelum.onemachine.supervisor HOME`. A part that dies is
 started again after a pause that grows from 0.5 s to 5 s and is reset once it has run for 10 s. The parts are in
-HOME/run/parts.json, `[{"name": "server", "command": [...], "environment": {...}}]`, in start order; they stop in
-reverse order.
+HOME/run/parts.json, `[{"name": "server", "command": [...], "environment": {...}, "needs": ["127.0.0.1:5432"]}]`, in
+start order; they stop in reverse order. A part waits until somebody listens at each address that it needs.
 
 Invariant: each home has at most one supervisor (its pid file is locked), and each part at most one process; when the
 supervisor ends, however it ends, none is left but guests: the kernel then ends the parts.
@@ -24,7 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from caelum.onemachine.processes import terminate
+from caelum.onemachine.processes import answers, terminate
 
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 5.0
@@ -37,8 +37,11 @@ PR_SET_PDEATHSIG = 1
 class Part:
     """One supervised program."""
 
-    def __init__(self, name: str, command: list[str], environment: dict[str, str], home: Path) -> None:
+    def __init__(
+        self, name: str, command: list[str], environment: dict[str, str], home: Path, needs: list[str]
+    ) -> None:
         self.name = name
+        self._needs = [(host, int(port)) for host, _, port in (one.rpartition(":") for one in needs)]
         self._command = command
         self._environment = environment
         self._home = home
@@ -55,7 +58,7 @@ class Part:
             return
         if self._process is not None:
             self._note_death(self._process.returncode)
-        if time.monotonic() >= self._next_start:
+        if time.monotonic() >= self._next_start and all(answers(one) for one in self._needs):
             self._start()
 
     def _note_death(self, code: int) -> None:
@@ -131,7 +134,7 @@ def _supervise(home: Path) -> None:
     rows = json.loads((home / "run" / "parts.json").read_text())
     for row in rows:
         terminate(home / "run" / f"{row['name']}.pid", STOP_TIMEOUT)  # of a supervisor that was killed
-    parts = [Part(row["name"], row["command"], row.get("environment", {}), home) for row in rows]
+    parts = [Part(row["name"], row["command"], row.get("environment", {}), home, row.get("needs", [])) for row in rows]
     ending: list[int] = []
 
     def end(number: int, _frame: FrameType | None) -> None:

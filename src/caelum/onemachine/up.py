@@ -6,17 +6,11 @@ Invariant: it may be interrupted anywhere, with everything that it has started, 
 from __future__ import annotations
 
 import argparse
-import fcntl
-import json
 import os
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 from caelum.onemachine import guest_image, libvirtd, processes
@@ -25,18 +19,11 @@ from caelum.onemachine.layout import Layout
 from caelum.onemachine.parts import PARTS, host_identity, parts
 from caelum.onemachine.progress import Progress
 from caelum.onemachine.provision import Provisioner
+from caelum.onemachine.start import RefusedError, answers_ready, check_ports, only_one, start_parts, wait_ready
 from caelum.sdk import ApiError, Client
 
-READY_TIMEOUT = 120.0
 GUEST_TIMEOUT = 180.0
 LOOK_INTERVAL = 3.0
-DEATHS = 3
-"""A part that died this often while we wait is not going to live."""
-LOG_LINES = 12
-
-
-class RefusedError(Exception):
-    """The cloud cannot be started, and why."""
 
 
 def main() -> None:
@@ -76,19 +63,6 @@ def check(layout: Layout) -> None:
         )
 
 
-@contextmanager
-def only_one(layout: Layout, progress: Progress) -> Iterator[None]:
-    """Wait for another `up` or `down` of this home."""
-    layout.run.mkdir(parents=True, exist_ok=True)
-    with (layout.run / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress.say("another `make up` or `make down` is under way: waiting for its end")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def bring_up(layout: Layout, progress: Progress) -> tuple[dict[str, Any], Client]:
     """Start what does not run, make what is absent. Returns the first VM and a client with a session."""
     runs = processes.alive(layout.run / "supervisor.pid")
@@ -101,7 +75,7 @@ def bring_up(layout: Layout, progress: Progress) -> tuple[dict[str, Any], Client
         ):
             host_uuid = host_identity(layout)
             if not runs:
-                _start(layout)
+                start_parts(layout, parts(layout))
             _wait_ready(layout)
         if not image.done():
             progress.say("waiting for the guest image")
@@ -137,74 +111,29 @@ def _make_way(layout: Layout) -> None:
     _check_ports(layout)
 
 
-def _start(layout: Layout) -> None:
-    """Start the supervisor with all parts."""
-    for marker in layout.run.glob("*.stop"):
-        marker.unlink()
-    (layout.run / "parts.json").write_text(json.dumps(parts(layout)))
-    with (layout.logs / "supervisor.out").open("ab") as log:
-        subprocess.Popen(
-            [sys.executable, "-m", processes.SUPERVISOR, str(layout.home)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-
-
 def _check_ports(layout: Layout) -> None:
-    ports = {
-        "API": layout.api_port,
-        "AGENT": layout.agent_port,
-        "CONSOLE": layout.console_port,
-        "CALLBACK": layout.callback_port,
-    }
-    taken = {name: port for name, port in ports.items() if not processes.is_free(port)}
-    if taken:
-        lines = [f"  {port} is held by {processes.listener(port)}" for port in taken.values()]
-        others = " ".join(
-            f"CAELUM_{name}_PORT={port + (10000 if port < 55000 else -10000)}" for name, port in taken.items()
-        )
-        raise RefusedError(
-            "Ports that the cloud needs are taken:\n" + "\n".join(lines) + "\nStop what holds them, or choose others:\n"
-            f"  {others} make up"
-        )
+    check_ports(
+        {
+            "CAELUM_API_PORT": layout.api_port,
+            "CAELUM_AGENT_PORT": layout.agent_port,
+            "CAELUM_CONSOLE_PORT": layout.console_port,
+            "CAELUM_CALLBACK_PORT": layout.callback_port,
+        },
+        "make up",
+    )
 
 
 def _wait_ready(layout: Layout) -> None:
-    """Wait for all parts: a host whose libvirt still starts would be refused. Give up when a part keeps dying."""
-    log = layout.logs / "supervisor.out"
-    seen = log.stat().st_size if log.exists() else 0
-    waits: dict[str, Callable[[], bool]] = {
-        "server": lambda: _answers_ready(f"{layout.api}/readyz"),
-        "libvirtd": lambda: processes.answers(layout.libvirt_socket),
-        "agent": lambda: processes.answers((layout.address, layout.agent_port)),
-    }
-    deadline = time.monotonic() + READY_TIMEOUT
-    for name, is_ready in waits.items():
-        while not is_ready():
-            with log.open() as file:
-                file.seek(seen)
-                deaths = sum(line.startswith(f"{name} ended") for line in file)
-            if deaths >= DEATHS or time.monotonic() > deadline:
-                raise RefusedError(_why(layout, name, deaths))
-            time.sleep(0.1)
-
-
-def _answers_ready(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, ConnectionError, TimeoutError):
-        return False
-
-
-def _why(layout: Layout, name: str, deaths: int) -> str:
-    outputs = (layout.logs / f"{name}.out", layout.server_data / "log" / "server.log")
-    file = next((one for one in outputs if one.exists() and one.stat().st_size), outputs[0])
-    lines = file.read_text(errors="replace").splitlines()[-LOG_LINES:] if file.exists() else []
-    what = f"died {deaths} times" if deaths else f"was not ready within {READY_TIMEOUT:.0f} s"
-    return f"The {name} {what}. The end of {file}:\n" + "\n".join(f"  {line}" for line in lines)
+    """Wait for all parts: a host whose libvirt still starts would be refused."""
+    wait_ready(
+        layout,
+        {
+            "server": lambda: answers_ready(f"{layout.api}/readyz"),
+            "libvirtd": lambda: processes.answers(layout.libvirt_socket),
+            "agent": lambda: processes.answers((layout.address, layout.agent_port)),
+        },
+        {"server": layout.server_data / "log" / "server.log"},
+    )
 
 
 def _wait_guest(provisioner: Provisioner, vm: dict[str, Any]) -> dict[str, Any]:

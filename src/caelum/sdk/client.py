@@ -5,7 +5,9 @@
     zone = client.call("CreateZone", name="zone1")
     vms = client.query("VmInstance", "state=Running")
 
-Standard library only. Several addresses may be given; the next is tried when one does not answer.
+Operations of the server's plugins are asked for when one is first called. Standard library only. Several addresses may
+be given: the next is tried when one does not answer, and a job that was begun at one is polled at any (`transport.py`
+says what is repeated and what is not).
 """
 
 from __future__ import annotations
@@ -13,51 +15,27 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 import uuid
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from caelum.sdk.manifest import Operation, load
+from caelum.sdk.errors import ApiError as ApiError
+from caelum.sdk.manifest import Operation, learn, load
+from caelum.sdk.transport import HTTP_TIMEOUT, NOT_READY, Ask, Transport
 
-HTTP_TIMEOUT = 60.0
-"""Seconds for one HTTP exchange."""
 FIRST_POLL = 0.05
 LONGEST_POLL = 1.0
 """Seconds between polls of a job: they grow from the first to the longest. A server that can, answers at the end."""
-
-
-class ApiError(Exception):
-    """The cloud's answer to an operation that failed: `error` is the wire error with code, details and cause."""
-
-    def __init__(self, error: dict[str, Any]) -> None:
-        self.error = error
-        self.code: str = error.get("code", "")
-        super().__init__(explain(error))
-
-
-def explain(error: dict[str, Any]) -> str:
-    """The error, its causes below it, and what to do, as lines of text."""
-    lines, indent = [], ""
-    current: dict[str, Any] | None = error
-    while current:
-        lines.append(f"{indent}[{current.get('code')}] {current.get('details') or current.get('description')}")
-        for other in current.get("causes") or []:
-            lines.append(f"{indent}  - {other.get('details')}")
-        indent += "  "
-        current = current.get("cause")
-    if error.get("elaboration"):
-        lines.append(f"What to do: {error['elaboration']}")
-    return "\n".join(lines)
+POLL_PATIENCE = 120.0
+"""Seconds for which a job is still polled while nobody answers: it outlives the node that began it."""
 
 
 class Client:
     """A session with the cloud at one or several addresses (`http://host:port`)."""
 
     def __init__(self, *addresses: str, session: str | None = None) -> None:
-        self._addresses = [one.rstrip("/") for one in addresses] or ["http://127.0.0.1:8080"]
+        self._transport = Transport([one.rstrip("/") for one in addresses] or ["http://127.0.0.1:8080"])
         self.session = session
 
     def login(self, account: str, password: str) -> str:
@@ -79,11 +57,11 @@ class Client:
         progress: Callable[[float], None] | None = None,
         **parameters: Any,
     ) -> Any:
-        """Run an operation and return its result. Raises ApiError, TimeoutError or OSError.
+        """Run an operation and return its result. Raises ApiError, TimeoutError, OSError, KeyError for an unknown name.
 
         `progress` is called at each poll with the seconds that the job has run.
         """
-        operation = load()[name]
+        operation = self._operation(name)
         status, answer = self._request(operation, parameters)
         if status == 202 and "location" in answer:
             answer = self._wait(answer["location"], timeout, progress)
@@ -91,26 +69,54 @@ class Client:
 
     def submit(self, name: str, /, **parameters: Any) -> str:
         """Begin an operation and return where its job can be polled."""
-        _, answer = self._request(load()[name], parameters)
+        _, answer = self._request(self._operation(name), parameters)
         return str(answer.get("location", ""))
 
     def count(self, name: str, *conditions: str) -> int:
         """How many resources a query finds."""
-        _, answer = self._request(load()[name], {"q": list(conditions), "count": True})
+        _, answer = self._request(self._operation(name), {"q": list(conditions), "count": True})
         return int(answer["total"])
+
+    def learn(self, timeout: float = HTTP_TIMEOUT) -> bytes:
+        """Learn the operations of the server's plugins, and return them as text. Raises ApiError or OSError."""
+        ask = Ask("GET", "/operations.json", safe=True, patience=timeout)
+        text = json.dumps(self._transport.send(ask)[1]).encode()
+        try:
+            learn(text)
+        except ValueError as error:
+            raise OSError(f"the server's list of operations cannot be read: {error}") from error
+        return text
+
+    def _operation(self, name: str) -> Operation:
+        if name not in load():
+            self.learn()
+        return load()[name]
 
     def _request(self, operation: Operation, parameters: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         path, body, query = request_parts(operation, parameters)
         # The job's UUID is ours, so that a request that was repeated because its answer got lost is recognised.
-        headers = {"X-Job-UUID": uuid.uuid4().hex} if operation.method != "GET" else {}
-        return self._send(operation.method, path, body, query, headers)
+        job = uuid.uuid4().hex if operation.job else None
+        # What needs no session changes nothing but sessions: one too many harms nobody.
+        safe = operation.method == "GET" or not operation.login
+        tail = f"/zstack/v1{path}" + (f"?{urllib.parse.urlencode(query)}" if query else "")
+        data = None if body is None else json.dumps(body).encode()
+        return self._transport.send(Ask(operation.method, tail, data, self._headers(), job=job, safe=safe))
+
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"OAuth {self.session}"} if self.session else {}
 
     def _wait(self, location: str, timeout: float, progress: Callable[[float], None] | None) -> dict[str, Any]:
-        path = location[location.index("/v1/") + 3 :]
         started, pause = time.monotonic(), FIRST_POLL
+        heard = started
         while True:
             asked = time.monotonic()
-            status, answer = self._send("GET", path, None, [], {"Prefer": f"wait={LONGEST_POLL:.0f}"})
+            try:
+                status, answer = self._poll(location)
+                heard = time.monotonic()
+            except OSError:
+                status = 202
+                if time.monotonic() - heard > POLL_PATIENCE:
+                    raise
             if status != 202:
                 return answer
             elapsed = time.monotonic() - started
@@ -121,34 +127,15 @@ class Client:
             time.sleep(max(0.0, asked + pause - time.monotonic()))
             pause = min(pause * 1.5, LONGEST_POLL)
 
-    def _send(
-        self, method: str, path: str, body: Any, query: list[tuple[str, str]], headers: dict[str, str]
-    ) -> tuple[int, dict[str, Any]]:
-        tail = f"/zstack/v1{path}" + (f"?{urllib.parse.urlencode(query)}" if query else "")
-        data = None if body is None else json.dumps(body).encode()
-        headers = {**headers, "Content-Type": "application/json"}
-        if self.session:
-            headers["Authorization"] = f"OAuth {self.session}"
-        failure: OSError | None = None
-        for address in self._addresses:
-            request = urllib.request.Request(address + tail, data, headers, method=method)  # noqa: S310
-            try:
-                return _exchange(request)
-            except (urllib.error.URLError, ConnectionError) as error:
-                failure = error
-        raise failure or OSError("no address is known")
-
-
-def _exchange(request: urllib.request.Request) -> tuple[int, dict[str, Any]]:
-    try:
-        with urllib.request.urlopen(request, timeout=HTTP_TIMEOUT) as response:  # noqa: S310
-            return response.status, json.loads(response.read() or b"{}")
-    except urllib.error.HTTPError as error:
-        text = error.read().decode(errors="replace")
+    def _poll(self, location: str) -> tuple[int, dict[str, Any]]:
+        path = f"/zstack{location[location.index('/v1/') :]}"
+        headers = {**self._headers(), "Prefer": f"wait={LONGEST_POLL:.0f}"}
         try:
-            raise ApiError(json.loads(text)["error"]) from None
-        except (ValueError, KeyError, TypeError):
-            raise ApiError({"code": f"HTTP.{error.code}", "details": text or error.reason}) from None
+            return self._transport.send(Ask("GET", path, headers=headers, safe=True, poll=True))
+        except ApiError as error:
+            if error.code == NOT_READY:
+                raise ConnectionError(f"no node is ready: {error}") from error
+            raise
 
 
 def request_parts(operation: Operation, parameters: dict[str, Any]) -> tuple[str, Any, list[tuple[str, str]]]:

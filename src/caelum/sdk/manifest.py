@@ -1,6 +1,7 @@
 """The manifest: every public operation as plain data, so that client and command line need not load the services.
 
-It is kept in `operations.json`, which `caelum.sdk.generate` makes of the message declarations.
+It is kept in `operations.json`, which `caelum.sdk.generate` makes of the message declarations. What plugins of a server
+add, the server tells at `/operations.json`; `learn` enters it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ class Parameter(msgspec.Struct, omit_defaults=True):
 
 
 class Operation(msgspec.Struct, omit_defaults=True):
-    """An operation as a client needs it; `reply_key` is where its result is in the answer's body."""
+    """An operation as a client needs it.
+
+    `reply_key` is where its result is in the answer's body; `job`: it is answered by a job that is polled.
+    """
 
     name: str
     method: str
@@ -38,6 +42,7 @@ class Operation(msgspec.Struct, omit_defaults=True):
     reply_key: str | None = None
     query: bool = False
     login: bool = True
+    job: bool = False
 
 
 @cache
@@ -45,3 +50,11 @@ def load() -> dict[str, Operation]:
     """All operations by name (`CreateZone`)."""
     text = resources.files("caelum.sdk").joinpath(FILE).read_bytes()
     return {one.name: one for one in msgspec.json.decode(text, type=list[Operation])}
+
+
+def learn(text: bytes) -> list[str]:
+    """Enter the operations of a server's plugins; the names of those that were not known. Raises ValueError."""
+    known = load()
+    found = [one for one in msgspec.json.decode(text, type=list[Operation]) if one.name not in known]
+    known.update({one.name: one for one in found})
+    return [one.name for one in found]

@@ -2,10 +2,13 @@
 
 GET    /hosts                         addresses, UUIDs, what came and what was done
 GET    /dump  /dump/{uuid}            what the hosts hold
+GET    /tasks                         commands under way: host, task UUID, path, where the answer goes
 GET    /faults, PUT /faults [..], POST /faults {..}, DELETE /faults
 PUT    /latencies [..]
+PUT    /cut [{"server": uuid, "callback": "https://127.0.0.1:8444/"}]      the management nodes that hosts do not reach
 POST   /hosts/{uuid}/die | revive | power-off
 POST   /hosts/{uuid}/vms/{vm} {"state": "Stopped"}     a guest changes by itself
+POST   /copies {"vm": .., "hosts": {host: [vm, ..]}}    guests like an existing one, without being told by the server
 """
 
 from __future__ import annotations
@@ -15,9 +18,16 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from caelum.simulator.faults import Fault, Latency
+from caelum.simulator.faults import Cut, Fault, Latency
 from caelum.simulator.host import SimulatedHost
 from caelum.simulator.hosts import SimulatedHosts
+
+
+class Copies(msgspec.Struct):
+    """Guests like `vm`, by host."""
+
+    vm: str
+    hosts: dict[str, list[str]]
 
 
 class Control:
@@ -28,17 +38,20 @@ class Control:
 
     def application(self) -> web.Application:
         """The application to serve."""
-        app = web.Application()
+        app = web.Application(client_max_size=1 << 26)
         app.add_routes(
             [
                 web.get("/hosts", self._list),
                 web.get("/dump", self._dump),
                 web.get("/dump/{uuid}", self._dump),
+                web.get("/tasks", self._tasks),
                 web.get("/faults", self._faults),
                 web.put("/faults", self._set_faults),
                 web.post("/faults", self._add_fault),
                 web.delete("/faults", self._heal),
                 web.put("/latencies", self._set_latencies),
+                web.put("/cut", self._cut),
+                web.post("/copies", self._copy),
                 web.post("/hosts/{uuid}/vms/{vm}", self._guest),
                 web.post("/hosts/{uuid}/{action}", self._act),
             ]
@@ -51,6 +64,15 @@ class Control:
     async def _dump(self, request: web.Request) -> web.Response:
         uuid = request.match_info.get("uuid")
         return _json(self._hosts.dump() if uuid is None else self._host(request).world.dump())
+
+    async def _tasks(self, _: web.Request) -> web.Response:
+        return _json(
+            [
+                {"host": host.uuid, "task": task.uuid, "path": task.path, "callback": task.callback}
+                for host in self._hosts.hosts
+                for task in host.journal.under_way()
+            ]
+        )
 
     async def _faults(self, _: web.Request) -> web.Response:
         return _json(self._hosts.behaviour.faults)
@@ -71,6 +93,12 @@ class Control:
         self._hosts.behaviour.latencies = await _read(request, list[Latency])
         return _json(self._hosts.behaviour.latencies)
 
+    async def _cut(self, request: web.Request) -> web.Response:
+        self._hosts.behaviour.cuts = await _read(request, list[Cut])
+        for host in self._hosts.hosts:
+            host.drop_cut()
+        return _json(self._hosts.behaviour.cuts)
+
     async def _act(self, request: web.Request) -> web.Response:
         host = self._host(request)
         match request.match_info["action"]:
@@ -90,6 +118,19 @@ class Control:
             raise web.HTTPNotFound(text=f"no guest {vm_uuid} on host {host.uuid}")
         host.guest_changes(vm_uuid, (await _read(request, dict[str, str])).get("state", "Stopped"))
         return _json(host.world.states())
+
+    async def _copy(self, request: web.Request) -> web.Response:
+        wanted = await _read(request, Copies)
+        found = (host.world.vms.get(wanted.vm) for host in self._hosts.hosts)
+        guest = next((one for one in found if one is not None), None)
+        if guest is None or not wanted.hosts.keys() <= {host.uuid for host in self._hosts.hosts}:
+            raise web.HTTPNotFound(text=f"no guest {wanted.vm}, or not all of the hosts")
+        for host_uuid, vm_uuids in wanted.hosts.items():
+            host = self._hosts.by_uuid(host_uuid)
+            for vm_uuid in vm_uuids:
+                definition = msgspec.structs.replace(guest.definition, vm_uuid=vm_uuid, disks=[], nics=[])
+                host.world.vms[vm_uuid] = msgspec.structs.replace(guest, definition=definition)
+        return _json({})
 
     def _host(self, request: web.Request) -> SimulatedHost:
         try:

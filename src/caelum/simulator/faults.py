@@ -45,10 +45,18 @@ class Latency(msgspec.Struct, rename="camel", kw_only=True, omit_defaults=True):
     high: float = 0.0
 
 
+class Cut(msgspec.Struct, rename="camel", kw_only=True):
+    """A management node, by the UUID in its certificate and the start of its callback URLs, that no host reaches."""
+
+    server: str
+    callback: str
+
+
 class Behaviour:
     """The faults and latencies in force. The first that matches counts."""
 
     def __init__(self, seed: int = 0) -> None:
+        self.cuts: list[Cut] = []
         self.faults: list[Fault] = []
         self.latencies: list[Latency] = []
         self._random = random.Random(seed)  # noqa: S311 - repeatable, not secret
@@ -60,6 +68,15 @@ class Behaviour:
     def clear(self) -> None:
         """Everything works again."""
         self.faults.clear()
+        self.cuts.clear()
+
+    def is_cut_from(self, server: str) -> bool:
+        """Whether this management node does not reach the hosts."""
+        return any(one.server == server for one in self.cuts)
+
+    def cannot_post(self, url: str) -> bool:
+        """Whether the management node that listens there cannot be reached."""
+        return any(url.startswith(one.callback) for one in self.cuts)
 
     def fault_for(self, host_uuid: str, path: str) -> Fault | None:
         """The fault that hits this command, used up by one."""

@@ -68,6 +68,10 @@ class Journal:
                 )
         return [task for task in self._tasks.values() if not task.delivered and task.callback]
 
+    def under_way(self) -> list[Task]:
+        """The tasks that have no answer yet."""
+        return [task for task in self._tasks.values() if task.answer is None]
+
     def running(self) -> int:
         """How many tasks have no answer yet."""
-        return sum(task.answer is None for task in self._tasks.values())
+        return len(self.under_way())

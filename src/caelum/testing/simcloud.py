@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import struct
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -36,12 +35,13 @@ from caelum.drivers.local_storage.api import AddLocalPrimaryStorage
 from caelum.kernel import resources
 from caelum.kernel.message import QueryCondition
 from caelum.simulator import SimulatedHosts
+from caelum.simulator.image import IMAGE_SIZE as IMAGE_SIZE
+from caelum.simulator.image import empty_qcow2 as empty_qcow2
 from caelum.testing.cloud import EmbeddedCloud
 from caelum.testing.rehearsals import Rehearsal, Stage
 
 GIB = 1 << 30
 MIB = 1 << 20
-IMAGE_SIZE = 64 * MIB
 
 
 class SimulatedCloud:
@@ -172,21 +172,6 @@ class SimulatedCloud:
             )
         )
         return str(l3.uuid)
-
-
-def empty_qcow2(path: Path) -> Path:
-    """A valid qcow2 image without content, made without tools: header, refcount table and block, L1 table."""
-    cluster = 1 << 16
-    path.parent.mkdir(parents=True, exist_ok=True)
-    l1_entries = max(1, IMAGE_SIZE // (cluster * (cluster // 8)))
-    header = struct.pack(
-        ">4sIQIIQIIQQIIQQQQII",
-        b"QFI\xfb", 3, 0, 0, 16, IMAGE_SIZE, 0, l1_entries, 3 * cluster, cluster, 1, 0, 0, 0, 0, 0, 4, 104,
-    )  # fmt: skip
-    refcount_table = struct.pack(">Q", 2 * cluster).ljust(cluster, b"\0")
-    refcount_block = struct.pack(">4H", 1, 1, 1, 1).ljust(cluster, b"\0")
-    path.write_bytes(header.ljust(cluster, b"\0") + refcount_table + refcount_block + bytes(cluster))
-    return path
 
 
 @contextlib.asynccontextmanager

@@ -33,6 +33,15 @@ def test_three_nodes_share_evenly_and_a_third_takes_a_third(seed: int) -> None:
     assert all(ring.owner(key) == names[2] for key in moved)
 
 
+def test_shares_are_what_keys_find() -> None:
+    ring, names = _ring(1, 3)
+    counted = {name: sum(ring.owner(key) == name for key in KEYS) / len(KEYS) for name in names}
+    assert ring.shares() == pytest.approx(counted, abs=0.02)
+    assert sum(ring.shares().values()) == pytest.approx(1)
+    assert _ring(2, 1)[0].shares() == {_ring(2, 1)[1][0]: 1.0}
+    assert Ring().shares() == {}
+
+
 def test_owners_do_not_depend_on_the_order_of_joining() -> None:
     ring, names = _ring(3, 5)
     other = Ring(names[4])

@@ -3,7 +3,7 @@
 import pytest
 from sqlalchemy import select
 
-from caelum.kernel.database import Database
+from caelum.kernel.database import Database, update_where
 from caelum.kernel.errors import CloudError
 from caelum.kernel.events import EventHub
 from caelum.kernel.node import Node
@@ -74,6 +74,24 @@ async def test_a_change_reaches_the_other_node(node: Node) -> None:
     await other.set(RESERVED, "2G")
     await node.events.idle()
     assert node.settings.get(RESERVED) == 2 << 30
+
+
+async def test_changes_that_no_event_told_are_found_by_a_reload(node: Node) -> None:
+    seen: list[object] = []
+
+    def broken(value: int) -> None:
+        raise ValueError(value)
+
+    node.settings.on_change(PERIOD, broken)
+    node.settings.on_change(LIMIT, seen.append)
+    async with node.db.transaction() as tx:
+        for name, value in (("period", "3d"), ("limit", "9")):
+            await update_where(tx, GlobalConfigModel, {"value": value}, GlobalConfigModel.name == name)
+    assert node.settings.get(LIMIT) == 5
+    await node.bus.reconnected()
+    assert (node.settings.get(LIMIT), node.settings.get(PERIOD)) == (9, 3 * 86400)
+    await node.bus.reconnected()
+    assert seen == [9], "only what differs is told, and one that fails keeps nobody else from hearing"
 
 
 async def test_overrides_by_resource(node: Node) -> None:

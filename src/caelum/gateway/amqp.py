@@ -1,0 +1,131 @@
+"""Operations by AMQP: messages of the queue that all nodes share, answered to the queue that the client names.
+
+Invariant: it is another spelling of the same operations: the same portal, the same jobs. A message is acknowledged
+when its answer is sent (synchronous operations) or its job is recorded (others), so a node that dies before leaves it
+to another; the answer of a job is sent by whichever node finishes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from caelum.gateway.answer import error_body
+from caelum.gateway.http import to_text
+from caelum.gateway.legacy import body_of, envelope, read_message
+from caelum.gateway.portal import Request
+from caelum.gateway.refusal import Refusal
+from caelum.gateway.rest import LARGE_BODY
+from caelum.kernel.bus import ApiCall
+from caelum.kernel.errors import INVALID_ARGUMENT, CloudError
+from caelum.kernel.ids import derived_uuid
+from caelum.kernel.jobs import reply_value
+from caelum.kernel.membership import NodeLifecycle
+from caelum.kernel.message import api
+
+if TYPE_CHECKING:
+    from caelum.gateway.runner import Runner
+    from caelum.kernel.jobs import Job
+    from caelum.kernel.node import Node
+
+log = logging.getLogger(__name__)
+
+_HOOK = "amqp:"
+_UNREADABLE = "org.zstack.header.message.APIReply"
+
+
+class _ReplyTo(msgspec.Struct, frozen=True):
+    """Where a job's answer goes; as text it takes the place of the job's web hook."""
+
+    queue: str
+    correlation: str
+
+    def hook(self) -> str:
+        return _HOOK + msgspec.json.encode(self).decode()
+
+
+class AmqpPortal:
+    """The AMQP side of the gateway."""
+
+    def __init__(self, node: Node, runner: Runner) -> None:
+        self._node = node
+        self._runner = runner
+        self._settling: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        """Take operations from the moment on at which the node is ready."""
+        self._node.bus.subscribe(NodeLifecycle, self._on_lifecycle)
+        self._node.jobs.on_finish(self._finished)
+
+    async def stop(self) -> None:
+        """Take no more operations."""
+        await self._node.bus.close_api()
+        await asyncio.gather(*self._settling, return_exceptions=True)
+
+    async def _on_lifecycle(self, event: NodeLifecycle) -> None:
+        if event.node_uuid == self._node.uuid and event.life_cycle == "NodeJoin":
+            await self._node.bus.open_api(self.handle)
+
+    async def handle(self, call: ApiCall) -> bytes | None:
+        """Answer an operation; None: its job's answer follows."""
+        try:
+            request = await self._read(call)
+        except Refusal as refusal:
+            return _failed(_UNREADABLE, CloudError(INVALID_ARGUMENT, refusal.text))
+        try:
+            if request.meta.kind == "async":
+                return await self._submit(call, request)
+            return _text(request, reply_value(request.meta, await self._runner.call(request, "amqp")))
+        except CloudError as error:
+            return _text(request, error_body(error))
+        except Refusal as refusal:
+            return _text(request, error_body(CloudError(INVALID_ARGUMENT, refusal.text)))
+
+    async def _read(self, call: ApiCall) -> Request:
+        # The same for the same message, so that one that is delivered twice is one job.
+        job = derived_uuid("amqp-job", call.id)
+        if len(call.body) > LARGE_BODY:
+            request = await asyncio.to_thread(read_message, call.body, job)
+        else:
+            request = read_message(call.body, job)
+        return msgspec.structs.replace(request, timeout=call.timeout)
+
+    async def _submit(self, call: ApiCall, request: Request) -> bytes | None:
+        uuid = request.job_uuid or ""
+        hook = _ReplyTo(call.reply_to, call.correlation).hook() if call.reply_to else None
+        try:
+            await self._runner.submit(request, hook)
+        except Refusal:
+            job = await self._node.jobs.get(uuid)
+            if job is None or job.web_hook not in (None, hook):
+                raise
+            log.info("the operation %s of job %s was delivered again", request.meta.name, uuid)
+            return _answer_of(job) if job.done else None
+        return None
+
+    def _finished(self, job: Job) -> None:
+        if job.web_hook is None or not job.web_hook.startswith(_HOOK):
+            return
+        to = msgspec.json.decode(job.web_hook.removeprefix(_HOOK), type=_ReplyTo)
+        self._node.bus.answer(to.queue, to.correlation, _answer_of(job))
+        task = asyncio.get_running_loop().create_task(self._node.jobs.hook_settled(job.uuid), name=f"amqp:{job.uuid}")
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+
+
+def _answer_of(job: Job) -> bytes:
+    meta = api(job.api)
+    if meta is None:
+        return _failed(_UNREADABLE, CloudError(INVALID_ARGUMENT, f"operation[{job.api}] is not known any more"))
+    return to_text(envelope(meta, body_of(job))).encode()
+
+
+def _text(request: Request, body: dict[str, object]) -> bytes:
+    return to_text(envelope(request.meta, body)).encode()
+
+
+def _failed(name: str, error: CloudError) -> bytes:
+    return to_text({name: {"success": False, **error_body(error)}}).encode()

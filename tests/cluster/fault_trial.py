@@ -1,0 +1,63 @@
+"""One fault as a trial: calm, the fault, its end, recovery, and the verdict; measured, and written into the table.
+
+`ROUNDS` (1) says how often each fault is tried; from 10 on, pauses and partitions last as long as in real life.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable
+
+from fault_cluster import FaultCluster
+from fault_judge import Judge, summary
+from fault_load import Load
+from fault_report import row
+
+ROUNDS = int(os.environ.get("ROUNDS", "1"))
+FULL = ROUNDS >= 10
+CALM = 3.0
+"""Seconds of undisturbed work before a fault."""
+SLACK = 1.0 if FULL else 3.0
+"""Brief rounds run beside other work: there a limit on time only finds what hangs."""
+Fault = Callable[[], Awaitable[None]]
+
+
+class Trial:
+    """Tries faults on a cluster under load."""
+
+    def __init__(self, cluster: FaultCluster, judge: Judge, clients: int = 4) -> None:
+        self._cluster, self._judge, self._clients = cluster, judge, clients
+
+    async def of(self, name: str, fault: Fault, *, downtime: float, recovery: float, errors: float = 0.1) -> None:
+        """Break and mend by `fault()`. Fails when clients waited longer than `downtime` seconds for any address to take
+        a request, interrupted work took longer than `recovery`, or more than this share of operations failed."""
+        for _ in range(ROUNDS):
+            await self._round(name, fault, downtime, recovery, errors)
+
+    async def _round(self, name: str, fault: Fault, downtime: float, recovery: float, errors: float) -> None:
+        layout = self._cluster.layout
+        async with Load(
+            layout.apis, self._cluster.client.session or "", self._cluster.resources, self._clients
+        ) as load:
+            await load.run(CALM)
+            interrupted, begun = await self._judge.open(), time.monotonic()
+            broken = asyncio.create_task(fault())
+            while not broken.done():
+                await load.run(0.1)
+            await broken
+            over = time.monotonic()
+            settled = await self._judge.settled(interrupted, over, recovery * SLACK) + over - begun
+            await load.succeeds(count=self._clients)
+            await asyncio.to_thread(self._cluster.wait_met)
+            await load.run(CALM / 2)
+            await self._judge.verdict(load)
+        record = load.record
+        failed, ended = record.errors(begun), [one for one in record.done if one.ended > begun]
+        measured = row(name)
+        measured.add(record.downtime(begun), settled, len(ended), len(failed))
+        print(f"{measured}\n{summary(failed)}")
+        assert record.downtime(begun) <= downtime * SLACK, measured
+        assert settled <= recovery * SLACK, measured
+        assert len(failed) <= errors * len(ended) + 1, summary(failed)
