@@ -107,7 +107,10 @@ async def test_before_an_upgrade_the_database_is_copied_and_an_older_program_ref
     tmp_path: Path, scripts: Path
 ) -> None:
     versions, file = scripts / "versions", tmp_path / "x.db"
-    write = "import sqlalchemy as sa\nfrom alembic import op\ndef upgrade():\n    op.create_table('{0}', sa.Column('n', sa.Integer))\n"
+    write = (
+        "import sqlalchemy as sa\nfrom alembic import op\n"
+        "def upgrade():\n    op.create_table('{0}', sa.Column('n', sa.Integer))\n"
+    )
     for name, before in (("first", None), ("second", "first")):
         (versions / f"{name}.py").write_text(f"revision = {name!r}\ndown_revision = {before!r}\n" + write.format(name))
         if name == "first":
