@@ -79,6 +79,11 @@ class Config(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     queue_cap: int = 50_000
     """Tasks that may wait in one work queue."""
 
+    def __post_init__(self) -> None:
+        """Refuse what would let two nodes do the same work. Raises ValueError."""
+        if self.node_eviction_seconds <= self.node_lease_seconds:
+            raise ValueError("node_eviction_seconds must be longer than node_lease_seconds")
+
     def resolved_database_url(self) -> str:
         """The URL to connect to."""
         return self.database_url or f"sqlite+aiosqlite:///{(self.data_dir / 'caelum.db').absolute()}"

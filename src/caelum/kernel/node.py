@@ -17,6 +17,7 @@ from typing import Any, cast
 import msgspec
 
 from caelum import builtin
+from caelum.kernel import authority
 from caelum.kernel.bus import BusBase
 from caelum.kernel.cascade import Cascade
 from caelum.kernel.config import Config
@@ -31,7 +32,7 @@ from caelum.kernel.log import Logging
 from caelum.kernel.membership import EVICTED, Membership
 from caelum.kernel.memory_bus import MemoryBus
 from caelum.kernel.message import Message
-from caelum.kernel.metrics import Metrics, calls_of, queue_depth
+from caelum.kernel.metrics import Metrics, calls_of, database_use, queue_depth
 from caelum.kernel.postgresql import Limits
 from caelum.kernel.queue import WorkQueues
 from caelum.kernel.resources import Resources
@@ -39,6 +40,7 @@ from caelum.kernel.ring import Ring
 from caelum.kernel.service import Check, Service, handlings, interceptings
 from caelum.kernel.settings import Settings
 from caelum.kernel.timers import Timers
+from caelum.kernel.vault import Vault
 from caelum.kernel.work_queue import WorkQueue
 from caelum.kernel.workflow import Workflows
 
@@ -85,6 +87,7 @@ class Node:
         self.settings = Settings(self.db, self.bus, self.uuid)
         self.timers = Timers(self.setting)
         self.resources = Resources(self.db)
+        self.vault = Vault(config.data_dir / "pki")
         self.jobs = Jobs(self)
         self.gc = GarbageCollector(self)
         self.workflows = Workflows(self)
@@ -194,6 +197,9 @@ class Node:
         self.timers.start()
 
     async def _start_parts(self, found: list[Part]) -> None:
+        async with self._phase("the certificate authority"):
+            await authority.share(self.db, self.config.data_dir / "pki", self.config.authority_secret)
+            await asyncio.to_thread(self.vault.load)
         async with self._phase("the settings"):
             await self.settings.start()
         self._make_parts(found)
@@ -246,6 +252,7 @@ class Node:
     def _observe(self) -> None:
         self.metrics.collect_from(calls_of(lambda: [(e.service, e.name, e.stats) for e in self.bus.endpoints()]))
         self.metrics.collect_from(queue_depth(self.queues.depth))
+        self.metrics.collect_from(database_use(lambda: (self.db.transactions, self.db.statements)))
         self.metrics.loop.start()
 
     @contextlib.asynccontextmanager

@@ -43,6 +43,8 @@ class Ask:
     safe: bool = False
     poll: bool = False
     """The answer is a job's, so an error in it is final."""
+    patience: float = HTTP_TIMEOUT
+    """Seconds for the exchange with one address."""
 
     @property
     def brief(self) -> bool:
@@ -96,7 +98,7 @@ class Transport:
         request = urllib.request.Request(address + ask.path, ask.body, headers, method=ask.method)  # noqa: S310
         brief = ask.brief and len(self.addresses) > 1
         try:
-            with urllib.request.urlopen(request, timeout=BRIEF_TIMEOUT if brief else HTTP_TIMEOUT) as response:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=BRIEF_TIMEOUT if brief else ask.patience) as response:  # noqa: S310
                 if ask.poll and response.status == 202 and "Retry-After" in response.headers:
                     raise ApiError(
                         {"code": NOT_READY, "details": "this node does not know now what becomes of the job"}

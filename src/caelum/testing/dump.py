@@ -138,7 +138,10 @@ async def unfinished(db: Database) -> list[str]:
 
 
 def _plain(table: Table, row: Mapping[Any, Any], left_out: frozenset[str]) -> dict[str, Any]:
-    wanted = [one for one in table.columns if not isinstance(one.type, DateTime)]
+    # Numbers that the database gives out say only in which order rows came, and what runs side by side comes in any.
+    wanted = [
+        one for one in table.columns if not isinstance(one.type, DateTime) and one is not table.autoincrement_column
+    ]
     return {one.name: _timeless(row[one]) for one in wanted if f"{table.name}.{one.name}" not in left_out}
 
 

@@ -50,7 +50,7 @@ class Evidence(msgspec.Struct, kw_only=True):
     live_nodes: frozenset[str]
     me: str
     driven: frozenset[str]
-    """The workflows that this node drives, or will when their turn comes."""
+    """The workflows that this node drives, or will when their turn comes, or drove to their end since the snapshot."""
     hosts: dict[str, HostContents] = {}
     silent: dict[str, str] = {}
     """Hosts and backup storages that could not be asked, and why."""
@@ -117,10 +117,21 @@ async def collect(node: Node, checks: Iterable[AuditCheck]) -> Evidence:
             me=node.uuid,
             driven=frozenset(),
         )
-    seen.driven = frozenset(one["uuid"] for one in node.workflows.dump())
+    seen.driven = await _driven(node, seen)
     await _ask_hosts(node, seen)
     await _ask_backups(node, seen)
     return seen
+
+
+async def _driven(node: Node, seen: Evidence) -> frozenset[str]:
+    driven = {one["uuid"] for one in node.workflows.dump()}
+    others = [one.uuid for one in seen.workflows if one.uuid not in driven]
+    if others:
+        row = JournalModel
+        async with node.db.read() as session:
+            ended = await session.scalars(select(row.uuid).where(row.uuid.in_(others), row.state.not_in(LIVE)))
+            driven.update(ended)
+    return frozenset(driven)
 
 
 async def _rows(session: AsyncSession, model: type[Base], *where: Any) -> Sequence[Row[Any]]:

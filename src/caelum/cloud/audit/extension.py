@@ -28,8 +28,9 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What makes it the same finding in the next pass; its numbers may differ."""
-        return (self.shown.kind, self.shown.resource_uuid, *self.about)
+        """What makes it the same finding in the next pass: the thing and its place. Its numbers may differ."""
+        places = (str(value) for name, value in self.shown.facts.items() if name.endswith("Uuid"))
+        return (self.shown.kind, self.shown.resource_uuid, *self.about, *places)
 
 
 def finding(

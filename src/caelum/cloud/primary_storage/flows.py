@@ -15,15 +15,17 @@ from caelum.cloud.primary_storage.capacity import drop_host
 from caelum.cloud.primary_storage.errors import ATTACH_ERROR
 from caelum.cloud.primary_storage.extension import PrimaryStorageBeforeDetach
 from caelum.cloud.primary_storage.model import (
+    ATTACHED,
     CONNECTED,
     CONNECTING,
+    DETACHING,
     PrimaryStorageCapacityModel,
     PrimaryStorageClusterRefModel,
     PrimaryStorageModel,
 )
 from caelum.cloud.primary_storage.storages import Storages, get
 from caelum.cloud.switch import ENABLED
-from caelum.kernel.database import unique
+from caelum.kernel.database import unique, update_where
 from caelum.kernel.errors import RESOURCE_NOT_FOUND, CloudError, as_cloud_error
 from caelum.kernel.tag import drop_tags, save_system_tags, save_user_tags
 from caelum.kernel.workflow import Run, Workflow, step
@@ -193,7 +195,10 @@ class AttachFlow(Workflow[AttachContext, PrimaryStorageInventory]):
 
 
 class DetachFlow(Workflow[AttachContext, PrimaryStorageInventory]):
-    """Take a storage from a cluster, once what used it there has stopped. The bits stay on the hosts."""
+    """Take a storage from a cluster, once what used it there has stopped. The bits stay on the hosts.
+
+    Attached -> Detaching -> nothing: hosts that connect meanwhile do not prepare the storage again.
+    """
 
     name = "primary-storage.detach"
     rehearsal = "primary_storage_detach"
@@ -206,13 +211,14 @@ class DetachFlow(Workflow[AttachContext, PrimaryStorageInventory]):
 
     async def begin(self, tx: AsyncSession, ctx: AttachContext) -> None:
         await get(tx, ctx.uuid)
+        await mark_reference(tx, ctx, DETACHING)
 
     async def complete(self, tx: AsyncSession, ctx: AttachContext) -> None:
         await drop_reference(tx, ctx.uuid, ctx.cluster_uuid)
         await drop_hosts(Storages(self.node), tx, ctx.uuid, ctx.host_uuids)
 
     async def abort(self, tx: AsyncSession, ctx: AttachContext, error: CloudError) -> None:
-        """It is still attached."""
+        await mark_reference(tx, ctx, ATTACHED)
 
     async def result(self, ctx: AttachContext) -> PrimaryStorageInventory:
         return await Storages(self.node).find(ctx.uuid)
@@ -228,6 +234,8 @@ class DetachFlow(Workflow[AttachContext, PrimaryStorageInventory]):
     async def leave_hosts(self, run: Run[AttachContext]) -> None:
         storages = Storages(self.node)
         ps = await storages.find(run.ctx.uuid)
+        # A connect that is under way may have read, before the mark was set, that the storage serves the cluster.
+        await run.bus.call_all([AwaitHost(host_uuid=one) for one in run.ctx.host_uuids])
         # A host that cannot be reached keeps a directory that nobody uses.
         await on_hosts(run.ctx.host_uuids, lambda host_uuid: storages.disconnect(ps, host_uuid))
 
@@ -236,7 +244,16 @@ class DetachFlow(Workflow[AttachContext, PrimaryStorageInventory]):
         storages = Storages(self.node)
         ps = await storages.find(run.ctx.uuid)
         if run.ctx.cluster_uuid in ps.attached_cluster_uuids:
+            # First the mark: a host that connects from here on prepares the storage by itself.
+            async with self.node.db.transaction() as tx:
+                await mark_reference(tx, run.ctx, ATTACHED)
             await on_hosts(run.ctx.host_uuids, lambda host_uuid: storages.driver(ps).connect(ps, host_uuid, first=True))
+
+
+async def mark_reference(tx: AsyncSession, ctx: AttachContext, state: str) -> None:
+    """Say whether the storage is leaving the cluster."""
+    mine = (ClusterRef.primary_storage_uuid == ctx.uuid, ClusterRef.cluster_uuid == ctx.cluster_uuid)
+    await update_where(tx, ClusterRef, {"state": state}, *mine)
 
 
 async def drop_reference(tx: AsyncSession, uuid: str, cluster_uuid: str) -> None:

@@ -28,6 +28,7 @@ from caelum.kernel.state import StateMachine
 CONNECTING = "Connecting"
 CONNECTED = "Connected"
 DISCONNECTED = "Disconnected"
+ATTACHED, DETACHING = "Attached", "Detaching"
 
 STATES = StateMachine(
     "PrimaryStorage",
@@ -72,6 +73,8 @@ class PrimaryStorageClusterRefModel(Row):
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     primary_storage_uuid: Mapped[str] = mapped_column(ForeignKey("primary_storage.uuid", ondelete="CASCADE"))
     cluster_uuid: Mapped[str] = mapped_column(String(32), index=True)
+    state: Mapped[str] = mapped_column(String(16), default=ATTACHED)
+    """Detaching while hosts are made to forget the storage: a host that connects meanwhile must not prepare it."""
     create_date: Mapped[datetime] = mapped_column(default=utcnow)
     last_op_date: Mapped[datetime] = mapped_column(default=utcnow, onupdate=utcnow)
 

@@ -15,6 +15,7 @@ from caelum.cloud.primary_storage.events import (
 )
 from caelum.cloud.primary_storage.extension import PhysicalCapacity, PrimaryStorageDriver
 from caelum.cloud.primary_storage.model import (
+    ATTACHED,
     CONNECTED,
     DISCONNECTED,
     LocalStorageHostRefModel,
@@ -39,9 +40,12 @@ class Storages:
 
     async def find(self, uuid: str) -> PrimaryStorageInventory:
         """One storage as it is now."""
-        async with self.node.db.read() as session:
+
+        async def load(session: AsyncSession) -> PrimaryStorageInventory:
             inventory: PrimaryStorageInventory = view(await get(session, uuid))
-        return inventory
+            return inventory
+
+        return await self.node.db.remember((PrimaryStorageModel, uuid), load)
 
     def driver(self, ps: PrimaryStorageInventory | PrimaryStorageModel) -> PrimaryStorageDriver:
         """The driver of the storage's type."""
@@ -70,11 +74,10 @@ class Storages:
         return found
 
     async def of_cluster(self, cluster_uuid: str) -> list[PrimaryStorageInventory]:
-        """The storages that serve a cluster."""
+        """The storages that serve a cluster, but for those that are leaving it."""
         ref = PrimaryStorageClusterRefModel
-        query = select(PrimaryStorageModel).where(
-            PrimaryStorageModel.uuid.in_(select(ref.primary_storage_uuid).where(ref.cluster_uuid == cluster_uuid))
-        )
+        serving = select(ref.primary_storage_uuid).where(ref.cluster_uuid == cluster_uuid, ref.state == ATTACHED)
+        query = select(PrimaryStorageModel).where(PrimaryStorageModel.uuid.in_(serving))
         async with self.node.db.read() as session:
             return [view(row) for row in await session.scalars(query)]
 
@@ -105,15 +108,19 @@ class Storages:
             return await session.scalar(query.limit(1)) is not None
 
     async def refresh(self, ps: PrimaryStorageInventory, host_uuid: str) -> None:
-        """Read the capacity on a host again."""
-        await self.record(ps, host_uuid, await self.driver(ps).capacity(ps, host_uuid))
+        """Read the capacity on a host again. A host that lost the storage meanwhile stays without it."""
+        await self.record(ps, host_uuid, await self.driver(ps).capacity(ps, host_uuid), only_known=True)
 
-    async def record(self, ps: PrimaryStorageInventory, host_uuid: str, physical: PhysicalCapacity) -> None:
+    async def record(
+        self, ps: PrimaryStorageInventory, host_uuid: str, physical: PhysicalCapacity, *, only_known: bool = False
+    ) -> None:
         """Enter what a host says; the host then counts as connected to the storage, and so does the storage."""
         terms = await self.terms(ps.uuid)
         async with self.node.db.transaction() as tx:
             row = await get(tx, ps.uuid)
             ref = await tx.get(HostRef, (ps.uuid, host_uuid))
+            if ref is None and only_known:
+                return
             old = None if ref is None else ref.status
             await record(tx, ps.uuid, host_uuid, physical, terms, self.driver(ps).host_bound)
             if old != CONNECTED:

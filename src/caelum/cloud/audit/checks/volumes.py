@@ -67,7 +67,9 @@ class VolumeCheck(AuditCheck):
             if storage is not None and not self._is_there(seen, storage, host_uuid, path):
                 details = f"cached image[uuid:{row.image_uuid}] has no file {path} on {self._at(storage, host_uuid)}"
                 about = (row.image_uuid, path)
-                yield finding("CachedImageMissing", "ImageVO", row.image_uuid, details, about=about, path=path)
+                yield finding(
+                    "CachedImageMissing", "ImageVO", row.image_uuid, details, about=about, path=path, hostUuid=host_uuid
+                )
 
     def _is_there(self, seen: Evidence, storage: Any, host_uuid: str | None, path: str) -> bool:
         """Whether a host that should know has the file; true when none could be asked."""

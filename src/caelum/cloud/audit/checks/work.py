@@ -11,7 +11,8 @@ from caelum.cloud.backup_storage.model import CONNECTING as BACKUP_CONNECTING
 from caelum.cloud.backup_storage.model import BackupStorageModel
 from caelum.cloud.image.model import DOWNLOADING, ImageBackupStorageRefModel, ImageModel
 from caelum.cloud.l2.model import ATTACHING, DETACHING, L2NetworkClusterRefModel
-from caelum.cloud.primary_storage.model import CONNECTING, PrimaryStorageModel
+from caelum.cloud.primary_storage.model import CONNECTING, PrimaryStorageClusterRefModel, PrimaryStorageModel
+from caelum.cloud.primary_storage.model import DETACHING as STORAGE_DETACHING
 from caelum.cloud.vm.model import TRANSITIONAL, VmInstanceModel
 from caelum.cloud.volume.model import CREATING, VolumeModel
 from caelum.kernel.database import Base
@@ -23,6 +24,13 @@ _IN_BETWEEN: tuple[tuple[type[Base], str, frozenset[str], str, str], ...] = (
     (ImageModel, "status", frozenset({DOWNLOADING}), "ImageVO", "uuid"),
     (ImageBackupStorageRefModel, "status", frozenset({DOWNLOADING}), "ImageVO", "image_uuid"),
     (L2NetworkClusterRefModel, "state", frozenset({ATTACHING, DETACHING}), "L2NetworkVO", "l2_network_uuid"),
+    (
+        PrimaryStorageClusterRefModel,
+        "state",
+        frozenset({STORAGE_DETACHING}),
+        "PrimaryStorageVO",
+        "primary_storage_uuid",
+    ),
     (PrimaryStorageModel, "status", frozenset({CONNECTING}), "PrimaryStorageVO", "uuid"),
     (BackupStorageModel, "status", frozenset({BACKUP_CONNECTING}), "BackupStorageVO", "uuid"),
 )

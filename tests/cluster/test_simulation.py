@@ -1,0 +1,187 @@
+"""Seeds of the simulation: clouds of one to three nodes under faults, on a virtual clock. See
+docs/development/simulation.md.
+
+    SEEDS=1000 pytest tests/cluster/test_simulation.py       the nightly run
+    SEED=17 pytest -s tests/cluster/test_simulation.py       one seed, with its history
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from caelum.testing.simulation.loop import Machine, StuckError
+from caelum.testing.simulation.network import NetworkLoop, Weather
+
+SEEDS = 50
+_SECONDS_PER_SEED = 60
+_HISTORY = re.compile(r"^seed (\d+): .*history (\w+)", re.MULTILINE)
+
+
+@pytest.fixture(autouse=True)
+def _postgresql_is_there() -> None:
+    """Nothing is needed: the simulation brings its own."""
+
+
+def simulate(**wanted: object) -> subprocess.CompletedProcess[str]:
+    """Run the simulation in processes of its own."""
+    environment = {**os.environ, **{name: str(value) for name, value in wanted.items()}}
+    seconds = 120 + _SECONDS_PER_SEED * int(environment.get("SEEDS", "1"))
+    return subprocess.run(
+        [sys.executable, "-m", "caelum.testing.simulation"],
+        env=environment, capture_output=True, text=True, timeout=seconds, check=False,
+    )  # fmt: skip
+
+
+def test_every_seed_ends_in_order() -> None:
+    done = simulate(SEEDS=os.environ.get("SEEDS", SEEDS))
+    if "SEED" in os.environ:
+        print(done.stdout)
+    assert done.returncode == 0, done.stdout[-60_000:] + done.stderr[-5_000:]
+    assert len(_HISTORY.findall(done.stdout)) == (1 if "SEED" in os.environ else int(os.environ.get("SEEDS", SEEDS)))
+
+
+@pytest.mark.parametrize("seed", [3, 5])
+def test_a_seed_makes_one_history(seed: int) -> None:
+    first, second = (simulate(SEED=seed, WORKERS=1).stdout for _ in range(2))
+    assert _HISTORY.findall(first)
+    assert first.splitlines()[:-2] == second.splitlines()[:-2]
+    assert _HISTORY.findall(first) == _HISTORY.findall(second)
+
+
+# --- the loop, the network ------------------------------------------------------------------------------------------
+
+
+def played(scene: Callable[[NetworkLoop], Coroutine[Any, Any, Any]]) -> Any:
+    """Run a scene on a loop of its own."""
+    loop = NetworkLoop(random.Random(1), Weather(random.Random(1)))
+    try:
+        return loop.run_until_complete(scene(loop))
+    finally:
+        loop.close()
+
+
+def test_an_hour_takes_no_time() -> None:
+    async def scene(loop: NetworkLoop) -> float:
+        await asyncio.sleep(3600)
+        return loop.time()
+
+    assert played(scene) == 3600
+
+
+def test_what_waits_for_nothing_is_an_error() -> None:
+    async def scene(loop: NetworkLoop) -> None:
+        await loop.create_future()
+
+    with pytest.raises(StuckError):
+        played(scene)
+
+
+def test_a_killed_machine_runs_nothing_more() -> None:
+    done = []
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(5)
+        finally:
+            done.append("finally")
+
+    async def scene(loop: NetworkLoop) -> None:
+        machine = Machine("victim", "10.0.0.1")
+        loop.run_on(machine, work())
+        await asyncio.sleep(1)
+        machine.alive = False
+        await asyncio.sleep(10)
+
+    played(scene)
+    assert not done
+
+
+def test_a_paused_machine_goes_on_where_it_was() -> None:
+    async def scene(loop: NetworkLoop) -> float:
+        async def work() -> float:
+            await asyncio.sleep(5)
+            return loop.time()
+
+        machine = Machine("sleeper", "10.0.0.1")
+        task = loop.run_on(machine, work())
+        await asyncio.sleep(1)
+        machine.paused = True
+        await asyncio.sleep(60)
+        assert not task.done()
+        loop.resume(machine)
+        return await task
+
+    assert played(scene) == 61
+
+
+def test_a_fuse_ends_a_machine_between_two_callbacks() -> None:
+    steps = []
+
+    async def work() -> None:
+        while True:
+            steps.append(len(steps))
+            await asyncio.sleep(0)
+
+    async def scene(loop: NetworkLoop) -> None:
+        machine = Machine("victim", "10.0.0.1")
+
+        def die() -> None:
+            machine.alive = False
+
+        machine.fuse, machine.on_fuse = 7, die
+        loop.run_on(machine, work())
+        await asyncio.sleep(1)
+
+    played(scene)
+    assert len(steps) == 6
+
+
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Say everything again."""
+    while data := await reader.read(100):
+        writer.write(data)
+    writer.close()
+
+
+def test_a_partition_holds_up_what_was_sent() -> None:
+    async def scene(loop: NetworkLoop) -> float:
+        server = Machine("server", "10.0.0.1")
+        await loop.run_on(server, asyncio.start_server(echo, "10.0.0.1", 80))
+
+        async def ask() -> float:
+            reader, writer = await asyncio.open_connection("10.0.0.1", 80)
+            loop.network.weather.cut("10.0.0.2", "10.0.0.1")
+            loop.call_later(20, loop.network.weather.heal, "10.0.0.2", "10.0.0.1")
+            writer.write(b"hello")
+            assert await reader.readexactly(5) == b"hello"
+            return loop.time()
+
+        return await loop.run_on(Machine("client", "10.0.0.2"), ask())
+
+    assert 20 < played(scene) < 22
+
+
+def test_a_dead_peer_is_noticed() -> None:
+    async def scene(loop: NetworkLoop) -> bytes:
+        server = Machine("server", "10.0.0.1")
+        await loop.run_on(server, asyncio.start_server(echo, "10.0.0.1", 80))
+
+        async def ask() -> bytes:
+            reader, _ = await asyncio.open_connection("10.0.0.1", 80)
+            server.alive = False
+            loop.network.vanish(server)
+            return await reader.read()
+
+        return await loop.run_on(Machine("client", "10.0.0.2"), ask())
+
+    with pytest.raises(ConnectionResetError):
+        played(scene)
