@@ -83,6 +83,9 @@ class AmqpPortal:
             return _text(request, error_body(error))
         except Refusal as refusal:
             return _text(request, error_body(CloudError(INVALID_ARGUMENT, refusal.text)))
+        except Exception as error:
+            log.exception("the operation %s, which came by AMQP, failed", request.meta.name)
+            return _text(request, error_body(error))
 
     async def _read(self, call: ApiCall) -> Request:
         # The same for the same message, so that one that is delivered twice is one job.

@@ -227,9 +227,9 @@ class RabbitMqBus(BusBase):
         deadline = time.monotonic() + limit
         request = new_uuid()
         call = _Call(msg, node, self._keys(msg, node), loop.create_future())
-        expiry = loop.call_later(limit, self._expire, call, limit)
+        await self._wait_for_broker(call, limit)
+        expiry = loop.call_later(deadline - time.monotonic(), self._expire, call, limit)
         try:
-            await self._wait_for_broker(call, limit)
             call.item = Item(
                 Envelope(
                     kind="request", id=request, reply_to=self._topology.reply_queue,
@@ -314,7 +314,7 @@ class RabbitMqBus(BusBase):
     async def _take_replies(self, message: Incoming) -> None:
         for envelope in _opened(message):
             call = self._calls.get(envelope.id)
-            if envelope.kind != "reply" or call is None or call.answer.done():
+            if call is None or call.answer.done():
                 log.debug("a late or doubled answer to request %s is dropped", envelope.id)
                 continue
             del self._calls[envelope.id]
