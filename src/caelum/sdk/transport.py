@@ -25,8 +25,8 @@ BRIEF_TIMEOUT = 10.0
 NOT_READY = "SYS.1010"
 LEAVING = ("SYS.1011", "SYS.1012")
 """A node that starts or ends has done nothing; one whose peer just died may have."""
-AWAY = ("CAELUM.DB.1000", "CAELUM.DB.1001", "CAELUM.NODE.1000")
-"""The node does not reach the database, or is no longer part of the cloud: it did nothing, or nobody knows."""
+AWAY = ("CAELUM.DB.1000", "CAELUM.DB.1001", "CAELUM.NODE.1000", "CAELUM.1010")
+"""The node does not reach database or broker, or is no longer part of the cloud: it did nothing, or nobody knows."""
 DUPLICATE = "Duplicate job uuid"
 _NEVER_ARRIVED = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH)
 
