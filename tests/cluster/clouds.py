@@ -8,7 +8,7 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import aio_pika
 from aio_pika.abc import AbstractIncomingMessage
@@ -19,7 +19,7 @@ from caelum.cloud.query.service import QueryService
 from caelum.cloud.zone.service import ZoneService
 from caelum.gateway.server import Gateway
 from caelum.kernel.ids import new_uuid
-from caelum.kernel.node import PartSpec
+from caelum.kernel.node import Node, PartSpec
 from caelum.kernel.rabbitmq_topology import API_PORTAL, P2P
 from caelum.testing.cloud import EmbeddedCloud
 
@@ -27,20 +27,31 @@ SERVICES: list[PartSpec] = [ManagementService, IdentityService, QueryService, Zo
 PASSWORD = hashlib.sha512(b"password").hexdigest()
 
 
+class Member(NamedTuple):
+    """One node of a cluster, as its clients see it."""
+
+    cloud: EmbeddedCloud
+    gateway: Gateway
+
+    @property
+    def node(self) -> Node:
+        return self.cloud.node
+
+
 @asynccontextmanager
 async def nodes(
     directory: Path, url: str, count: int, services: Sequence[PartSpec] = SERVICES
-) -> AsyncIterator[list[EmbeddedCloud]]:
+) -> AsyncIterator[list[Member]]:
     """So many nodes with their gateways, which know of each other."""
     database = f"sqlite+aiosqlite:///{directory / 'caelum.db'}"
-    made: list[EmbeddedCloud] = []
+    made: list[Member] = []
     async with AsyncExitStack() as stack:
         for number in range(count):
             cloud = EmbeddedCloud(directory / f"node-{number}", services, bus_url=url, database_url=database)
             gateway = Gateway(cloud.node)
             await gateway.start()
             stack.push_async_callback(gateway.stop, 1)
-            made.append(await stack.enter_async_context(cloud))
+            made.append(Member(await stack.enter_async_context(cloud), gateway))
         for one in made:
             for other in made:
                 one.node.ring.join(other.node.uuid)

@@ -20,7 +20,7 @@ import aiohttp
 from caelum.kernel.ids import new_uuid
 from caelum.sdk.client import request_parts
 from caelum.sdk.manifest import load as manifest
-from caelum.sdk.transport import DUPLICATE, NOT_READY
+from caelum.sdk.transport import AWAY, DUPLICATE, NOT_READY
 
 LIMIT = 90.0
 """Seconds within which every operation must have its answer."""
@@ -91,7 +91,8 @@ class Api:
 
     async def begin(self, name: str, job: str, /, **parameters: Any) -> None:
         """Have an asynchronous operation accepted under this job UUID."""
-        await self._send(name, {"X-Job-UUID": job}, parameters)
+        body = await self._send(name, {"X-Job-UUID": job}, parameters)
+        assert "error" not in body, f"{name} was refused: {body}"
 
     async def answer(self, job: str, until: float) -> dict[str, Any]:
         """The job's answer: `{}` or so when it succeeded, `{"error": ...}` when not. Raises TimeoutError."""
@@ -139,6 +140,8 @@ class Api:
                 method, url, data=data, headers={**self._headers, **headers}, timeout=REQUEST_TIMEOUT
             ) as response:
                 text, status = await response.text(), response.status
+                if status == 202 and "Retry-After" in response.headers:
+                    text, status = "this node does not know now what becomes of the job", 503
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             asked.failures.append(f"{type(error).__name__} {error}")
             return None
@@ -150,7 +153,8 @@ class Api:
             asked.failures.append(f"HTTP {status} {text[:200]}")
             return None
         code = body.get("error", {}).get("code")
-        if code == NOT_READY or (code and method == "GET" and "/api-jobs/" not in url):
+        is_answer = "/api-jobs/" in url
+        if code == NOT_READY or (code in AWAY and not is_answer) or (code and method == "GET" and not is_answer):
             asked.failures.append(f"HTTP {status} {body['error'].get('details')}")
             return None
         return status, body

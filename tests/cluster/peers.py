@@ -10,6 +10,7 @@ from types import TracebackType
 from tests.unit.kernel.zoo import Fed, ZooService
 
 from caelum.kernel import context
+from caelum.kernel.bus import BusBase
 from caelum.kernel.context import TaskContext
 from caelum.kernel.errors import INTERNAL, OPERATION_ERROR, CloudError
 from caelum.kernel.events import EventHub
@@ -35,12 +36,29 @@ class Fail(Message[None], kw_only=True):
     uuid: str
 
 
+@message(service="mirror", route_by="uuid")
+class Relay(Message[int], kw_only=True):
+    """Holds its queue while it calls the next of the given resources; the last one answers how many there were."""
+
+    uuid: str
+    then: list[str] = []
+
+
 class Mirror:
     name = "mirror"
+
+    def __init__(self, bus: BusBase) -> None:
+        self.bus = bus
 
     @handles(Look)
     async def look(self, msg: Look) -> TaskContext:
         return context.current()
+
+    @handles(Relay, queue="relay-{uuid}")
+    async def relay(self, msg: Relay) -> int:
+        if not msg.then:
+            return 1
+        return 1 + await self.bus.call(Relay(uuid=msg.then[0], then=msg.then[1:]))
 
     @handles(Fail)
     async def fail(self, msg: Fail) -> None:
@@ -59,7 +77,7 @@ class Peer:
         self.bus = RabbitMqBus(url, self.ring, self.queues, self.events)
         self.zoo = ZooService(self.bus)
         self.bus.register(self.zoo)
-        self.bus.register(Mirror())
+        self.bus.register(Mirror(self.bus))
         self.fed: list[tuple[str, int]] = []
 
     async def __aenter__(self) -> Peer:

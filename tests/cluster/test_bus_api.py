@@ -9,26 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cluster.clouds import AmqpClient, nodes
+from tests.cluster.clouds import AmqpClient, Member, nodes
 from tests.cluster.peers import until
 
 from caelum.cluster.rabbitmq import RabbitMq
 from caelum.gateway.portal import Portal, Request
 from caelum.kernel import jobs
 from caelum.kernel.bus import ApiCall
-from caelum.testing.cloud import EmbeddedCloud
 
 ZONE = "org.zstack.header.zone."
 
 
 @pytest.fixture
-async def cloud(tmp_path: Path, broker: RabbitMq) -> AsyncIterator[list[EmbeddedCloud]]:
+async def cloud(tmp_path: Path, broker: RabbitMq) -> AsyncIterator[list[Member]]:
     async with nodes(tmp_path, broker.url, 3) as made:
         yield made
 
 
 @pytest.fixture
-async def client(cloud: list[EmbeddedCloud], broker: RabbitMq) -> AsyncIterator[AmqpClient]:
+async def client(cloud: list[Member], broker: RabbitMq) -> AsyncIterator[AmqpClient]:
     async with AmqpClient(broker.url) as client:
         yield await client.log_in()
 
@@ -58,7 +57,7 @@ async def test_what_the_portal_refuses_comes_back_as_its_error(client: AmqpClien
 
 
 async def test_the_shared_queue_spreads_the_load_and_the_ring_decides_who_works(
-    cloud: list[EmbeddedCloud], client: AmqpClient, monkeypatch: pytest.MonkeyPatch
+    cloud: list[Member], client: AmqpClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = await asyncio.gather(*[client.ask(ZONE + "APICreateZoneMsg", name=f"zone-{n}") for n in range(30)])
     uuids = [one["inventory"]["uuid"] for one in made]
@@ -81,7 +80,7 @@ async def test_the_shared_queue_spreads_the_load_and_the_ring_decides_who_works(
     assert worked == owned
 
 
-async def test_an_operation_that_is_delivered_twice_is_one_job(cloud: list[EmbeddedCloud], client: AmqpClient) -> None:
+async def test_an_operation_that_is_delivered_twice_is_one_job(cloud: list[Member], client: AmqpClient) -> None:
     first = await client.ask(ZONE + "APICreateZoneMsg", name="once", request="a" * 32)
     again = await client.ask(ZONE + "APICreateZoneMsg", name="once", request="a" * 32)
     assert first["inventory"]["uuid"] == again["inventory"]["uuid"]
@@ -90,7 +89,7 @@ async def test_an_operation_that_is_delivered_twice_is_one_job(cloud: list[Embed
 
 
 async def test_another_node_sends_the_answer_of_a_job_that_it_finishes(
-    cloud: list[EmbeddedCloud], client: AmqpClient, monkeypatch: pytest.MonkeyPatch
+    cloud: list[Member], client: AmqpClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after a take-over: the node that took the operation never answers, another one finishes its job."""
 

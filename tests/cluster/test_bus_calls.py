@@ -6,13 +6,14 @@ import asyncio
 import time
 
 import pytest
-from tests.cluster.peers import Fail, Look, Peers, until
+from tests.cluster.peers import Fail, Look, Peers, Relay, until
 from tests.unit.kernel.zoo import Fed, Feed, Unheard, Wash
 
 from caelum.kernel import context
 from caelum.kernel.context import Actor, TaskContext
 from caelum.kernel.errors import INTERNAL, OPERATION_ERROR, TIMEOUT, UNDELIVERABLE, CloudError
 from caelum.kernel.message import Message, message
+from caelum.kernel.queue import QUEUE_REENTERED
 from caelum.kernel.service import handles
 
 
@@ -139,6 +140,18 @@ async def test_a_node_without_queue_is_undeliverable_at_once(peers: Peers) -> No
         await a.bus.call(Feed(uuid=ghost), timeout=30)
     assert caught.value.kind is UNDELIVERABLE
     assert time.monotonic() - begun < 1.0
+
+
+async def test_a_call_that_comes_back_into_the_queue_of_its_own_caller_is_refused(peers: Peers) -> None:
+    a, b, c = await peers(3)
+    here, (there, elsewhere) = a.key_of(a), (a.key_of(b), a.key_of(c))
+    assert await a.bus.call(Relay(uuid=here, then=[there, elsewhere, a.keys_of(a, 2)[1]])) == 4
+    begun = time.monotonic()
+    with pytest.raises(CloudError) as caught:
+        await a.bus.call(Relay(uuid=here, then=[there, elsewhere, here]))
+    assert caught.value.kind is QUEUE_REENTERED
+    assert time.monotonic() - begun < 5
+    assert await b.bus.call(Relay(uuid=here, then=[there, elsewhere])) == 3, "ended turns are forgotten"
 
 
 async def test_calls_to_a_node_that_leaves_fail_at_once(peers: Peers) -> None:

@@ -12,9 +12,9 @@ from tests.unit.kernel.zoo import Fed, Feed, Wash
 
 from caelum.cluster.rabbitmq import RabbitMq
 from caelum.kernel import rabbitmq_bus
+from caelum.kernel.bus import BUS_UNAVAILABLE
 from caelum.kernel.errors import CloudError
 from caelum.kernel.ids import new_uuid
-from caelum.kernel.rabbitmq_bus import BUS_UNAVAILABLE
 from caelum.kernel.rabbitmq_topology import P2P, service_queue
 from caelum.kernel.rabbitmq_wire import decode_reply, encode_message
 

@@ -19,6 +19,9 @@ Answer = tuple[int, str] | None
 """A status with a body; None: the connection breaks."""
 
 
+UNKNOWN: Answer = (202, "")
+
+
 class Address:
     """A server that answers as it is told and keeps what it was asked."""
 
@@ -35,6 +38,8 @@ class Address:
                     self.connection.shutdown(socket.SHUT_RDWR)
                     return
                 self.send_response(given[0])
+                if given == UNKNOWN:
+                    self.send_header("Retry-After", "1")
                 self.send_header("Content-Length", str(len(given[1])))
                 self.end_headers()
                 self.wfile.write(given[1].encode())
@@ -82,7 +87,14 @@ def zones(method: str, path: str) -> Answer:
     return 200, ZONES
 
 
-@pytest.mark.parametrize("first", [breaks, lambda *_: (503, error("SYS.1010")), lambda *_: (503, "overloaded")])
+@pytest.mark.parametrize(
+    "first",
+    [
+        breaks,
+        lambda *_: (503, "overloaded"),
+        *(lambda *_, code=code: (503, error(code)) for code in ("SYS.1010", "SYS.1011", "CAELUM.DB.1000")),
+    ],
+)
 def test_a_question_is_asked_elsewhere_and_the_next_one_there_at_once(first: Callable[[str, str], Answer]) -> None:
     with address(first) as bad, address(zones) as good:
         client = Client(refusing(), bad.url, good.url)
@@ -91,13 +103,16 @@ def test_a_question_is_asked_elsewhere_and_the_next_one_there_at_once(first: Cal
         assert (len(bad.asked), len(good.asked)) == (1, 2)
 
 
-def test_a_creation_whose_answer_was_lost_is_recognised_and_its_job_polled_at_any_address() -> None:
+@pytest.mark.parametrize("first", [breaks, lambda *_: (503, error("CAELUM.DB.1000"))])
+def test_a_creation_whose_answer_was_lost_is_recognised_and_its_job_polled_at_any_address(
+    first: Callable[[str, str], Answer],
+) -> None:
     def second(method: str, path: str) -> Answer:
         if method == "POST":
             return 400, "Duplicate job uuid[...]"
         return 200, ZONE
 
-    with address(breaks) as bad, address(second) as good:
+    with address(first) as bad, address(second) as good:
         assert Client(bad.url, good.url).call("CreateZone", name="z") == {"uuid": "1"}
         job = bad.asked[0][2]
         assert job is not None
@@ -115,7 +130,7 @@ def test_a_job_outlives_the_node_that_began_it(monkeypatch: pytest.MonkeyPatch) 
 
     def second(method: str, path: str) -> Answer:
         polls.append(path)
-        return [(503, error("SYS.1010")), (202, "{}"), (200, ZONE)][len(polls) - 1]
+        return [(503, error("SYS.1010")), UNKNOWN, (202, "{}"), (200, ZONE)][len(polls) - 1]
 
     with address(first) as one, address(second) as other:
         assert Client(one.url, other.url).call("CreateZone", name="z") == {"uuid": "1"}

@@ -23,12 +23,13 @@ from caelum.gateway.limits import Concurrency, RateLimit
 from caelum.gateway.operations import Operations
 from caelum.gateway.pages import Pages
 from caelum.gateway.refusal import Refusal
-from caelum.gateway.rest import Rest
+from caelum.gateway.rest import JOBS, Rest
 from caelum.gateway.routes import RouteTable
 from caelum.gateway.runner import Runner
 from caelum.gateway.settings import BURST, MAX_CONCURRENT, RATE
 from caelum.gateway.webhook import WebHooks
 from caelum.kernel.errors import CloudError, to_wire
+from caelum.kernel.membership import is_of_cluster
 from caelum.kernel.message import apis
 
 if TYPE_CHECKING:
@@ -127,9 +128,15 @@ class Gateway:
         return await self._pages.serve(request, segments)
 
     async def _api(self, request: web.BaseRequest, prefix: tuple[str, ...], segments: list[str]) -> web.StreamResponse:
-        with self._admitted(request):
-            path = "/" + "/".join(segments[len(prefix) :])
-            return await self._routed().handle(request, "/" + "/".join(prefix), path)
+        rest = segments[len(prefix) :]
+        try:
+            with self._admitted(request):
+                return await self._routed().handle(request, "/" + "/".join(prefix), "/" + "/".join(rest))
+        except CloudError as error:
+            if rest[:1] == [JOBS] and (error.kind is NOT_READY or is_of_cluster(error)):
+                # Our own trouble must not look like the outcome of the job, which nobody here knows now.
+                return json_answer({}, 202, {"Retry-After": "1"})
+            raise
 
     def _admitted(self, request: web.BaseRequest) -> AbstractContextManager[None]:
         self._rate.take(client_of(request))

@@ -22,7 +22,7 @@ import msgspec
 
 from caelum.kernel import context
 from caelum.kernel.database import refuse_in_transaction
-from caelum.kernel.errors import CANCELED, TIMEOUT, UNDELIVERABLE, CloudError, as_cloud_error
+from caelum.kernel.errors import CANCELED, TIMEOUT, UNDELIVERABLE, CloudError, as_cloud_error, error_type
 from caelum.kernel.events import CanonicalEvent, EventHub, Unsubscribe
 from caelum.kernel.message import Message
 from caelum.kernel.metrics import CallStats
@@ -31,6 +31,13 @@ from caelum.kernel.ring import Ring
 from caelum.kernel.service import Handler, Handling, handlings
 
 log = logging.getLogger(__name__)
+
+BUS_UNAVAILABLE = error_type(
+    "CAELUM.1010",
+    "The message broker can not be reached",
+    "The node tries to connect again by itself; repeat the request once RabbitMQ runs.",
+    transient=True,
+)
 
 Reconnected = Callable[[], Awaitable[None] | None]
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextvars import ContextVar
@@ -26,6 +27,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, Session, mapped_colu
 
 from caelum.kernel import postgresql, resources, sqlite
 from caelum.kernel.errors import CloudError, ErrorType
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -210,7 +213,7 @@ class Database:
                     callback()
             finally:
                 _task_in_transaction.reset(token)
-                await uninterrupted(session.close())
+                await uninterrupted(_give_back(session))
 
     async def _commit(self, session: AsyncSession) -> None:
         if self.fence is not None and (session.in_transaction() or session.new):
@@ -241,7 +244,7 @@ class Database:
             async with self._told(session):
                 yield session
         finally:
-            await uninterrupted(session.close())
+            await uninterrupted(_give_back(session))
 
     @contextlib.asynccontextmanager
     async def turn(self, key: int) -> AsyncIterator[None]:
@@ -277,6 +280,17 @@ class Database:
         """Close every connection."""
         await self._writer.dispose()
         await self._reader.dispose()
+
+
+async def _give_back(session: AsyncSession) -> None:
+    """Close a session. That its connection breaks only now changes nothing: what was read is read, and what was to be
+    committed is, or an error has said that it is not."""
+    try:
+        await session.close()
+    except SQLAlchemyError as error:
+        log.info("a connection broke when it was given back: %s", error)
+        with contextlib.suppress(SQLAlchemyError):
+            await session.invalidate()
 
 
 async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:

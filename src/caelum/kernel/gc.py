@@ -213,11 +213,14 @@ class GarbageCollector:
                 theirs = owner != self._node.uuid if dead is None else owner.in_(dead)
                 values = {"management_node_uuid": None, "status": IDLE}
                 await update_where(tx, row, values, theirs, row.status != DONE)
-            orphans = await tx.scalars(select(row.uuid).where(row.management_node_uuid.is_(None), row.status != DONE))
-            mine = [uuid for uuid in orphans if self._node.ring.owns(uuid)]
+            free = select(row.uuid, row.event_path).where(row.management_node_uuid.is_(None), row.status != DONE)
+            mine = [one for one in await tx.execute(free) if self._node.ring.owns(one.uuid)]
             if mine:
                 values = {"management_node_uuid": self._node.uuid, "status": IDLE}
-                await update_where(tx, row, values, row.uuid.in_(mine), row.management_node_uuid.is_(None))
+                uuids = [one.uuid for one in mine]
+                await update_where(tx, row, values, row.uuid.in_(uuids), row.management_node_uuid.is_(None))
+        for path in {one.event_path for one in mine if one.event_path is not None}:
+            self._subscribe(events.events().get(path))
         self._wake.set()
 
     async def clean_up(self) -> None:

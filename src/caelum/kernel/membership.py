@@ -33,7 +33,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
-from caelum.kernel import journal, postgresql
+from caelum.kernel import journal, postgresql, work_queue
 from caelum.kernel.database import Row, utcnow
 from caelum.kernel.errors import UNDELIVERABLE, CloudError, ErrorCode, error_type
 from caelum.kernel.events import CanonicalEvent, canonical
@@ -42,6 +42,7 @@ from caelum.kernel.gc import GarbageCollectorModel
 from caelum.kernel.jobs import PROCESSING, JobModel
 from caelum.kernel.journal import JournalModel
 from caelum.kernel.settings import Seconds, setting
+from caelum.kernel.work_queue import WorkQueueEntryModel
 
 if TYPE_CHECKING:
     from caelum.kernel.node import Node
@@ -391,6 +392,7 @@ class Membership:
             select(JournalModel.owner.label("owner")).where(JournalModel.state.in_(journal.LIVE)),
             select(JobModel.node_uuid).where(JobModel.state == PROCESSING),
             select(GarbageCollectorModel.management_node_uuid).where(GarbageCollectorModel.status != GC_DONE),
+            select(WorkQueueEntryModel.node_uuid).where(WorkQueueEntryModel.state.in_(work_queue.OPEN)),
         ).subquery()
         alive = select(_TABLE.c.uuid).where(_TABLE.c.uuid == owners.c.owner).exists()
         async with self._node.db.read() as session:

@@ -39,6 +39,7 @@ from caelum.kernel.ring import Ring
 from caelum.kernel.service import Check, Service, handlings, interceptings
 from caelum.kernel.settings import Settings
 from caelum.kernel.timers import Timers
+from caelum.kernel.work_queue import WorkQueue
 from caelum.kernel.workflow import Workflows
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ class Node:
         self.jobs = Jobs(self)
         self.gc = GarbageCollector(self)
         self.workflows = Workflows(self)
+        self.workqueue = WorkQueue(self)
         self.membership = Membership(self)
         self.on_lost: Callable[[str], None] = lambda _reason: None
         self.services: dict[str, Service] = {}
@@ -185,6 +187,7 @@ class Node:
             await self.workflows.recover([] if self.membership.clustered else None)
         await self.gc.start()
         await self.jobs.start()
+        await self.workqueue.start()
         for part in [one for one in self._parts if one not in self._failed]:
             await self._begin(part, "serve")
         await self.membership.serve()
@@ -230,6 +233,7 @@ class Node:
         self._begun.clear()
         await self._ending("the workflows", self.workflows.stop(), self.config.stop_seconds)
         await self._ending("the garbage collector", self.gc.stop())
+        await self._ending("the work queues", self.workqueue.stop())
         await self._ending("running handlers", self.bus.drain(self.config.stop_seconds), self.config.stop_seconds + 1)
         await self._ending("this node's row", self.membership.leave())
         await self._ending("the bus", self.bus.stop())

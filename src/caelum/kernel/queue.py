@@ -15,14 +15,16 @@ import contextlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Sequence
 from contextvars import Context, ContextVar
 from typing import Any, Generic, TypeVar
+from weakref import WeakValueDictionary
 
 import msgspec
 
 from caelum.kernel import context
 from caelum.kernel.errors import CANCELED, TIMEOUT, CloudError, error_type
+from caelum.kernel.ids import new_uuid
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +66,7 @@ class QueueDump(msgspec.Struct, frozen=True):
 class _Turn:
     """A task's place in a queue: waiting while `granted` is an unfinished future, running once it is done or None."""
 
-    __slots__ = ("granted", "job_uuid", "live", "name", "queue", "since")
+    __slots__ = ("__weakref__", "granted", "job_uuid", "live", "name", "public_name", "queue", "since")
 
     def __init__(self, queue: _Queue, name: str) -> None:
         self.queue = queue
@@ -73,6 +75,7 @@ class _Turn:
         self.job_uuid = context.current().job_uuid
         self.granted: asyncio.Future[None] | None = None
         self.live = False
+        self.public_name: str | None = None
 
     def dump(self, now: float) -> TaskDump:
         return TaskDump(self.name, now - self.since, self.job_uuid)
@@ -98,6 +101,28 @@ class _Queue:
 # The turns in which the running task (or the task that waits for it) runs. Inherited by tasks that it starts; a turn
 # that has ended is dead, so a background task that outlives its creator is not taken for it.
 _held: ContextVar[tuple[_Turn, ...]] = ContextVar("queue_turns", default=())
+# The same for turns in other processes, by the names that those gave them.
+_held_elsewhere: ContextVar[tuple[str, ...]] = ContextVar("queue_turns_elsewhere", default=())
+_named: WeakValueDictionary[str, _Turn] = WeakValueDictionary()
+
+
+def name_turns() -> list[str]:
+    """Names for the turns in which the running task runs, by which a message that comes back here finds them."""
+    names = list(_held_elsewhere.get())
+    for turn in _held.get():
+        if turn.live and turn.queue.level > 0:
+            if turn.public_name is None:
+                turn.public_name = new_uuid()
+                _named[turn.public_name] = turn
+            names.append(turn.public_name)
+    return names
+
+
+def enter_turns(names: Sequence[str]) -> None:
+    """Run the rest of the running asyncio task in the turns that a message from elsewhere names."""
+    found = {name: turn for name in names if (turn := _named.get(name)) is not None}
+    _held.set(tuple(found.values()))
+    _held_elsewhere.set(tuple(name for name in names if name not in found))
 
 
 class QueueTask(Generic[T]):

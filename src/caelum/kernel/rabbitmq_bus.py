@@ -21,14 +21,14 @@ from typing import Any, TypeVar
 import msgspec
 
 from caelum.kernel import context
-from caelum.kernel.bus import ApiCall, ApiHandler, BusBase
+from caelum.kernel.bus import BUS_UNAVAILABLE, ApiCall, ApiHandler, BusBase
 from caelum.kernel.context import TaskContext
 from caelum.kernel.database import refuse_in_transaction
-from caelum.kernel.errors import TIMEOUT, UNDELIVERABLE, CloudError, error_type
+from caelum.kernel.errors import TIMEOUT, UNDELIVERABLE, CloudError
 from caelum.kernel.events import CanonicalEvent, EventHub
 from caelum.kernel.ids import new_uuid
 from caelum.kernel.message import Message
-from caelum.kernel.queue import WorkQueues
+from caelum.kernel.queue import WorkQueues, enter_turns, name_turns
 from caelum.kernel.rabbitmq_link import Incoming, Link
 from caelum.kernel.rabbitmq_outbox import Item, Outbox, envelopes_of
 from caelum.kernel.rabbitmq_served import ServedRequests
@@ -57,12 +57,6 @@ log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
-BUS_UNAVAILABLE = error_type(
-    "CAELUM.1010",
-    "The message broker can not be reached",
-    "The node tries to connect again by itself; repeat the request once RabbitMQ runs.",
-    transient=True,
-)
 PATIENCE = 60.0
 """How long a call to another node waits for a broker that is away, in seconds."""
 SETTLE_SECONDS = 20.0
@@ -239,7 +233,7 @@ class RabbitMqBus(BusBase):
             call.item = Item(
                 Envelope(
                     kind="request", id=request, reply_to=self._topology.reply_queue,
-                    context=context.with_deadline(task_context, None), body=msgspec.Raw(body),
+                    context=context.with_deadline(task_context, None), turns=name_turns(), body=msgspec.Raw(body),
                 ),
                 deadline, lambda: self._returned(call),
             )  # fmt: skip
@@ -359,6 +353,7 @@ class RabbitMqBus(BusBase):
     async def _answer_of(self, envelope: Envelope) -> bytes:
         deadline = None if envelope.timeout is None else time.monotonic() + envelope.timeout
         context.enter(context.with_deadline(envelope.context or TaskContext(), deadline))
+        enter_turns(envelope.turns)
         try:
             msg = decode_message(envelope.body)
             reply = await self.call_local(msg)

@@ -11,6 +11,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import aio_pika
@@ -78,6 +79,8 @@ class Link:
         self._lost = asyncio.Event()
         self._connection: AbstractConnection | None = None
         self._publishing: AbstractChannel | None = None
+        self._connected_times = 0
+        self._on_closed: Callable[..., None] = partial(self._closed, 0)
         self._exchanges: dict[str, AbstractExchange] = {}
         self._keeper: asyncio.Task[None] | None = None
         self.returned_at = 0.0
@@ -145,25 +148,30 @@ class Link:
 
     async def _connect(self) -> None:
         self._lost.clear()
+        self._connected_times += 1
+        self._on_closed = partial(self._closed, self._connected_times)
         self._connection = await aio_pika.connect(
             self._url, timeout=CONNECT_SECONDS, client_properties={"connection_name": self._name}
         )
-        self._connection.close_callbacks.add(self._closed)
+        self._connection.close_callbacks.add(self._on_closed)
         self._publishing = await self.channel(confirms=True)
         await self._declare(self)
         if self._lost.is_set():
             raise LinkDownError("the connection was lost while the topology was declared")
 
-    def _closed(self, *_: Any) -> None:
+    def _closed(self, time_of: int, *_: Any) -> None:
+        if time_of != self._connected_times:
+            # A channel of a connection that was given up already.
+            return
         # Both at once: whoever tries again must wait, and not keep the loop busy until the keeper has noticed.
         self._up.clear()
         self._lost.set()
 
     async def _close(self) -> None:
+        self._connected_times += 1  # nobody hears of its end any more
         connection, self._connection, self._publishing = self._connection, None, None
         self._exchanges.clear()
         if connection is not None:
-            connection.close_callbacks.discard(self._closed)
             try:
                 async with asyncio.timeout(2):
                     await _uncancelled(connection.close())
@@ -177,9 +185,9 @@ class Link:
         if self._connection is None:
             raise LinkDownError("there is no connection to RabbitMQ")
         channel = await self._connection.channel(publisher_confirms=confirms, on_return_raises=confirms)
-        channel.close_callbacks.add(self._closed)
+        channel.close_callbacks.add(self._on_closed)
         # A queue that somebody deleted under us is declared anew, with everything else.
-        (await channel.get_underlay_channel()).on_consumer_cancel_callbacks.add(self._closed)
+        (await channel.get_underlay_channel()).on_consumer_cancel_callbacks.add(self._on_closed)
         if prefetch is not None:
             await channel.set_qos(prefetch_count=prefetch)
         return channel
@@ -205,7 +213,7 @@ class Link:
 
     def _broken(self, channel: AbstractChannel) -> None:
         if channel is self._publishing:
-            self._closed()
+            self._on_closed()
 
     async def _exchange(self, channel: AbstractChannel, name: str) -> AbstractExchange:
         found = channel.default_exchange if not name else await channel.get_exchange(name, ensure=False)

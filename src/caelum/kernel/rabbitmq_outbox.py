@@ -84,7 +84,7 @@ class Outbox:
         """Send it after what waits already. Where `most` wait, the oldest is dropped."""
         if len(self._items) == self._items.maxlen:
             if not self._dropped:
-                log.warning("%d messages to %s wait for RabbitMQ; the oldest are dropped", len(self._items), self._key)
+                log.warning("%d messages wait for RabbitMQ to take them; the oldest are dropped", len(self._items))
             self._dropped += 1
         item.waiting = True
         self._items.append(item)
@@ -109,7 +109,7 @@ class Outbox:
             while self._items:
                 await self._link.ready()
                 if self._dropped:
-                    log.warning("%d messages to %s were dropped while RabbitMQ was away", self._dropped, self._key)
+                    log.warning("%d messages were dropped while RabbitMQ was away", self._dropped)
                     self._dropped = 0
                 self._items.extendleft(reversed(await self._send(self._take())))
         finally:
@@ -144,6 +144,11 @@ class Outbox:
         except ReturnedError as error:
             self._settle(batch)
             self._return(batch, error)
+        except Exception as error:
+            # What the client library cannot send at all must not keep the others waiting.
+            log.exception("%d messages to %s cannot be sent", len(batch), self._key)
+            self._settle(batch)
+            self._return(batch, error)
         else:
             self._settle(batch)
         return True
@@ -152,7 +157,7 @@ class Outbox:
         for item in batch:
             item.waiting = False
 
-    def _return(self, batch: Sequence[Item], error: ReturnedError) -> None:
+    def _return(self, batch: Sequence[Item], error: Exception) -> None:
         for item in batch:
             if item.returned is not None:
                 item.returned()
@@ -166,6 +171,8 @@ def _amqp(envelope: Envelope) -> aio_pika.Message:
         headers["timeout"] = envelope.timeout
     if envelope.context is not None:
         headers["taskContext"] = msgspec.json.encode(envelope.context).decode()
+    if envelope.turns:
+        headers["queueTurns"] = " ".join(envelope.turns)
     return aio_pika.Message(
         bytes(envelope.body),
         type=envelope.kind,
@@ -209,6 +216,7 @@ def envelopes_of(message: Incoming) -> list[Envelope]:
                 "replyTo": message.reply_to,
                 "timeout": timeout,
                 "context": None if context is None else msgspec.json.decode(str(context)),
+                "turns": str(headers.get("queueTurns") or "").split(),
                 "body": msgspec.Raw(message.body),
             },
             Envelope,

@@ -86,7 +86,8 @@ class Topology:
         await channel.declare_exchange(BROADCAST, ExchangeType.TOPIC, durable=True)
         self._taker = _Taker(channel)
         await self._consume(self.reply_queue, P2P, self.reply_queue, self._replies)
-        await self._consume(f"caelum.event.{self._node}", BROADCAST, f"{EVENT_KEY}.#", self._events)
+        # Durable: after a restart of the broker, the nodes that are back first must not tell their news to nobody.
+        await self._consume(self._event_queue, BROADCAST, f"{EVENT_KEY}.#", self._events, durable=True)
         if not self._retired:
             await self.declare_services(sorted(self._services))
         # Declared also by nodes that do not take from it yet: a client's operation waits there for one that does.
@@ -133,11 +134,11 @@ class Topology:
     def _event_queue(self) -> str:
         return f"caelum.event.{self._node}"
 
-    async def _consume(self, name: str, exchange: str, key: str, consumer: Consumer) -> None:
+    async def _consume(self, name: str, exchange: str, key: str, consumer: Consumer, *, durable: bool = False) -> None:
         if self._channel is None or self._taker is None or name in self._queues:
             return
         expires: dict[str, Any] = {"x-expires": int(QUEUE_EXPIRES * 1000)}
-        queue = await self._channel.declare_queue(name, durable=False, arguments=expires)
+        queue = await self._channel.declare_queue(name, durable=durable, arguments=expires)
         await queue.bind(exchange, key)
         self._queues[name] = (queue, await queue.consume(self._taker.taking(consumer)))
 

@@ -25,17 +25,24 @@ from caelum.kernel.message import Message, message_class
 Kind = Literal["request", "reply", "cancel", "event", "bundle"]
 REPLY = "MessageReply"
 EVENT = "CanonicalEvent"
+MOST_BYTES = 64 * 1024 * 1024
+"""The largest body; a broker takes twice as much, and closes the channel on whoever sends more."""
 Schema = dict[str, str]
 
 
 class Envelope(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True):
-    """One message on its way. `timeout` is in seconds from the moment of sending; `body` is the JSON object."""
+    """One message on its way. `timeout` is in seconds from the moment of sending; `body` is the JSON object.
+
+    `turns` names the turns in work queues that the sender holds, so that a message which comes back to one of them is
+    refused instead of waiting for ever.
+    """
 
     kind: Kind
     id: str
     reply_to: str | None = None
     timeout: float | None = None
     context: TaskContext | None = None
+    turns: list[str] = []
     body: msgspec.Raw = msgspec.Raw(b"{}")
 
 
@@ -101,6 +108,12 @@ def decode_bundle(body: bytes) -> list[Envelope]:
     return _bundle.decode(body)
 
 
+def _bounded(body: bytes) -> bytes:
+    if len(body) > MOST_BYTES:
+        raise ValueError(f"it has {len(body)} bytes, more than {MOST_BYTES}")
+    return body
+
+
 # --- messages ---------------------------------------------------------------------------------------------------------
 
 
@@ -114,7 +127,7 @@ def encode_message(msg: Message[Any]) -> bytes:
     """The body of a request. Raises INTERNAL when a field holds what JSON has no form for."""
     cls = type(msg)
     try:
-        return _encoder.encode({name_of(cls): msg})
+        return _bounded(_encoder.encode({name_of(cls): msg}))
     except (TypeError, ValueError, UnicodeEncodeError) as error:
         raise CloudError(INTERNAL, f"message {cls.__meta__.name} cannot be sent to another node: {error}") from error
 
@@ -149,7 +162,8 @@ def _only(body: msgspec.Raw | bytes) -> tuple[str, msgspec.Raw]:
 def encode_reply(declared: Any, reply: Any) -> bytes:
     """The body of a successful reply; `declared` is the message's reply type."""
     try:
-        return _encoder.encode({REPLY: Answer(success=True, result=reply, schema=schema_of(declared, reply))})
+        answer = Answer(success=True, result=reply, schema=schema_of(declared, reply))
+        return _bounded(_encoder.encode({REPLY: answer}))
     except (TypeError, ValueError, UnicodeEncodeError) as error:
         what = f"the reply, a {type(reply).__name__}, cannot be sent to another node: {error}"
         return encode_error(CloudError(INTERNAL, what))

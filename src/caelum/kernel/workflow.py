@@ -118,6 +118,7 @@ class Workflows:
             self._enqueue(execution)
         await self._settle_jobs(dead)
         await self._node.gc.adopt(dead)
+        await self._node.workqueue.adopt(dead)
         return len(taken)
 
     async def stop(self) -> None:

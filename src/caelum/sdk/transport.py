@@ -25,6 +25,8 @@ BRIEF_TIMEOUT = 10.0
 NOT_READY = "SYS.1010"
 LEAVING = ("SYS.1011", "SYS.1012")
 """A node that starts or ends has done nothing; one whose peer just died may have."""
+AWAY = ("CAELUM.DB.1000", "CAELUM.DB.1001", "CAELUM.NODE.1000")
+"""The node does not reach the database, or is no longer part of the cloud: it did nothing, or nobody knows."""
 DUPLICATE = "Duplicate job uuid"
 _NEVER_ARRIVED = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH)
 
@@ -68,6 +70,7 @@ class Transport:
                     return 202, {"location": f"{self.addresses[index]}/zstack/v1/api-jobs/{ask.job}"}
                 if not _elsewhere(ask, error.code):
                     raise
+                may_have_arrived = may_have_arrived or error.code in AWAY
                 failure = error
             except (OSError, http.client.HTTPException) as error:
                 if not never_arrived(error):
@@ -94,6 +97,10 @@ class Transport:
         brief = ask.brief and len(self.addresses) > 1
         try:
             with urllib.request.urlopen(request, timeout=BRIEF_TIMEOUT if brief else HTTP_TIMEOUT) as response:  # noqa: S310
+                if ask.poll and response.status == 202 and "Retry-After" in response.headers:
+                    raise ApiError(
+                        {"code": NOT_READY, "details": "this node does not know now what becomes of the job"}
+                    )
                 return response.status, json.loads(response.read() or b"{}")
         except urllib.error.HTTPError as error:
             raise _api_error(error.code, error.read().decode(errors="replace") or error.reason) from None
@@ -106,7 +113,9 @@ def never_arrived(error: BaseException) -> bool:
 
 
 def _elsewhere(ask: Ask, code: str) -> bool:
-    """Whether another node may do what this one refused, having changed nothing."""
+    """Whether another node may do what this one refused."""
+    if code in AWAY:
+        return not ask.poll and (ask.safe or ask.job is not None)
     return code in (NOT_READY, "HTTP.503") or (ask.safe and not ask.poll and code in LEAVING)
 
 

@@ -252,8 +252,8 @@ async def kill(node: Node) -> None:
     node.workflows.crashpoints.plan.dead = True
     node.ready = False
     endings = (
-        node.membership.abandon, node.timers.stop, node.workflows.stop, node.gc.stop, lambda: node.bus.drain(0),
-        node.bus.stop, node.events.close, node.metrics.loop.stop, node.db.close,
+        node.membership.abandon, node.timers.stop, node.workflows.stop, node.gc.stop, node.workqueue.stop,
+        lambda: node.bus.drain(0), node.bus.stop, node.events.close, node.metrics.loop.stop, node.db.close,
     )  # fmt: skip
     for end in endings:
         with contextlib.suppress(Exception, ProcessDied):

@@ -128,6 +128,8 @@ async def test_before_it_is_ready_the_server_says_so(tmp_path: Path) -> None:
         assert (await client.send("GET", "/readyz")).status == 503
         early = await client.send("GET", "/v1/lamps")
         assert (early.status, early.json["error"]["code"]) == (503, "SYS.1010")
+        unknown = await client.send("GET", f"/v1/api-jobs/{'7' * 32}")
+        assert (unknown.status, unknown.headers["Retry-After"]) == (202, "1"), "no outcome of a job"
         async with cloud:
             assert (await client.send("GET", "/readyz")).status == 200
             await client.log_in()

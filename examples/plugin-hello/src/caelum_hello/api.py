@@ -6,12 +6,14 @@ from datetime import datetime
 from typing import Annotated
 
 from caelum.kernel.message import (
+    ApiMessage,
     ApiQuery,
     CreateMessage,
     DeleteMessage,
     Expand,
     Inventory,
     Param,
+    Reply,
     inventory,
     rest,
 )
@@ -54,3 +56,21 @@ class DeleteGreeting(DeleteMessage[None], kw_only=True):
 @rest("GET /hello/greetings", package=_PACKAGE, also=("/hello/greetings/{uuid}",))
 class QueryGreeting(ApiQuery[GreetingInventory], kw_only=True):
     """Query greetings."""
+
+
+class TranslationReply(Reply):
+    """A greeting in another language."""
+
+    text: str
+    served_by: str
+
+
+@rest("GET /hello/translations", package=_PACKAGE, sync=True, service="hello")
+class TranslateGreeting(ApiMessage[TranslationReply], kw_only=True):
+    """Say a greeting in another language.
+
+    Nothing in Python serves it: the service `hello` is a process on the bus of a cluster (examples/service-node).
+    """
+
+    name: Annotated[str, Param(max_length=255)]
+    language: Annotated[str, Param(max_length=32)]

@@ -47,6 +47,7 @@ class Sessions:
     def start(self) -> None:
         """Forget the sessions that other nodes end."""
         self._node.bus.subscribe(SessionEnded, self._ended)
+        self._node.bus.on_reconnect(self._forget_all)
 
     async def open(self, account: AccountModel) -> SessionInventory:
         """A new session of an account."""
@@ -186,6 +187,10 @@ class Sessions:
         self._node.bus.publish(
             SessionEnded(session_uuid=row.uuid, account_uuid=row.account_uuid, user_uuid=row.user_uuid, date=utcnow())
         )
+
+    async def _forget_all(self) -> None:
+        """The news of ended sessions may be lost."""
+        self._known.clear()
 
     async def _ended(self, event: SessionEnded) -> None:
         self._known.pop(event.session_uuid, None)

@@ -25,6 +25,7 @@ from caelum.drivers.kvm.model import KvmHostModel
 from caelum.drivers.kvm.settings import AGENT_PORT
 from caelum.kernel import authority, pki
 from caelum.kernel.errors import CloudError, invalid, not_found
+from caelum.kernel.events import CanonicalEvent, canonical
 from caelum.kernel.node import Node
 from caelum.kernel.pki import CertificateAuthority, Files, Identity
 
@@ -33,7 +34,16 @@ log = logging.getLogger(__name__)
 A = TypeVar("A")
 
 _RENEWAL_CHECK = 6 * 3600.0
-_DISCONNECTED = "Disconnected"
+DISCONNECTED = "Disconnected"
+
+
+@canonical("/kvm/agent/task/progress")
+class AgentTaskProgressed(CanonicalEvent):
+    """An agent told a node how far a task is that another node may have given it."""
+
+    task_uuid: str
+    percent: int
+    text: str
 
 
 class Agents:
@@ -65,6 +75,7 @@ class Agents:
         self.client.callback_url = self.callback_base + paths.CALLBACK_PATH
         for one in self._node.extensions.of(AgentRoutes):
             one.listening(self.callback_base)
+        self._node.bus.subscribe(AgentTaskProgressed, self._progress_elsewhere)
         self._node.timers.every(_RENEWAL_CHECK, self._renew_own, name="kvm.certificate")
         log.info("agents answer to %s", self.callback_base)
 
@@ -111,7 +122,7 @@ class Agents:
             row = (await session.execute(query)).one_or_none()
         if row is None:
             raise not_found("HostVO", host_uuid)
-        if row.status == _DISCONNECTED:
+        if row.status == DISCONNECTED:
             raise CloudError(HOST_DISCONNECTED, f"host[uuid:{host_uuid}] is Disconnected", hostUuid=host_uuid)
         return self.address(host_uuid, row.management_ip)
 
@@ -159,3 +170,11 @@ class Agents:
         waiting = self.client.pending.get(progress.task_uuid)
         if waiting is not None and waiting.job_uuid is not None:
             await self._node.jobs.progress(waiting.job_uuid, progress.percent, progress.text or None)
+        elif waiting is None and not self._node.ring.alone:
+            # The host reports to the node that connected it; another one may have sent the command.
+            news = AgentTaskProgressed(task_uuid=progress.task_uuid, percent=progress.percent, text=progress.text)
+            self._node.bus.publish(news)
+
+    async def _progress_elsewhere(self, news: AgentTaskProgressed) -> None:
+        if news.task_uuid in self.client.pending:
+            await self._progress(p.TaskProgress(task_uuid=news.task_uuid, percent=news.percent, text=news.text))

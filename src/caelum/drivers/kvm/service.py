@@ -13,10 +13,12 @@ import msgspec
 
 from caelum.agent import protocol
 from caelum.cloud.host.api import HostInventory
+from caelum.cloud.host.errors import HOST_DISCONNECTED
+from caelum.cloud.host.events import HostStatusChanged
 from caelum.cloud.host.extension import HypervisorDriver
 from caelum.cloud.host.messages import AddHost, UpdateHostRecord
 from caelum.cloud.host.settings import SYNC_LEVEL
-from caelum.drivers.kvm.agents import Agents
+from caelum.drivers.kvm.agents import DISCONNECTED, Agents
 from caelum.drivers.kvm.api import AddKVMHost, UpdateKVMHost
 from caelum.drivers.kvm.driver import ForgetLostHosts, KvmDriver
 from caelum.drivers.kvm.messages import CancelAgentCommand, RunAgentCommand
@@ -42,6 +44,13 @@ class KvmService(Service):
 
     async def start(self) -> None:
         await self.agents.start()
+        self.node.bus.subscribe(HostStatusChanged, self._on_status)
+
+    async def _on_status(self, event: HostStatusChanged) -> None:
+        """Nobody waits for the answers of a host that another node has lost; of our own, `ForgetLostHosts` knows."""
+        if event.new_status == DISCONNECTED and not self.node.ring.owns(event.host_uuid):
+            reason = CloudError(HOST_DISCONNECTED, f"host {event.host_uuid} is Disconnected")
+            self.agents.client.host_lost(event.host_uuid, reason)
 
     async def stop(self) -> None:
         await self.agents.stop()

@@ -1,0 +1,213 @@
+"""Work that has no owner: one at a time in a queue, whatever nodes ask, and what becomes of it when they die."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+from tests.cluster.bakeries import Bakeries
+
+from caelum.kernel import context
+from caelum.kernel.errors import OPERATION_ERROR, TIMEOUT, CloudError
+from caelum.kernel.jobs import MANAGEMENT_NODE_UNAVAILABLE
+from caelum.kernel.queue import QUEUE_REENTERED
+from caelum.kernel.work_queue import WorkQueueEntryModel, queue_runner
+from caelum.testing.cloud import EmbeddedCloud
+
+
+class Workshop:
+    """What the runners did, and how they are held up."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.running = 0
+        self.most = 0
+        self.go = asyncio.Event()
+
+    async def work(self, node: Any, work: dict[str, Any]) -> dict[str, Any]:
+        self.log.append(work["name"])
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            if work.get("waits"):
+                await self.go.wait()
+            await asyncio.sleep(0.005)
+            if work.get("fails"):
+                raise CloudError(OPERATION_ERROR, f"{work['name']} failed")
+        finally:
+            self.running -= 1
+        return {"name": work["name"], "node": node.uuid}
+
+
+_shop: list[Workshop] = []
+
+
+@pytest.fixture
+def shop() -> Workshop:
+    _shop[:] = [Workshop()]
+    return _shop[0]
+
+
+@queue_runner("test.once")
+async def _once(node: Any, work: dict[str, Any]) -> Any:
+    return await _shop[0].work(node, work)
+
+
+@queue_runner("test.again", restartable=True)
+async def _again(node: Any, work: dict[str, Any]) -> Any:
+    return await _shop[0].work(node, work)
+
+
+@queue_runner("test.inside")
+async def _inside(node: Any, work: dict[str, Any]) -> Any:
+    return await node.workqueue.run(work["queue"], "test.once", {"name": "inner"})
+
+
+def _ask(cloud: EmbeddedCloud, name: str, runner: str = "test.once", queue: str = "q", **more: Any) -> Any:
+    return asyncio.create_task(cloud.node.workqueue.run(queue, runner, {"name": name, **more}))
+
+
+async def _states(cluster: Bakeries) -> list[tuple[str, str]]:
+    row = WorkQueueEntryModel
+    async with cluster.nodes[0].db.read() as session:
+        found = await session.execute(select(row.context, row.state).order_by(row.id))
+        return [(one.context, one.state) for one in found]
+
+
+async def _entered(cluster: Bakeries, count: int) -> None:
+    async def there() -> bool:
+        return len(await _states(cluster)) >= count
+
+    await cluster.until(there)
+
+
+async def test_one_runs_at_a_time_in_the_order_of_coming(tmp_path: Path, shop: Workshop) -> None:
+    async with Bakeries(tmp_path, 2) as cluster:
+        asked = []
+        for number in range(10):
+            asked.append(_ask(cluster.clouds[number % 2], str(number)))
+            await _entered(cluster, number + 1)
+        answers = await asyncio.gather(*asked)
+        assert [one["name"] for one in answers] == [str(number) for number in range(10)] == shop.log
+        assert shop.most == 1
+        assert {one["node"] for one in answers} == {node.uuid for node in cluster.nodes}
+
+
+async def test_queues_do_not_wait_for_each_other(tmp_path: Path, shop: Workshop) -> None:
+    async with Bakeries(tmp_path, 2) as cluster:
+        asked = [_ask(cluster.clouds[number % 2], str(number), queue=f"q{number}", waits=True) for number in range(4)]
+        await cluster.until(lambda: shop.running == 4)
+        shop.go.set()
+        await asyncio.gather(*asked)
+
+
+async def test_a_failure_is_the_callers_and_the_next_has_its_turn(tmp_path: Path, shop: Workshop) -> None:
+    async with Bakeries(tmp_path, 2) as cluster:
+        bad = _ask(cluster.clouds[0], "bad", fails=True)
+        await _entered(cluster, 1)
+        good = _ask(cluster.clouds[1], "good")
+        with pytest.raises(CloudError, match="bad failed"):
+            await bad
+        assert (await good)["name"] == "good"
+
+
+async def test_who_waits_may_leave_and_who_runs_is_not_torn(tmp_path: Path, shop: Workshop) -> None:
+    async with Bakeries(tmp_path, 2) as cluster:
+        first = _ask(cluster.clouds[0], "first", waits=True)
+        await cluster.until(lambda: shop.running == 1)
+        second, third = _ask(cluster.clouds[1], "second"), None
+        await _entered(cluster, 2)
+        third = _ask(cluster.clouds[1], "third")
+        await _entered(cluster, 3)
+        second.cancel()
+        first.cancel()
+        await asyncio.gather(first, second, return_exceptions=True)
+        assert shop.running == 1
+        shop.go.set()
+        assert (await third)["name"] == "third"
+        assert shop.log == ["first", "third"]
+
+
+async def test_a_deadline_counts_while_waiting(tmp_path: Path, shop: Workshop) -> None:
+    async with Bakeries(tmp_path, 1) as cluster:
+        first = _ask(cluster.clouds[0], "first", waits=True)
+        await cluster.until(lambda: shop.running == 1)
+        inside = context.with_deadline(context.current(), asyncio.get_running_loop().time() + 0.3)
+        with context.use(inside), pytest.raises(CloudError) as late:
+            await cluster.nodes[0].workqueue.run("q", "test.once", {"name": "late"})
+        assert late.value.kind is TIMEOUT
+        shop.go.set()
+        await first
+
+
+async def test_waiting_for_the_own_queue_is_refused(tmp_path: Path, shop: Workshop) -> None:
+    async with Bakeries(tmp_path, 1) as cluster:
+        with pytest.raises(CloudError) as refused:
+            await cluster.nodes[0].workqueue.run("q", "test.inside", {"queue": "q"})
+        assert refused.value.kind.code == QUEUE_REENTERED.code
+        inner = await cluster.nodes[0].workqueue.run("q", "test.inside", {"queue": "another"})
+        assert inner["name"] == "inner"
+
+
+@pytest.mark.parametrize(("runner", "again"), [("test.once", False), ("test.again", True)])
+async def test_what_a_dead_node_had_under_way(tmp_path: Path, shop: Workshop, runner: str, again: bool) -> None:
+    async with Bakeries(tmp_path, 2) as cluster:
+        survivor, victim = cluster.clouds
+        step = context.TaskContext(step_key="run/make/run")
+
+        def ask(cloud: EmbeddedCloud) -> Callable[[], Any]:
+            with context.use(step):
+                return asyncio.create_task(cloud.node.workqueue.run("q", runner, {"name": "router", "waits": True}))  # type: ignore[return-value]
+
+        lost = ask(victim)
+        await cluster.until(lambda: shop.running == 1)
+        waits = _ask(victim, "gone with its node")
+        await _entered(cluster, 2)
+        queued = _ask(survivor, "next")
+        await _entered(cluster, 3)
+        await cluster.kill(victim)
+        await cluster.until(lambda: shop.running == int(again), 30)
+        shop.go.set()
+        assert (await queued)["name"] == "next"
+        assert shop.log == (["router", "router", "next"] if again else ["router", "next"])
+        assert shop.most == 1
+        # The step is repeated by whoever took its workflow over: it has the result, or tries anew.
+        repeated = await ask(survivor)  # type: ignore[misc]
+        assert repeated["node"] == survivor.node.uuid
+        assert shop.log.count("router") == 2
+        for one in (lost, waits):
+            one.cancel()  # type: ignore[attr-defined]
+
+
+async def test_an_entry_that_failed_with_its_node_says_so(tmp_path: Path, shop: Workshop) -> None:
+    async with Bakeries(tmp_path, 2) as cluster:
+        victim = cluster.clouds[1]
+        asked = _ask(victim, "router", waits=True)
+        await cluster.until(lambda: shop.running == 1)
+        await cluster.kill(victim)
+
+        async def failed() -> WorkQueueEntryModel | None:
+            row = WorkQueueEntryModel
+            async with cluster.nodes[0].db.read() as session:
+                return await session.scalar(select(row).where(row.state == "Error"))
+
+        entry = await cluster.until(failed, 30)
+        assert MANAGEMENT_NODE_UNAVAILABLE.code in (entry.error or "")
+        asked.cancel()
+
+
+async def test_on_sqlite_it_is_a_queue_like_any_other(tmp_path: Path, shop: Workshop) -> None:
+    async with EmbeddedCloud(tmp_path, [], database_url=f"sqlite+aiosqlite:///{tmp_path}/one.db") as cloud:
+        asked = [_ask(cloud, str(number)) for number in range(5)]
+        assert sorted(one["name"] for one in await asyncio.gather(*asked)) == ["0", "1", "2", "3", "4"]
+        assert shop.most == 1
+        hanging = _ask(cloud, "hanging", "test.again", waits=True)
+        await cloud.until(lambda: shop.running == 1)
+    hanging.cancel()
+    shop.go.set()
+    async with EmbeddedCloud(tmp_path, [], database_url=f"sqlite+aiosqlite:///{tmp_path}/one.db") as cloud:
+        await cloud.until(lambda: shop.log.count("hanging") == 2)
