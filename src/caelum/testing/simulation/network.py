@@ -352,7 +352,7 @@ class NetworkLoop(VirtualLoop):
         await self.network.reach(address[:2])
         self._targets[sock.fileno()] = address[:2]
 
-    async def create_connection(  # type: ignore[override]
+    async def create_connection(
         self,
         protocol_factory: Any,
         host: str | None = None,
