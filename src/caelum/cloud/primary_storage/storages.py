@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select
+from typing import cast
+
+from sqlalchemy import Table, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.primary_storage.api import PrimaryStorageInventory
@@ -45,6 +47,19 @@ class Storages:
             return inventory
 
         return await self.node.db.remember((PrimaryStorageModel, uuid), load)
+
+    async def known(self, uuid: str) -> PrimaryStorageInventory:
+        """One storage without its capacity and its clusters: what does not change with every volume."""
+        table = cast("Table", PrimaryStorageModel.__table__)
+
+        async def load(session: AsyncSession) -> PrimaryStorageInventory:
+            row = (await session.execute(select(table).where(table.c.uuid == uuid))).mappings().one_or_none()
+            if row is None:
+                raise not_found("PrimaryStorageVO", uuid)
+            fields = PrimaryStorageInventory.__struct_fields__
+            return PrimaryStorageInventory(**{name: value for name, value in row.items() if name in fields})
+
+        return await self.node.db.remember((Storages.known, uuid), load)
 
     def driver(self, ps: PrimaryStorageInventory | PrimaryStorageModel) -> PrimaryStorageDriver:
         """The driver of the storage's type."""
