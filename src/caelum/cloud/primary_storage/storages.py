@@ -106,7 +106,7 @@ class Storages:
 
     async def connect(self, ps: PrimaryStorageInventory, host_uuid: str) -> None:
         """Prepare the storage on a host and enter its capacity."""
-        known = host_uuid in await self.hosts_of(ps.uuid) or await self._has_contents(ps, host_uuid)
+        known = await self._has(ps, host_uuid) or await self._has_contents(ps, host_uuid)
         physical = await self.driver(ps).connect(ps, host_uuid, first=not known)
         await self.record(ps, host_uuid, physical)
 
@@ -114,6 +114,10 @@ class Storages:
         """Let a host forget a storage, unless it holds something of it that must be found again."""
         if not await self._has_contents(ps, host_uuid):
             await self.driver(ps).disconnect(ps, host_uuid)
+
+    async def _has(self, ps: PrimaryStorageInventory, host_uuid: str) -> bool:
+        async with self.node.db.read() as session:
+            return await session.get(HostRef, (ps.uuid, host_uuid)) is not None
 
     async def _has_contents(self, ps: PrimaryStorageInventory, host_uuid: str) -> bool:
         query = select(StorageReservationModel.key).where(
