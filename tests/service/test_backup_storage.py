@@ -33,7 +33,6 @@ from caelum.cloud.image.messages import ImageLocation, LocateImage
 from caelum.cloud.zone.api import CreateZone, DeleteZone
 from caelum.drivers.directory_backup.api import AddDirectoryBackupStorage
 from caelum.drivers.directory_backup.store import MARK
-from caelum.kernel import pki
 from caelum.kernel.errors import INVALID_ARGUMENT, CloudError
 from caelum.kernel.message import QueryCondition
 from caelum.testing.simcloud import SimulatedCloud, simulated_cloud
@@ -146,7 +145,7 @@ async def test_a_zone_that_goes_leaves_its_storages(world: SimulatedCloud) -> No
 
 
 def host_tls(world: SimulatedCloud) -> ssl.SSLContext:
-    return pki.client_context(world.hosts[0]._files)
+    return world.hosts[0].outgoing_tls()
 
 
 async def fetch(url: str, tls: ssl.SSLContext, **headers: str) -> tuple[int, bytes]:
