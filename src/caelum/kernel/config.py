@@ -33,7 +33,7 @@ class Config(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Further connections that it opens under load and closes again."""
     database_statement_seconds: float = 60.0
     """PostgreSQL ends a statement that runs longer."""
-    database_idle_seconds: float = 3.0
+    database_idle_seconds: float = 5.0
     """PostgreSQL ends a transaction whose node does nothing for so long: a paused node must not hold up the others."""
     authority_secret: str = ""
     """Encrypts the key of the certificate authority in a database that several nodes share; the same on all nodes."""

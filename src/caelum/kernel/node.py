@@ -29,7 +29,7 @@ from caelum.kernel.gc import GarbageCollector
 from caelum.kernel.ids import new_uuid
 from caelum.kernel.jobs import Jobs
 from caelum.kernel.log import Logging
-from caelum.kernel.membership import EVICTED, Membership
+from caelum.kernel.membership import EVICTED, Membership, is_of_cluster
 from caelum.kernel.memory_bus import MemoryBus
 from caelum.kernel.message import Message
 from caelum.kernel.metrics import Metrics, calls_of, database_use, queue_depth
@@ -220,6 +220,9 @@ class Node:
             async with self._phase(f"{_name(part)} to {method}"):
                 await begin()
         except Exception as error:
+            if is_of_cluster(error):
+                # It says nothing of the part, which would be missing for as long as this node lives: start anew.
+                raise
             log.exception("%s did not %s; the rest goes on without it", _name(part), method)
             # It may hold something already, so it is stopped with the others; but nobody calls it any more.
             self._failed.append(part)
