@@ -26,6 +26,7 @@ from sqlalchemy import (
     delete,
     func,
     select,
+    text,
     update,
 )
 from sqlalchemy.orm import Mapped, mapped_column
@@ -67,6 +68,9 @@ PROCESSING = "Processing"
 DONE = "Done"
 
 
+_HAS_HOOK = text("web_hook IS NOT NULL")
+
+
 @canonical("/job/moved")
 class JobMoved(CanonicalEvent):
     """A job is finished or further on: for the other nodes, whose clients may wait for it."""
@@ -81,7 +85,12 @@ class JobModel(Base):
     """
 
     __tablename__ = "api_job"
-    __table_args__ = (Index("ix_api_job_state", "state", "node_uuid"), Index("ix_api_job_finish", "finish_date"))
+    __table_args__ = (
+        Index("ix_api_job_state", "state", "node_uuid"),
+        Index("ix_api_job_finish", "finish_date"),
+        # Few jobs have a web hook, and those that wait are looked for again and again.
+        Index("ix_api_job_web_hook", "node_uuid", sqlite_where=_HAS_HOOK, postgresql_where=_HAS_HOOK),
+    )
 
     uuid: Mapped[str] = mapped_column(String(32), primary_key=True)
     api: Mapped[str] = mapped_column(String(255))
@@ -334,9 +343,9 @@ def _progressing() -> Update:
     """Made once: it is sent with most steps of most workflows."""
     table = cast("Table", JobModel.__table__)
     here, percent = table.c, bindparam("percent", type_=BigInteger)
-    text = func.coalesce(bindparam("text", type_=Text), here.text)
+    told = func.coalesce(bindparam("text", type_=Text), here.text)
     there = (here.uuid == bindparam("key_uuid"), here.state == PROCESSING, here.percent <= percent)
-    return update(table).where(*there).values(percent=percent, text=text)
+    return update(table).where(*there).values(percent=percent, text=told)
 
 
 def reply_body(api: str, reply: Any) -> str:

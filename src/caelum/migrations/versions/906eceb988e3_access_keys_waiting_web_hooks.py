@@ -1,9 +1,9 @@
-"""access keys."""
+"""access keys, waiting web hooks."""
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "7d0e4b290581"
+revision = "906eceb988e3"
 down_revision = "7c1e5a90d2b4"
 branch_labels = None
 depends_on = None
@@ -26,3 +26,12 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("access_key", schema=None) as batch_op:
         batch_op.create_index("ix_access_key_account", ["account_uuid"], unique=False)
+
+    with op.batch_alter_table("api_job", schema=None) as batch_op:
+        batch_op.create_index(
+            "ix_api_job_web_hook",
+            ["node_uuid"],
+            unique=False,
+            sqlite_where=sa.text("web_hook IS NOT NULL"),
+            postgresql_where=sa.text("web_hook IS NOT NULL"),
+        )
