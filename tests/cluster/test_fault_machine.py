@@ -31,7 +31,7 @@ def restart(cluster: FaultCluster, index: int) -> None:
 
 def faketime() -> Path:
     """The library that makes a process see another time."""
-    return next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+    return next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
 
 
 def is_alive(pid: int) -> bool:
