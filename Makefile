@@ -6,7 +6,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 
 if_installed = if [ -x $(PY) ]; then $(PY) -m $(1); else echo "Nothing is installed here, so nothing runs from here."; fi
 
-.PHONY: up down purge status cluster cluster-down install test check test-unit test-service test-cluster test-lab lock format
+.PHONY: up down purge status cluster cluster-down demo demo-down bench bench-full install test check test-unit test-service test-cluster test-ui test-lab lock format
 
 up: install
 	@$(PY) -m caelum.onemachine.up
@@ -34,7 +34,7 @@ check:
 	@tools/install check
 	@tools/check
 
-test: check test-service test-cluster test-lab
+test: check test-service test-cluster test-ui test-lab
 
 test-unit:
 	@tools/install check
@@ -48,9 +48,30 @@ test-cluster:
 	@tools/install cluster
 	$(PY) -m pytest tests/cluster -q
 
+test-ui:
+	@tools/install ui
+	$(PY) -m pytest tests/ui -q
+
 test-lab:
 	@tools/install lab
 	$(PY) -m pytest tests/lab -q
+
+# Speed: a few minutes, or everything in up to an hour. Results are kept in bench/results/ and docs/performance.md.
+bench:
+	@tools/install check
+	$(PY) bench/run.py
+
+bench-full:
+	@tools/install check
+	$(PY) bench/run.py --full
+
+# 1,000 simulated hosts and 10,000 VMs, beside anything else on this machine.
+demo:
+	@tools/install check
+	@$(PY) bench/demo.py up
+
+demo-down:
+	@$(PY) bench/demo.py down
 
 # The lock file pins every dependency by hash.
 lock:

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -67,7 +67,8 @@ class Result(NamedTuple):
     median: float
     p99: float
     processor: float
-    """Microseconds of the asking node's processor per call, which hardly depend on what else the machine does."""
+    """Microseconds of processor per call, of both nodes and the broker together, which hardly depend on what else the
+    machine does."""
 
     def line(self) -> str:
         """A row of the table."""
@@ -86,7 +87,18 @@ def ring_of(me: str) -> Ring:
     return ring
 
 
-async def measure(name: str, bus: BusBase, uuid: str, concurrency: int, seconds: float) -> Result:
+def used(pids: Sequence[int]) -> float:
+    """Seconds of processor that this process and the given ones have used so far."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
+
+
+async def measure(
+    name: str, bus: BusBase, uuid: str, concurrency: int, seconds: float, pids: Sequence[int] = ()
+) -> Result:
     """Call for so long, so many at a time."""
     times: list[float] = []
     end = time.perf_counter() + seconds
@@ -96,10 +108,10 @@ async def measure(name: str, bus: BusBase, uuid: str, concurrency: int, seconds:
             await bus.call(Echo(uuid=uuid))
             times.append(time.perf_counter() - begun)
 
-    begun, used = time.perf_counter(), time.process_time()
+    begun, before = time.perf_counter(), used(pids)
     await asyncio.gather(*[caller() for _ in range(concurrency)])
     rate = len(times) / (time.perf_counter() - begun)
-    processor = (time.process_time() - used) / len(times)
+    processor = (used(pids) - before) / len(times)
     times.sort()
     median, p99 = statistics.median(times), times[int(len(times) * 0.99)]
     return Result(name, concurrency, rate, median * 1000, p99 * 1000, processor * 1e6)
@@ -114,7 +126,7 @@ async def in_memory(concurrency: list[int], seconds: float) -> list[Result]:
     return [await measure("memory", bus, "x", one, seconds) for one in concurrency]
 
 
-async def over_rabbitmq(url: str, concurrency: list[int], seconds: float) -> list[Result]:
+async def over_rabbitmq(url: str, pids: list[int], concurrency: list[int], seconds: float) -> list[Result]:
     """Two nodes, the second in a process of its own."""
     ring = ring_of(ASKING)
     bus = RabbitMqBus(url, ring, WorkQueues(), EventHub())
@@ -127,7 +139,8 @@ async def over_rabbitmq(url: str, concurrency: list[int], seconds: float) -> lis
         if other.stdout is None or not await other.stdout.readline():
             raise RuntimeError("the answering node did not start")
         uuid = next(name for n in range(10_000) if ring.owner(name := f"resource-{n}") == ANSWERING)
-        return [await measure("rabbitmq", bus, uuid, one, seconds) for one in concurrency]
+        pids = [*pids, other.pid]
+        return [await measure("rabbitmq", bus, uuid, one, seconds, pids) for one in concurrency]
     finally:
         other.terminate()
         await other.wait()
@@ -144,16 +157,16 @@ async def answer(url: str) -> None:
 
 
 @asynccontextmanager
-async def broker(url: str | None) -> AsyncIterator[str]:
-    """The broker that was named, or one of our own."""
+async def broker(url: str | None) -> AsyncIterator[tuple[str, list[int]]]:
+    """The broker that was named, or one of our own, with its process."""
     if url is not None:
-        yield url
+        yield url, []
         return
     with tempfile.TemporaryDirectory(prefix="caelum-bench-") as directory:
         own = RabbitMq(Path(directory))
         await own.start()
         try:
-            yield own.url
+            yield own.url, [own.pid]
         finally:
             await own.stop()
 
@@ -161,8 +174,8 @@ async def broker(url: str | None) -> AsyncIterator[str]:
 async def run(options: argparse.Namespace) -> list[Result]:
     """All measurements."""
     results = await in_memory(options.concurrency, options.seconds)
-    async with broker(options.url) as url:
-        return results + await over_rabbitmq(url, options.concurrency, options.seconds)
+    async with broker(options.url) as (url, pids):
+        return results + await over_rabbitmq(url, pids, options.concurrency, options.seconds)
 
 
 def main() -> int:

@@ -43,6 +43,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMq]:
 @pytest.fixture
 async def peers(broker: RabbitMq) -> AsyncIterator[Peers]:
     """Makes nodes that know of each other: `a, b = await peers(2)`."""
+    await broker.start()  # in case a test before failed while it was down
     async with AsyncExitStack() as stack:
         made: list[Peer] = []
 

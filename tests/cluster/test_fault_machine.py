@@ -31,7 +31,7 @@ def restart(cluster: FaultCluster, index: int) -> None:
 
 def faketime() -> Path:
     """The library that makes a process see another time."""
-    return next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+    return next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
 
 
 def is_alive(pid: int) -> bool:
@@ -42,13 +42,13 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("jump", ["+1h", "-1h"])
+@pytest.mark.parametrize("jump", ["+1h", "-1h"] if FULL else ["+1h"])
 async def test_the_clock_of_a_node_jumps(cluster: FaultCluster, trial: Trial, tmp_path: Path, jump: str) -> None:
     library = faketime()
     offset = tmp_path / "offset"
     offset.write_text("+0")
     # The monotonic clock does not jump on a real machine either.
-    words = f"env LD_PRELOAD={library} FAKETIME_TIMESTAMP_FILE={offset} FAKETIME_NO_CACHE=1 DONT_FAKE_MONOTONIC=1"
+    words = f"env LD_PRELOAD={library} FAKETIME_TIMESTAMP_FILE={offset} FAKETIME_CACHE_DURATION=1 DONT_FAKE_MONOTONIC=1"
     cluster.wrapper(1).write_text(f"{words} FAKETIME_DONT_FAKE_MONOTONIC=1")
     await asyncio.to_thread(restart, cluster, 1)
     await asyncio.to_thread(cluster.wait_met)

@@ -12,7 +12,8 @@ from fault_trial import FULL, Trial
 APART = 60.0 if FULL else 8.0
 
 
-@pytest.mark.parametrize("how", ["cut", "stall"])
+# Lost packets are the harder case: a refused connection is noticed at once.
+@pytest.mark.parametrize("how", ["cut", "stall"] if FULL else ["stall"])
 @pytest.mark.parametrize("what", ["database", "broker"])
 async def test_partition_between_a_node_and_what_all_share(
     cluster: FaultCluster, trial: Trial, what: str, how: str

@@ -5,25 +5,20 @@ from __future__ import annotations
 import asyncio
 import time
 
+import pytest
 from fault_cluster import FaultCluster
 from fault_judge import Judge
-from fault_trial import Trial
+from fault_trial import FULL, Trial
 
 
-async def test_restart_the_broker(cluster: FaultCluster, trial: Trial) -> None:
+@pytest.mark.parametrize("wipe", [False, True] if FULL else [True])
+async def test_restart_the_broker(cluster: FaultCluster, trial: Trial, wipe: bool) -> None:
     async def restart() -> None:
-        await asyncio.to_thread(cluster.restart_service, "rabbitmq")
+        await asyncio.to_thread(cluster.restart_service, "rabbitmq", wipe=wipe)
         await asyncio.to_thread(cluster.wait_service, "rabbitmq")
 
-    await trial.of("RabbitMQ restarted", restart, downtime=20.0, recovery=60.0)
-
-
-async def test_lose_all_data_of_the_broker(cluster: FaultCluster, trial: Trial) -> None:
-    async def lose() -> None:
-        await asyncio.to_thread(cluster.restart_service, "rabbitmq", wipe=True)
-        await asyncio.to_thread(cluster.wait_service, "rabbitmq")
-
-    await trial.of("RabbitMQ restarted without its data", lose, downtime=20.0, recovery=60.0)
+    name = "RabbitMQ restarted" + (" without its data" if wipe else "")
+    await trial.of(name, restart, downtime=3.0, recovery=60.0)
 
 
 async def test_restart_the_database(cluster: FaultCluster, trial: Trial) -> None:

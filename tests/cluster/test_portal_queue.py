@@ -12,7 +12,7 @@ from tests.cluster.clouds import AmqpClient
 CALLS = 3000
 AT_ONCE = 60
 VERSION = "org.zstack.header.managementnode.APIGetVersionMsg"
-_COUNT = re.compile(r'^caelum_\w*_count\{[^}]*message="GetVersion"[^}]*\} (\S+)', re.MULTILINE)
+_COUNT = re.compile(r'^caelum_\w*_count\{[^}]*message="APIGetVersionMsg"[^}]*\} (\S+)', re.MULTILINE)
 
 
 async def test_each_of_three_nodes_takes_about_a_third(cluster: FaultCluster) -> None:

@@ -242,6 +242,7 @@ def test_killing_the_agent_in_the_middle_of_a_command(
         time.sleep(max(0.0, begun + at - time.monotonic()))
         killed = cloud.kill("agent")
         outcome, answer = _ends(cloud, job, SETTLED_WITHIN + CONNECTED_WITHIN)
+        assert outcome == "Succeeded", f"a command waits for its agent: {answer}\n{cloud.logs()}"
         ended = time.monotonic()
         back = cloud.until(lambda: _connected(cloud), CONNECTED_WITHIN, "the host is Connected")
         assert back - killed < max(CONNECTED_WITHIN, ended - killed)

@@ -60,14 +60,18 @@ class FakeAgent:
         viewer = web.WebSocketResponse(protocols=("binary",), timeout=0.5)
         await viewer.prepare(request)
         self.open.add(viewer)
+        await self.serve(request.match_info["line"], viewer)
+        self.open.discard(viewer)
+        return viewer
+
+    async def serve(self, line: str, viewer: web.WebSocketResponse) -> None:
+        """Be the guest's line until the viewer leaves."""
         for _ in range(self.flood):
             await viewer.send_bytes(CHUNK)
             self.sent += 1
         async for message in viewer:
             if message.type is WSMsgType.BINARY:
                 await viewer.send_bytes(b"echo " + message.data)
-        self.open.discard(viewer)
-        return viewer
 
 
 class FakeVms(Service):
@@ -181,7 +185,7 @@ def certificates(directory: Path, host_uuid: str) -> pki.Files:
 
 
 @contextlib.asynccontextmanager
-async def console_lab(directory: Path, **config: Any) -> AsyncIterator[ConsoleLab]:
+async def console_lab(directory: Path, agent: FakeAgent | None = None, **config: Any) -> AsyncIterator[ConsoleLab]:
     """Everything, with one running VM `lab.vm` on the fake agent's host."""
     services = [
         FakeVms, FakeHosts, FakeIdentity,
@@ -190,7 +194,7 @@ async def console_lab(directory: Path, **config: Any) -> AsyncIterator[ConsoleLa
         "caelum.cloud.console.service:ConsoleService",
         EmbeddedProxy,
     ]  # fmt: skip
-    host_uuid, agent = new_uuid(), FakeAgent()
+    host_uuid, agent = new_uuid(), agent or FakeAgent()
     files = certificates(directory, host_uuid)
     async with (
         EmbeddedCloud(directory, services, console_port=free_port(), **config) as cloud,

@@ -13,7 +13,7 @@ from tests.service.host_clouds import QuickKvmService
 from caelum.cloud.cluster.api import ClusterInventory, CreateCluster
 from caelum.cloud.host.api import HostInventory
 from caelum.cloud.host.messages import GetHost
-from caelum.cloud.host.settings import PING_INTERVAL, PING_PAUSE
+from caelum.cloud.host.settings import LOST_PATIENCE, PING_INTERVAL, PING_PAUSE
 from caelum.cloud.host.spec import VmSpec
 from caelum.cloud.l2.api import CreateL2NoVlanNetwork, L2NetworkInventory
 from caelum.cloud.l3.api import AddIpRange, CreateL3Network, IpRangeInventory, L3NetworkInventory
@@ -182,6 +182,7 @@ async def host_site(directory: Path, hosts: int = 2) -> AsyncIterator[HostSite]:
             await cloud.node.settings.set(AGENT_PORT, sim.port)
             await cloud.node.settings.set(PING_INTERVAL, 2)
             await cloud.node.settings.set(PING_PAUSE, 0)
+            await cloud.node.settings.set(LOST_PATIENCE, 0)
             base = await _site(cloud)
             found = HostSite(cloud, base.zone, base.cluster)
             found.sim = sim

@@ -13,6 +13,7 @@ from sqlalchemy import func, select
 from caelum.cloud.console.model import ConsoleTokenModel
 from caelum.cloud.vm.api import PauseVmInstance, RebootVmInstance, StartVmInstance, StopVmInstance
 from caelum.gateway.server import Gateway
+from caelum.kernel.jobs import JobModel
 from caelum.sdk.client import ApiError, Client
 from caelum.testing.simcloud import SimulatedCloud, simulated_cloud
 
@@ -46,6 +47,10 @@ async def scenario(made: SimulatedCloud, url: str) -> None:
     await asyncio.to_thread(stranger.login, "stranger", "secret")
 
     access = await request(admin)
+    async with made.cloud.node.db.read() as session:
+        rows = list(await session.scalars(select(JobModel).where(JobModel.api == "APIRequestConsoleAccessMsg")))
+    assert len(rows) == 1
+    assert str(access["token"]) not in f"{rows[0].result} {rows[0].body} {rows[0].actor}"
     assert access["port"] == made.cloud.node.config.console_port
     assert set(access) == {"scheme", "targetScheme", "hostname", "port", "token", "version", "expiredDate"}
     with pytest.raises(ApiError) as refused:

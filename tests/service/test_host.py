@@ -26,7 +26,7 @@ from caelum.cloud.host.events import HostDeleted, HostLostSight, HostStatusChang
 from caelum.cloud.host.extension import HostBeforeDelete, HostConnect
 from caelum.cloud.host.messages import GetVmStatesOnHost, StartVmOnHost
 from caelum.cloud.host.model import HostModel
-from caelum.cloud.host.settings import PING_INTERVAL, PING_TIMEOUT
+from caelum.cloud.host.settings import LOST_PATIENCE, PING_INTERVAL, PING_TIMEOUT
 from caelum.cloud.host.spec import VmSpec
 from caelum.cloud.host.tags import OS_DISTRIBUTION
 from caelum.cloud.vm.messages import HostLost, HostVmsSeen, VmStateSeen
@@ -145,6 +145,7 @@ async def test_a_forged_certificate_is_refused(cloud: HostCloud, tmp_path: Path)
 
 async def test_a_dead_agent_is_noticed_at_once_and_its_restart_reconnects(cloud: HostCloud) -> None:
     await cloud.node.settings.set(PING_INTERVAL, 600)
+    await cloud.node.settings.set(LOST_PATIENCE, 0)
     host = await cloud.add_host()
     await asyncio.sleep(0.5)
     await cloud.sim[0].die()
@@ -265,7 +266,8 @@ async def test_other_drivers_commands_are_cancelled_with_their_caller(cloud: Hos
     await cloud.until(lambda: cloud.sim[0].journal.running() == 0)
 
 
-async def test_a_command_to_a_host_that_died_is_not_waited_for(cloud: HostCloud) -> None:
+async def test_without_patience_a_command_ends_with_its_agent(cloud: HostCloud) -> None:
+    await cloud.node.settings.set(LOST_PATIENCE, 0)
     host = await cloud.add_host()
     await asyncio.sleep(0.3)
     cloud.sim.fault("hang", p.CheckInterface.path)
@@ -275,6 +277,59 @@ async def test_a_command_to_a_host_that_died_is_not_waited_for(cloud: HostCloud)
     with pytest.raises(CloudError) as caught:
         await asyncio.wait_for(work, 10)
     assert caught.value.code == "HOST.1010"
+
+
+@pytest.mark.parametrize("fault", ["die", "die_after"])
+async def test_a_command_outlives_the_death_of_its_agent(cloud: HostCloud, fault: str) -> None:
+    host, spec, sim = await cloud.add_host(), vm_spec(), cloud.sim[0]
+    await asyncio.sleep(0.3)
+    cloud.sim.fault(fault, p.StartVm.path, count=1)
+    start = asyncio.create_task(cloud.node.bus.call(StartVmOnHost(host_uuid=host.uuid, spec=spec)))
+    command = p.CreateBridge(l2_uuid="l2", bridge="br0", interface="eth0")
+    await cloud.until(lambda: not sim.alive)
+    await cloud.until_status(host.uuid, "Disconnected")
+    # What comes while the host is away waits too, more of it than the queue of the host's commands has room for.
+    waiting = [asyncio.create_task(on_host(cloud.node.bus, host.uuid, command)) for _ in range(12)]
+    await asyncio.sleep(0.5)
+    assert not start.done()
+    assert not any(one.done() for one in waiting)
+    await sim.revive()
+    assert (await asyncio.wait_for(start, 20)).vnc_port == 5900
+    await asyncio.wait_for(asyncio.gather(*waiting), 20)
+    assert list(sim.world.vms) == [spec.vm_uuid]
+    assert (await cloud.host(host.uuid)).status == "Connected"
+
+
+async def test_the_patience_with_a_lost_host_ends(cloud: HostCloud) -> None:
+    await cloud.node.settings.set(LOST_PATIENCE, 3)
+    host, sim = await cloud.add_host(), cloud.sim[0]
+    await asyncio.sleep(0.3)
+    cloud.sim.fault("die", p.StartVm.path, count=1)
+    start = asyncio.create_task(cloud.node.bus.call(StartVmOnHost(host_uuid=host.uuid, spec=vm_spec())))
+    await cloud.until_status(host.uuid, "Disconnected")
+    dropped = asyncio.create_task(on_host(cloud.node.bus, host.uuid, p.Echo()))
+    await asyncio.sleep(0.1)
+    dropped.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(dropped, 1)
+    with pytest.raises(CloudError, match=r"HOST\.1010"):
+        await asyncio.wait_for(start, 20)
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(CloudError, match=r"HOST\.1010"):
+        await on_host(cloud.node.bus, host.uuid, p.Echo())
+    assert asyncio.get_running_loop().time() - began < 2, "a host that is gone for longer is not waited for"
+    assert not sim.world.vms
+
+
+async def test_a_deleted_host_is_not_waited_for(cloud: HostCloud) -> None:
+    host = await cloud.add_host()
+    await cloud.sim[0].die()
+    await cloud.until_status(host.uuid, "Disconnected")
+    start = asyncio.create_task(cloud.node.bus.call(StartVmOnHost(host_uuid=host.uuid, spec=vm_spec())))
+    await asyncio.sleep(0.2)
+    await cloud.api(DeleteHost(uuid=host.uuid, delete_mode="Enforcing"))
+    with pytest.raises(CloudError, match=r"SYS\.1003"):
+        await asyncio.wait_for(start, 10)
 
 
 async def test_state_and_maintenance(cloud: HostCloud) -> None:
@@ -362,6 +417,7 @@ async def test_work_on_a_host_that_is_being_connected_waits_for_it(cloud: HostCl
     await cloud.until_status(host.uuid, "Connecting")
     await cloud.node.bus.call(StartVmOnHost(host_uuid=host.uuid, spec=vm_spec()))
     assert connect.done()
+    await cloud.node.settings.set(LOST_PATIENCE, 0)
     cloud.sim.fault("error", p.ConnectHost.path)
     connect = asyncio.create_task(cloud.api(ReconnectHost(uuid=host.uuid)))
     await cloud.until_status(host.uuid, "Connecting")

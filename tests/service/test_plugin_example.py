@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import os
+import sys
 import tomllib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -110,6 +113,48 @@ async def test_greetings_are_made_found_and_gone_with_their_host(cloud: Simulate
             assert any(one.endswith("/hello/greetings") for one in document["paths"])
     finally:
         await gateway.stop(1)
+
+
+class CommandLine:
+    """`caelum` as its own process, which has neither the plugin nor a cloud's declarations."""
+
+    def __init__(self, home: Path, url: str) -> None:
+        self._environment = {"PATH": os.environ["PATH"], "HOME": str(home), "CAELUM_URL": url}
+        self.cache = home / ".cache" / "caelum"
+
+    async def run(self, *words: str, fails: bool = False) -> str:
+        """What it says."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "caelum.cli.main", *words, env=self._environment,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+        text = (await asyncio.wait_for(process.communicate(), 60))[0].decode()
+        assert bool(process.returncode) == fails, text
+        return text
+
+
+async def test_the_command_line_learns_the_operations_from_the_server(cloud: SimulatedCloud, tmp_path: Path) -> None:
+    gateway = Gateway(cloud.cloud.node)
+    await gateway.start()
+    caelum = CommandLine(tmp_path / "home", f"http://127.0.0.1:{gateway.port}")
+    try:
+        assert "caelum-hello" not in await caelum.run("--help")
+        await caelum.run("login", "--password", "password")
+        assert "caelum-hello" in await caelum.run("--help")
+        command = ("caelum-hello", "create-greeting", "--name", "world", "--host", "host0")
+        assert "Hello, world!" in await caelum.run(*command)
+        for kept in caelum.cache.iterdir():
+            kept.unlink()
+        # Without the login's knowledge the server is asked when a command is not known.
+        assert "HELLO.1000" in await caelum.run(*command, fails=True)
+        assert "world" in await caelum.run("caelum-hello", "list-greeting")
+        assert "is not a command" in await caelum.run("nonsense", fails=True)
+    finally:
+        await gateway.stop(1)
+    # Help goes on without the server, from what is kept.
+    assert "caelum-hello" in await caelum.run("--help")
+    assert "create-greeting" in await caelum.run("caelum-hello", "--help")
+    assert "cannot be reached" in await caelum.run(*command, fails=True)
 
 
 async def test_a_vm_stays_in_its_rack(cloud: SimulatedCloud) -> None:

@@ -66,7 +66,7 @@ async def test_from_creation_to_nothing(world: SimulatedCloud) -> None:
         ("Data", 1, "Ready"),
     ]
     assert str(vm.vm_nics[0].ip).startswith("10.1.0.")
-    assert await used(world) == {"vm.num": 1, "vm.cpuNum": 1, "vm.memorySize": 128 * MIB}
+    assert await used(world) == {"vm.totalNum": 1, "vm.num": 1, "vm.cpuNum": 1, "vm.memorySize": 128 * MIB}
     cpu, memory, disk = await room(world)
     assert (free[0] - cpu, free[1] - memory) == (1, 128 * MIB)
     assert free[2] - disk >= GIB, "the data disk counts in full"
@@ -75,7 +75,7 @@ async def test_from_creation_to_nothing(world: SimulatedCloud) -> None:
     stopped = await world.api(StopVmInstance(uuid=vm.uuid))
     assert (stopped.state, stopped.host_uuid, stopped.last_host_uuid) == ("Stopped", None, vm.host_uuid)
     assert guests(world) == {}
-    assert await used(world) == {"vm.num": 1, "vm.cpuNum": 0, "vm.memorySize": 0}
+    assert await used(world) == {"vm.totalNum": 1, "vm.num": 0, "vm.cpuNum": 0, "vm.memorySize": 0}
     assert (await room(world))[:2] == free[:2]
     started = await world.api(StartVmInstance(uuid=vm.uuid))
     assert (started.state, started.host_uuid) == ("Running", vm.host_uuid), "its disks are on that host"
@@ -99,7 +99,7 @@ async def test_from_creation_to_nothing(world: SimulatedCloud) -> None:
     with pytest.raises(CloudError) as missing:
         await vm_of(world, vm.uuid)
     assert missing.value.kind == RESOURCE_NOT_FOUND
-    assert await used(world) == {"vm.num": 0, "vm.cpuNum": 0, "vm.memorySize": 0}
+    assert await used(world) == {"vm.totalNum": 0, "vm.num": 0, "vm.cpuNum": 0, "vm.memorySize": 0}
     left = [one for one in await owned(world) if one not in mine]
     assert [kind for kind, _ in left] == ["VolumeVO"]
     changes = [one.new_state for one in await world.cloud.seen(VmStateChanged) if one.vm_uuid == vm.uuid]
@@ -180,7 +180,7 @@ async def test_a_stopped_vm_is_changed(world: SimulatedCloud) -> None:
     await world.api(StopVmInstance(uuid=vm.uuid, type="cold"))
     smaller = await world.api(UpdateVmInstance(uuid=vm.uuid, cpu_num=1, memory_size=64 * MIB))
     assert (smaller.cpu_num, smaller.memory_size) == (1, 64 * MIB)
-    assert await used(world) == {"vm.num": 1, "vm.cpuNum": 0, "vm.memorySize": 0}
+    assert await used(world) == {"vm.totalNum": 1, "vm.num": 0, "vm.cpuNum": 0, "vm.memorySize": 0}
     await assert_nothing_wrong(world)
 
 

@@ -6,9 +6,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.service.vm_clouds import assert_nothing_wrong, guests, room, used, vm_of
+from tests.service.vm_clouds import assert_nothing_wrong, chain, guests, room, used, vm_of
 
+from caelum.agent import protocol
+from caelum.cloud.config.api import UpdateGlobalConfig
 from caelum.cloud.host.api import ChangeHostState, DeleteHost
+from caelum.cloud.host.messages import ListHosts
 from caelum.cloud.identity.api import CreateAccount, DeleteAccount, ShareResource
 from caelum.cloud.image.api import DeleteImage
 from caelum.cloud.l2.api import DetachL2NetworkFromCluster
@@ -42,7 +45,7 @@ async def test_a_zone_takes_everything(world: SimulatedCloud) -> None:
     assert guests(world) == {}
     assert (await world.api(QueryVolume())).inventories == []
     assert (await world.api(QueryVmNic())).inventories == []
-    assert await used(world) == {"vm.num": 0, "vm.cpuNum": 0, "vm.memorySize": 0}
+    assert await used(world) == {"vm.totalNum": 0, "vm.num": 0, "vm.cpuNum": 0, "vm.memorySize": 0}
     for host in world.hosts.hosts:
         assert not host.world.leases or not any(host.world.leases.values())
 
@@ -93,8 +96,56 @@ async def test_a_host_that_is_deleted_stops_its_vms(world: SimulatedCloud) -> No
     await world.api(DeleteHost(uuid=vm.host_uuid or ""))
     assert await states(world) == {kept.uuid: "Running"}
     assert guests(world) == {kept.uuid: "Running"}
-    assert await used(world) == {"vm.num": 1, "vm.cpuNum": 1, "vm.memorySize": 128 * MIB}
+    assert await used(world) == {"vm.totalNum": 1, "vm.num": 1, "vm.cpuNum": 1, "vm.memorySize": 128 * MIB}
     await assert_nothing_wrong(world)
+
+
+@pytest.mark.parametrize(
+    ("path", "named"),
+    [
+        (protocol.StopVm.path, "stop vm[uuid:{vm}]"),
+        (protocol.GetVmStates.path, "vm[uuid:{vm}, name:stays]"),
+        (protocol.GetStorageCapacity.path, "primary storage[uuid:{storage}, name:local]"),
+    ],
+)
+async def test_a_host_whose_agent_refuses_is_deleted_by_force_only(
+    world: SimulatedCloud, path: str, named: str
+) -> None:
+    vm = await world.create_vm("stays")
+    before = await states(world), await room(world), await used(world), world.hosts.dump()
+    world.hosts.fault("error", path, host=vm.host_uuid)
+    with pytest.raises(CloudError) as refused:
+        await world.api(DeleteHost(uuid=vm.host_uuid or ""))
+    said = " ".join(one.details for one in chain(refused.value))
+    assert named.format(vm=vm.uuid, storage=world.primary_storage) in said
+    assert refused.value.code == "SYS.1004"
+    assert (await states(world), await room(world), await used(world), world.hosts.dump()) == before
+    assert await world.cloud.node.gc.open_jobs() == []
+    await world.api(DeleteHost(uuid=vm.host_uuid or "", delete_mode="Enforcing"))
+    assert await states(world) == {}
+    assert [one.uuid for one in (await world.cloud.node.bus.call(ListHosts())).hosts] != [vm.host_uuid]
+
+
+async def test_a_lost_host_is_deleted_by_force_only_unless_it_is_empty(world: SimulatedCloud) -> None:
+    await world.api(UpdateGlobalConfig(category="host", name="connection.patience", value="0"))
+    vm = await world.create_vm("stays")
+    empty = next(one for one in world.hosts.hosts if one.uuid != vm.host_uuid)
+    lost = world.hosts.by_uuid(vm.host_uuid or "")
+    for host in (lost, empty):
+        await host.die()
+
+    async def noticed() -> bool:
+        return {one.status for one in (await world.cloud.node.bus.call(ListHosts())).hosts} == {"Disconnected"}
+
+    await world.cloud.until(noticed, 30)
+    with pytest.raises(
+        CloudError, match=rf"storage\[uuid:{world.primary_storage}, name:local\] does not answer on host"
+    ):
+        await world.api(DeleteHost(uuid=lost.uuid))
+    assert vm.uuid in await states(world)
+    await world.api(DeleteHost(uuid=empty.uuid))
+    await world.api(DeleteHost(uuid=lost.uuid, delete_mode="Enforcing"))
+    assert await states(world) == {}
 
 
 async def test_a_host_in_maintenance_has_no_vms(world: SimulatedCloud) -> None:

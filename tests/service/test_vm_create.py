@@ -22,6 +22,7 @@ from caelum.cloud.vm.api import (
     QueryVmInstance,
     StartVmInstance,
     StopVmInstance,
+    VmInstanceInventory,
 )
 from caelum.cloud.volume.api import QueryVolume
 from caelum.kernel.context import Actor
@@ -134,7 +135,7 @@ async def test_created_but_not_started(world: SimulatedCloud, strategy: str) -> 
     assert (vm.state, vm.host_uuid) == ("Stopped", None)
     assert guests(world) == {}
     assert (await room(world))[:2] == free[:2]
-    assert await used(world) == {"vm.num": 1, "vm.cpuNum": 0, "vm.memorySize": 0}
+    assert await used(world) == {"vm.totalNum": 1, "vm.num": 0, "vm.cpuNum": 0, "vm.memorySize": 0}
     assert (await world.api(StartVmInstance(uuid=vm.uuid))).state == "Running"
     await assert_nothing_wrong(world)
 
@@ -163,6 +164,39 @@ async def test_from_an_iso(world: SimulatedCloud) -> None:
     await assert_nothing_wrong(world)
 
 
+async def test_vms_and_running_vms_are_counted_apart(world: SimulatedCloud) -> None:
+    account = await world.api(CreateAccount(name="dev", password="x" * 128))
+    actor = Actor(account.uuid, account.uuid, None, False)
+    await world.api(ShareResource(to_public=True, resource_uuids=[world.image, world.offering, world.l3]))
+    for name, value in (("vm.totalNum", 2), ("vm.num", 1)):
+        await world.api(UpdateQuota(identity_uuid=account.uuid, name=name, value=value))
+
+    async def create(**more: Any) -> VmInstanceInventory:
+        values = {
+            "image_uuid": world.image, "instance_offering_uuid": world.offering, "l3_network_uuids": [world.l3], **more,
+        }  # fmt: skip
+        return await world.api(CreateVmInstance(name="vm", **values), actor=actor)
+
+    async def refusal(work: Any) -> str:
+        with pytest.raises(CloudError) as refused:
+            await work
+        return chain(refused.value)[-1].details
+
+    first = await create()
+    assert "vm.num, value: 1" in await refusal(create())
+    await world.api(StopVmInstance(uuid=first.uuid, type="cold"), actor=actor)
+    assert await used(world, account.uuid) == {"vm.totalNum": 1, "vm.num": 0, "vm.cpuNum": 0, "vm.memorySize": 0}
+    second = await create()
+    assert "vm.num, value: 1" in await refusal(world.api(StartVmInstance(uuid=first.uuid), actor=actor))
+    assert "vm.totalNum, value: 2" in await refusal(create())
+    await world.api(StopVmInstance(uuid=second.uuid, type="cold"), actor=actor)
+    assert (await world.api(StartVmInstance(uuid=first.uuid), actor=actor)).state == "Running"
+    assert await used(world, account.uuid) == {
+        "vm.totalNum": 2, "vm.num": 1, "vm.cpuNum": 1, "vm.memorySize": 128 * MIB,
+    }  # fmt: skip
+    await assert_nothing_wrong(world)
+
+
 async def test_an_account_works_with_what_is_shared_within_its_quota(world: SimulatedCloud) -> None:
     account = await world.api(CreateAccount(name="dev", password="x" * 128))
     actor = Actor(account.uuid, account.uuid, None, False)
@@ -188,7 +222,12 @@ async def test_an_account_works_with_what_is_shared_within_its_quota(world: Simu
         assert QUOTA_EXCEEDING.code in [one.code for one in chain(error)]
         assert "2" in chain(error)[-1].details
     assert len(guests(world)) == 2
-    assert await used(world, account.uuid) == {"vm.num": 2, "vm.cpuNum": 2, "vm.memorySize": 256 * MIB}
+    assert await used(world, account.uuid) == {
+        "vm.totalNum": 2,
+        "vm.num": 2,
+        "vm.cpuNum": 2,
+        "vm.memorySize": 256 * MIB,
+    }
     mine = await world.api(QueryVmInstance(), actor=actor)
     assert {one.uuid for one in mine.inventories} == {one.uuid for one in made}
     other = await world.create_vm("of the administrator")
@@ -196,7 +235,7 @@ async def test_an_account_works_with_what_is_shared_within_its_quota(world: Simu
     for one in made:
         await world.api(DestroyVmInstance(uuid=one.uuid), actor=actor)
         await world.api(ExpungeVmInstance(uuid=one.uuid))
-    assert await used(world, account.uuid) == {"vm.num": 0, "vm.cpuNum": 0, "vm.memorySize": 0}
+    assert await used(world, account.uuid) == {"vm.totalNum": 0, "vm.num": 0, "vm.cpuNum": 0, "vm.memorySize": 0}
     left = [one for one in await owned(world) if one not in before]
     assert sorted(kind for kind, _ in left) == ["VmInstanceVO", "VmNicVO", "VolumeVO"]
     await assert_nothing_wrong(world)

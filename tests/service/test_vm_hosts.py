@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -33,7 +34,13 @@ async def world(tmp_path: Path) -> AsyncIterator[SimulatedCloud]:
     async with simulated_cloud(tmp_path, hosts=2) as made:
         for name, value in (("ping.interval", "2"), ("ping.timeout", "2"), ("ping.maxFailure", "1")):
             await made.api(UpdateGlobalConfig(category="host", name=name, value=value))
+        await patience(made, 0)
         yield made
+
+
+async def patience(world: SimulatedCloud, seconds: int) -> None:
+    """How long work waits for the return of a lost host."""
+    await world.api(UpdateGlobalConfig(category="host", name="connection.patience", value=str(seconds)))
 
 
 def host_of(world: SimulatedCloud, vm: VmInstanceInventory) -> SimulatedHost:
@@ -55,7 +62,7 @@ async def test_a_guest_that_ends_by_itself_gives_its_place_back(world: Simulated
     ended = await until_state(world, vm.uuid, "Stopped")
     assert (ended.host_uuid, ended.last_host_uuid) == (None, vm.host_uuid)
     assert (await room(world))[:2] == free[:2]
-    assert await used(world) == {"vm.num": 1, "vm.cpuNum": 0, "vm.memorySize": 0}
+    assert await used(world) == {"vm.totalNum": 1, "vm.num": 0, "vm.cpuNum": 0, "vm.memorySize": 0}
     told = [(one.from_state, one.to_state) for one in await world.cloud.seen(VmStateChangedOnHost)]
     assert told == [("Running", "Stopped")]
     await assert_nothing_wrong(world)
@@ -88,7 +95,7 @@ async def test_a_lost_host_makes_its_vms_unknown_until_it_is_back(world: Simulat
     await host.revive()
     assert (await until_state(world, vm.uuid, "Running", 40)).host_uuid == vm.host_uuid
     assert (await until_state(world, ends.uuid, "Stopped", 40)).host_uuid is None
-    assert await used(world) == {"vm.num": 3, "vm.cpuNum": 2, "vm.memorySize": 256 * MIB}
+    assert await used(world) == {"vm.totalNum": 3, "vm.num": 2, "vm.cpuNum": 2, "vm.memorySize": 256 * MIB}
     await until_status(world, host, "Connected")
     await assert_nothing_wrong(world)
 
@@ -103,7 +110,7 @@ async def test_a_vm_is_found_running_that_was_thought_stopped(world: SimulatedCl
     host.guest_changes(vm.uuid, "Running")
     found = await until_state(world, vm.uuid, "Running")
     assert found.host_uuid == vm.host_uuid
-    assert await used(world) == {"vm.num": 1, "vm.cpuNum": 1, "vm.memorySize": 128 * MIB}
+    assert await used(world) == {"vm.totalNum": 1, "vm.num": 1, "vm.cpuNum": 1, "vm.memorySize": 128 * MIB}
     assert free[1] - (await room(world))[1] == 128 * MIB
     await assert_nothing_wrong(world)
 
@@ -169,6 +176,24 @@ async def test_a_vm_does_not_start_on_a_host_that_is_away(world: SimulatedCloud)
     assert "HOST_ALLOCATION.1000" in [one.code for one in errors]
     assert any("Disconnected" in one.details or "Connected" in one.details for one in errors)
     assert (await vm_of(world, vm.uuid)).state == "Stopped"
+
+
+@pytest.mark.parametrize("path", [protocol.StartVm.path, protocol.CreateVolume.path, protocol.ApplyDhcp.path])
+@pytest.mark.parametrize("fault", ["die", "die_after"])
+async def test_a_creation_outlives_the_death_of_the_agent(world: SimulatedCloud, path: str, fault: str) -> None:
+    await patience(world, 60)
+    world.hosts.fault(fault, path, count=1)
+    create = asyncio.create_task(world.create_vm())
+    died = await world.cloud.until(lambda: next((one for one in world.hosts.hosts if not one.alive), None), 20)
+    await until_status(world, died, "Disconnected")
+    assert not create.done()
+    await died.revive()
+    vm = await asyncio.wait_for(create, 25)
+    assert (vm.state, vm.host_uuid) == ("Running", died.uuid)
+    assert guests(world) == {vm.uuid: "Running"}
+    await asyncio.sleep(0.5)  # a host is looked at once more right after its connect
+    await until_status(world, died, "Connected")
+    await assert_nothing_wrong(world)
 
 
 async def test_a_restart_of_the_server_disturbs_no_vm(world: SimulatedCloud) -> None:

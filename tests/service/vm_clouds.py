@@ -18,7 +18,7 @@ from caelum.kernel.context import ADMIN_ACCOUNT_UUID
 from caelum.kernel.errors import CloudError, ErrorCode
 from caelum.testing.simcloud import SimulatedCloud
 
-RUNNING = ("vm.num", "vm.cpuNum", "vm.memorySize")
+VM_QUOTAS = ("vm.totalNum", "vm.num", "vm.cpuNum", "vm.memorySize")
 
 
 async def vm_of(world: SimulatedCloud, uuid: str) -> VmInstanceInventory:
@@ -40,7 +40,7 @@ async def until_state(world: SimulatedCloud, uuid: str, state: str, seconds: flo
 async def used(world: SimulatedCloud, account: str = ADMIN_ACCOUNT_UUID) -> dict[str, int]:
     """What an account uses of its quota of VMs."""
     async with world.cloud.node.db.read() as session:
-        return {name: taken for name, taken, _ in await usage(session, account) if name in RUNNING}
+        return {name: taken for name, taken, _ in await usage(session, account) if name in VM_QUOTAS}
 
 
 async def room(world: SimulatedCloud) -> tuple[int, int, int]:
@@ -77,4 +77,5 @@ async def assert_nothing_wrong(world: SimulatedCloud) -> None:
     """The auditor finds database, hosts and capacities in agreement."""
     await world.api(UpdateGlobalConfig(category="audit", name="recheck.after", value="0"))
     findings = (await world.api(RunAudit())).findings
-    assert [one for one in findings if one.severity != INFO] == []
+    wrong = [one for one in findings if one.severity != INFO]
+    assert not wrong, wrong

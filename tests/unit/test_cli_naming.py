@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from importlib import resources
 
+import msgspec
 import pytest
 
 from caelum.cli.naming import groups, kebab, option_of, verb_of
+from caelum.sdk import manifest
 from caelum.sdk.generate import generate
-from caelum.sdk.manifest import Parameter, load
+from caelum.sdk.manifest import Operation, Parameter, load
 
 
 def test_every_operation_has_a_command_of_its_own() -> None:
@@ -46,3 +48,19 @@ def test_a_reference_is_an_option_without_uuid() -> None:
 def test_the_manifest_is_what_the_declarations_say() -> None:
     kept = resources.files("caelum.sdk").joinpath("operations.json").read_bytes()
     assert kept == generate(), "run: python -m caelum.sdk.generate"
+
+
+def test_what_a_server_adds_is_learned_and_takes_no_name_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = dict(load())
+    monkeypatch.setattr(manifest, "load", lambda: known)
+    text = msgspec.json.encode(
+        [
+            Operation("CreateZone", "POST", "/evil", "evil", "Not ours.", []),
+            Operation("CreateGreeting", "POST", "/greetings", "hello", "Greet.", []),
+        ]
+    )
+    assert manifest.learn(text) == ["CreateGreeting"]
+    assert (known["CreateZone"].path, known["CreateGreeting"].path) == ("/zones", "/greetings")
+    for bad in (b"[{}]", b"<html>", b"\xff"):
+        with pytest.raises(msgspec.DecodeError):
+            manifest.learn(bad)

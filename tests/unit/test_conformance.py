@@ -33,15 +33,21 @@ from caelum.kernel.message import (
 
 SPEC = Path(os.environ.get("CAELUM_SPEC", Path(__file__).parents[3] / "shared" / "spec"))
 
-OWN_OPERATIONS: frozenset[str] = frozenset({"APIAddDirectoryBackupStorageMsg", "APIRunAuditMsg"})
-"""Operations that we add."""
+OWN_OPERATIONS: frozenset[str] = frozenset(
+    {
+        "APIAddDirectoryBackupStorageMsg", "APIRunAuditMsg",
+        "APICreateAccessKeyMsg", "APIDeleteAccessKeyMsg", "APIChangeAccessKeyStateMsg", "APIQueryAccessKeyMsg",
+    }
+)  # fmt: skip
+"""Operations that we add; those of access keys are the original's, from a part that its specification leaves out."""
 OWN_PARAMETERS: dict[str, frozenset[str]] = {}
 """Parameters that we add, by operation."""
-OWN_INVENTORIES: frozenset[str] = frozenset()
+OWN_INVENTORIES: frozenset[str] = frozenset({"AccessKeyInventory"})
 """Inventories that we add."""
 OWN_FIELDS: dict[str, frozenset[str]] = {}
 """Fields that we add, by inventory."""
 DEVIATIONS: dict[str, str] = {
+    "APIRenewSessionMsg.sessionUuid: resource": "no table has a session by the UUID that its client knows",
     "APIQueryPrimaryStorageMsg: paths": "a single primary storage can be asked for like everything else",
     "APIDeleteResourceConfigMsg.resourceUuid: is the target": "who only shares a resource does not change it",
     "APIDeleteVmSshKeyMsg.uuid: resource": "a VM that does not exist is an error and not silence",

@@ -68,7 +68,7 @@ class Rig:
             await asyncio.sleep(0.01)
 
     def tls_of(self, index: int) -> ssl.SSLContext:
-        return pki.client_context(self.hosts[index]._files)
+        return self.hosts[index].outgoing_tls()
 
     async def _known(self, host_uuid: str) -> bool:
         return any(host.uuid == host_uuid for host in self.hosts.hosts)
@@ -236,6 +236,7 @@ async def test_reports_come_in_order_once_and_only_from_their_host(rig: Rig) -> 
 
 
 async def test_a_watch_ends_at_once_when_the_agent_dies(rig: Rig) -> None:
+    await rig.client.run(rig.address(), p.Ping())
     watch = asyncio.create_task(rig.client.watch(rig.address()))
     await asyncio.sleep(0.2)
     assert not watch.done()

@@ -18,7 +18,16 @@ PROGRAMS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry of the `caelum` command. Returns the exit code: 0 done, 1 refused, 2 wrong usage."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = _command(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read our output has seen enough
+        sys.stdout = None
+        return 141
+
+
+def _command(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         return _help()
     if words[0] == "--version":
@@ -48,20 +57,16 @@ def _operation(words: list[str]) -> int:
         if words[0] == "logout":
             return _logout()
         from caelum.cli.commands import run
-        from caelum.cli.naming import groups
 
-        if words[0] not in groups():
+        if not _known(words):
             print(f"caelum: {words[0]!r} is not a command; see caelum --help", file=sys.stderr)
             return 2
-        code = run(words[0], words[1:])
-        sys.stdout.flush()
-        return code
+        return run(words[0], words[1:])
     except ApiError as error:
         print(error, file=sys.stderr)
         return 1
-    except BrokenPipeError:  # whoever read our output has seen enough
-        sys.stdout = None
-        return 141
+    except BrokenPipeError:
+        raise
     except (OSError, TimeoutError) as error:
         print(f"The cloud cannot be reached: {error}", file=sys.stderr)
         return 1
@@ -69,10 +74,23 @@ def _operation(words: list[str]) -> int:
         return 130
 
 
+def _known(words: list[str]) -> bool:
+    """Whether the group of a command is known; the server is asked when the command is not."""
+    from caelum.cli import plugins
+    from caelum.cli.naming import groups, verb_of
+
+    plugins.recall()
+    verb = next((one for one in words[1:2] if not one.startswith("-")), None)
+    known = groups().get(words[0], [])
+    if not known or (verb is not None and verb != "console" and verb not in map(verb_of, known)):
+        plugins.refresh()
+    return words[0] in groups()
+
+
 def _login(words: list[str]) -> int:
     import getpass
 
-    from caelum.cli import session
+    from caelum.cli import plugins, session
     from caelum.sdk.client import Client
 
     parser = argparse.ArgumentParser(prog="caelum login", description="Open a session; later commands use it.")
@@ -83,6 +101,7 @@ def _login(words: list[str]) -> int:
     client = Client(*options.url.split(","))
     client.login(options.account, options.password or getpass.getpass("Password: "))
     session.save(options.url, client.session)
+    plugins.refresh()
     print(f"Logged in to {options.url} as {options.account}.")
     return 0
 
@@ -98,7 +117,10 @@ def _logout() -> int:
 
 
 def _help() -> int:
+    from caelum.cli import plugins
     from caelum.cli.naming import groups
+
+    plugins.recall()
 
     print("usage: caelum COMMAND ...\n\nSession\n  login      open a session\n  logout     end it\n\nPrograms")
     for name, (_, text) in PROGRAMS.items():

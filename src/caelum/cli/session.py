@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from caelum.sdk.client import Client
+if TYPE_CHECKING:
+    from caelum.sdk.client import Client
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 
@@ -44,5 +45,7 @@ def save(url: str, session: str | None) -> None:
 
 def client() -> Client:
     """A client for the kept address and session."""
+    from caelum.sdk.client import Client  # only here: help must not load HTTP
+
     kept = load()
     return Client(*str(kept.get("url", DEFAULT_URL)).split(","), session=kept.get("session"))

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
 from caelum.kernel import resources
-from caelum.kernel.database import Row, utcnow
+from caelum.kernel.database import Row, insert_new, update_where, utcnow
 
 ALL_PERMISSIONS = 2
 """The original's number for a permission to read and write."""
@@ -57,15 +57,10 @@ class SharedResourceModel(Row):
 
 async def own(tx: AsyncSession, account_uuid: str, resource_uuid: str, resource_type: str) -> None:
     """Make the account the owner of the resource, in place of any other."""
-    known = await tx.scalar(_of(resource_uuid))
-    if known is None:
-        known = AccountResourceRefModel(
-            resource_uuid=resource_uuid,
-            resource_type=_root_type(resource_type),
-            concrete_resource_type=resource_type,
-        )
-        tx.add(known)
-    known.account_uuid = known.owner_account_uuid = account_uuid
+    row, owner = AccountResourceRefModel, {"account_uuid": account_uuid, "owner_account_uuid": account_uuid}
+    types = {"resource_type": _root_type(resource_type), "concrete_resource_type": resource_type}
+    if not await insert_new(tx, row, resource_uuid=resource_uuid, **types, **owner):
+        await update_where(tx, row, owner, row.resource_uuid == resource_uuid)
 
 
 async def disown(tx: AsyncSession, resource_uuid: str) -> None:
@@ -76,18 +71,14 @@ async def disown(tx: AsyncSession, resource_uuid: str) -> None:
 
 async def owner_of(session: AsyncSession, resource_uuid: str) -> str | None:
     """The account that owns the resource, or None: nobody does, or it is not a thing that is owned."""
-    row = await session.scalar(_of(resource_uuid))
-    return None if row is None else row.account_uuid
+    row = AccountResourceRefModel
+    return await session.scalar(select(row.account_uuid).where(row.resource_uuid == resource_uuid))
 
 
 def owned_by(account_uuids: list[str], resource_type: str) -> Select[str]:
     """The UUIDs of the resources of a type that belong to any of the accounts, as a query."""
     row = AccountResourceRefModel
     return select(row.resource_uuid).where(row.account_uuid.in_(account_uuids), row.resource_type == resource_type)
-
-
-def _of(resource_uuid: str) -> Select[AccountResourceRefModel]:
-    return select(AccountResourceRefModel).where(AccountResourceRefModel.resource_uuid == resource_uuid)
 
 
 def _root_type(resource_type: str) -> str:

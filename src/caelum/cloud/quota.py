@@ -7,13 +7,27 @@ a key is taken once, however often it is asked for, and exactly that is given ba
 
 from __future__ import annotations
 
-from sqlalchemy import String, UniqueConstraint, delete, select
+from functools import lru_cache
+from typing import Any, cast
+
+from sqlalchemy import (
+    BigInteger,
+    CursorResult,
+    String,
+    Table,
+    UniqueConstraint,
+    Update,
+    bindparam,
+    delete,
+    select,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
 from caelum.kernel.context import ADMIN_ACCOUNT_UUID
-from caelum.kernel.database import Base, Resource, update_where
+from caelum.kernel.database import Base, Resource, insert_new, update_where
 from caelum.kernel.errors import CloudError, error_type
 from caelum.kernel.ids import derived_uuid
 from caelum.kernel.settings import GlobalConfigModel, Setting, find_setting, setting
@@ -94,17 +108,13 @@ async def take(tx: AsyncSession, account_uuid: str, name: str, amount: int = 1, 
 
     Give a `key` (the resource's UUID) where the call may be repeated. Administrators are counted, never refused.
     """
-    if key is not None:
-        known = await tx.get(QuotaUsageModel, (name, key))
-        if known is not None:
-            return
-        tx.add(QuotaUsageModel(name=name, key=key, account_uuid=account_uuid, amount=amount))
+    values = {"account_uuid": account_uuid, "amount": amount}
+    if key is not None and not await insert_new(tx, QuotaUsageModel, name=name, key=key, **values):
+        return
+    if await _count(tx, account_uuid, name, amount):
+        return
     quota = await _quota(tx, account_uuid, name)
-    fits = [] if account_uuid == ADMIN_ACCOUNT_UUID else [QuotaModel.used + amount <= QuotaModel.value]
-    changed = await update_where(
-        tx, QuotaModel, {"used": QuotaModel.used + amount}, QuotaModel.uuid == quota.uuid, *fits
-    )
-    if not changed:
+    if not await _count(tx, account_uuid, name, amount):
         await tx.refresh(quota)
         raise CloudError(
             QUOTA_EXCEEDING,
@@ -140,6 +150,21 @@ async def usage(session: AsyncSession, account_uuid: str) -> list[tuple[str, int
     """Name, used and allowed amount of each quota of an account."""
     rows = await session.scalars(select(QuotaModel).where(QuotaModel.identity_uuid == account_uuid))
     return [(row.name, row.used, row.value) for row in rows]
+
+
+async def _count(tx: AsyncSession, account_uuid: str, name: str, amount: int) -> bool:
+    """Count more of a quota that the account has and that allows it; administrators' always do."""
+    statement = _counting(limited=account_uuid != ADMIN_ACCOUNT_UUID)
+    values = {"key_uuid": derived_uuid("quota", account_uuid, name), "amount": amount}
+    return cast("CursorResult[Any]", await tx.execute(statement, values)).rowcount > 0
+
+
+@lru_cache
+def _counting(*, limited: bool) -> Update:
+    here, amount = cast("Table", QuotaModel.__table__).c, bindparam("amount", type_=BigInteger)
+    fits = [here.used + amount <= here.value] if limited else []
+    statement = update(cast("Table", QuotaModel.__table__)).where(here.uuid == bindparam("key_uuid"), *fits)
+    return statement.values(used=here.used + amount)
 
 
 async def _quota(tx: AsyncSession, account_uuid: str, name: str) -> QuotaModel:

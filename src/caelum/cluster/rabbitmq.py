@@ -57,6 +57,13 @@ class RabbitMq:
         """Whether its process lives."""
         return self._broker is not None and self._broker.poll() is None
 
+    @property
+    def pid(self) -> int:
+        """Its process. Raises RuntimeError when it does not run."""
+        if self._broker is None:
+            raise RuntimeError("the broker does not run")
+        return self._broker.pid
+
     async def start(self) -> None:
         """Start and wait until it takes connections. Raises RuntimeError with the end of its output."""
         if self.running:

@@ -53,6 +53,7 @@ class AmqpPortal:
     def __init__(self, node: Node, runner: Runner) -> None:
         self._node = node
         self._runner = runner
+        self._settling: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         """Take operations from the moment on at which the node is ready."""
@@ -62,6 +63,7 @@ class AmqpPortal:
     async def stop(self) -> None:
         """Take no more operations."""
         await self._node.bus.close_api()
+        await asyncio.gather(*self._settling, return_exceptions=True)
 
     async def _on_lifecycle(self, event: NodeLifecycle) -> None:
         if event.node_uuid == self._node.uuid and event.life_cycle == "NodeJoin":
@@ -81,6 +83,9 @@ class AmqpPortal:
             return _text(request, error_body(error))
         except Refusal as refusal:
             return _text(request, error_body(CloudError(INVALID_ARGUMENT, refusal.text)))
+        except Exception as error:
+            log.exception("the operation %s, which came by AMQP, failed", request.meta.name)
+            return _text(request, error_body(error))
 
     async def _read(self, call: ApiCall) -> Request:
         # The same for the same message, so that one that is delivered twice is one job.
@@ -98,7 +103,7 @@ class AmqpPortal:
             await self._runner.submit(request, hook)
         except Refusal:
             job = await self._node.jobs.get(uuid)
-            if job is None or job.web_hook != hook:
+            if job is None or job.web_hook not in (None, hook):
                 raise
             log.info("the operation %s of job %s was delivered again", request.meta.name, uuid)
             return _answer_of(job) if job.done else None
@@ -109,6 +114,9 @@ class AmqpPortal:
             return
         to = msgspec.json.decode(job.web_hook.removeprefix(_HOOK), type=_ReplyTo)
         self._node.bus.answer(to.queue, to.correlation, _answer_of(job))
+        task = asyncio.get_running_loop().create_task(self._node.jobs.hook_settled(job.uuid), name=f"amqp:{job.uuid}")
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
 
 
 def _answer_of(job: Job) -> bytes:

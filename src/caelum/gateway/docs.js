@@ -85,7 +85,7 @@ function show(api) {
       const link = node("a", one.operation.operationId, { href: `#${one.operation.operationId}` });
       const made = section(one.path, one.verb, one.operation);
       content.append(made);
-      links.push({ link, made, text: `${one.operation.summary} ${one.path}`.toLowerCase() });
+      links.push({ link, made, text: `${one.operation.operationId} ${one.operation.summary} ${one.path}`.toLowerCase() });
       return link;
     });
     byId("index").append(node("h2", tag.name), ...entries);

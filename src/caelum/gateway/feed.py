@@ -110,26 +110,27 @@ class Feed:
             raise Refusal(503, f"{MOST_CLIENTS} clients are connected already")
         await socket.prepare(request)
         try:
-            actor = await self._login(request, socket)
+            session = await self._session(request, socket)
+            actor = await self._node.bus.call(CheckSession(session_uuid=session))
         except (CloudError, TimeoutError) as error:
             await socket.send_str(encode(error_body(error)).decode())
             await socket.close(code=4001, message=b"no session")
             return socket
-        await self._serve(_Client(actor, socket))
+        await self._serve(_Client(actor, socket), session)
         return socket
 
-    async def _login(self, request: web.BaseRequest, socket: _Socket) -> Actor:
+    async def _session(self, request: web.BaseRequest, socket: _Socket) -> str | None:
         header = request.headers.get("Authorization", "")
         session: str | None = header.removeprefix("OAuth ").strip() or None
         if session is None:
             async with asyncio.timeout(LOGIN_SECONDS):
                 session = _session_in(await socket.receive())
-        return await self._node.bus.call(CheckSession(session_uuid=session))
+        return session
 
-    async def _serve(self, client: _Client) -> None:
+    async def _serve(self, client: _Client, session: str | None) -> None:
         self._clients.add(client)
         client.put(encode({"type": "ready", "accountUuid": client.actor.account_uuid}))
-        tasks = [asyncio.create_task(one) for one in (client.send(), self._listen(client), self._watch(client))]
+        tasks = [asyncio.create_task(one) for one in (client.send(), self._listen(client), self._watch(session))]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -143,12 +144,12 @@ class Feed:
         async for _ in client.socket:
             continue  # clients have nothing more to say; reading notices their end
 
-    async def _watch(self, client: _Client) -> None:
+    async def _watch(self, session: str | None) -> None:
         """End with the session."""
         while True:
             await asyncio.sleep(CHECK_SECONDS)
             try:
-                await self._node.bus.call(CheckSession(session_uuid=client.actor.session_uuid))
+                await self._node.bus.call(CheckSession(session_uuid=session))
             except CloudError:
                 return
 

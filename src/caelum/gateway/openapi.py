@@ -57,7 +57,7 @@ def document(metas: Iterable[ApiMeta] | None = None) -> Json:
                     "type": "apiKey",
                     "in": "header",
                     "name": "Authorization",
-                    "description": "`OAuth <session uuid>`, from LogInByAccount",
+                    "description": "`OAuth <session uuid>`, from LogInByAccount; or `ZStack <AccessKeyID>:<signature>`",
                 }
             },
         },

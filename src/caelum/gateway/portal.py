@@ -46,6 +46,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     meta: ApiMeta
     values: dict[str, Any]
     session_uuid: str | None = None
+    signer: Actor | None = None
+    """Who signed it with an access key; it has no session then."""
     job_uuid: str | None = None
     timeout: float | None = None
 
@@ -60,6 +62,8 @@ class Portal:
         """Who asks. INVALID_SESSION when the operation needs a session and this is none."""
         if not request.meta.login:
             return NOBODY
+        if request.signer is not None:
+            return request.signer
         return await self._node.bus.call(CheckSession(session_uuid=request.session_uuid))
 
     async def handle(self, request: Request) -> Any:

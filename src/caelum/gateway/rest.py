@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import msgspec
 from aiohttp import web
 
+from caelum.cloud.identity.errors import ACCESS_KEY_REFUSED
+from caelum.cloud.management.errors import NOT_READY
 from caelum.gateway.answer import error_body, with_schema
 from caelum.gateway.http import base_url, client_of, json_answer, oauth_session, raw_json, read_body
 from caelum.gateway.portal import Request
@@ -21,7 +23,9 @@ from caelum.gateway.reading import from_body, from_query, read_json, read_query,
 from caelum.gateway.refusal import Refusal
 from caelum.gateway.routes import Entry, RouteTable
 from caelum.gateway.settings import MAX_BODY
+from caelum.gateway.signature import signed
 from caelum.gateway.webhook import check_url
+from caelum.kernel.context import Actor
 from caelum.kernel.errors import CloudError
 from caelum.kernel.ids import new_uuid
 from caelum.kernel.jobs import reply_value
@@ -59,15 +63,30 @@ class Rest:
         in_body = request.method in ("POST", "PUT")
         raw = await read_body(request, self._node.settings.get(MAX_BODY)) if in_body else b""
         if len(raw) <= LARGE_BODY:
-            return await self._call(request, prefix, self._read(request, entry, values, raw))
-        # Long work in one piece would hold up every other client.
-        return await self._call(request, prefix, await asyncio.to_thread(self._read, request, entry, values, raw))
+            asked = self._read(request, entry, values, raw)
+        else:  # long work in one piece would hold up every other client
+            asked = await asyncio.to_thread(self._read, request, entry, values, raw)
+        if asked.meta.login and asked.session_uuid is None:
+            asked = msgspec.structs.replace(asked, signer=await self._signer(request, path))
+        return await self._call(request, prefix, asked)
+
+    async def _signer(self, request: web.BaseRequest, path: str) -> Actor | None:
+        """Who signed a request; refused before anything is made of it, as the original does."""
+        claim = signed(request)
+        if claim is None:
+            return None
+        try:
+            return await self._node.bus.call(claim.check(request.method, path))
+        except CloudError as error:
+            if error.code != ACCESS_KEY_REFUSED.code:
+                raise
+            raise Refusal(403, error.details) from None
 
     def _read(self, request: web.BaseRequest, entry: Entry, values: list[str], raw: bytes) -> Request:
         query, body = read_query(request.rel_url.raw_query_string), read_json(raw)
         target = entry.pick(request.method, body)
         meta, variables = target.meta, dict(zip(target.variables, values, strict=True))
-        session = oauth_session(request) if meta.login else None
+        session = oauth_session(request) if meta.login and signed(request) is None else None
         if meta.kind == "query":
             arguments = from_query_string(variables, query)
         else:
@@ -106,7 +125,11 @@ class Rest:
     async def _poll(self, request: web.BaseRequest, uuid: str) -> web.Response:
         if request.method not in ("GET", "HEAD"):
             raise Refusal(405, f"the method {request.method} is not allowed for jobs", {"Allow": "GET"})
-        job = await self._job(uuid, _wait_seconds(request))
+        try:
+            job = await self._job(uuid, _wait_seconds(request))
+        except CloudError as error:
+            # Not as itself: whoever polls would take it for the job's answer.
+            raise CloudError(NOT_READY, f"job[uuid:{uuid}] cannot be looked up now", cause=error) from error
         if job is None:
             raise Refusal(404, "the job has been expired")
         if not job.done:
@@ -116,9 +139,8 @@ class Rest:
         return raw_json(result_bytes(job, schema="X-JSON-Schema" in request.headers))
 
     async def _job(self, uuid: str, seconds: float) -> Job | None:
-        job = await self._node.jobs.get(uuid)
-        if job is None or job.done or not seconds:
-            return job
+        if not seconds:
+            return await self._node.jobs.get(uuid)
         try:
             async with asyncio.timeout(seconds):
                 return await self._node.jobs.wait(uuid)

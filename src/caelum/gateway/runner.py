@@ -16,14 +16,17 @@ from caelum.gateway.limits import LoginLimit
 from caelum.gateway.portal import NOBODY, Portal, Request
 from caelum.gateway.refusal import Refusal
 from caelum.kernel.context import Actor
-from caelum.kernel.errors import INVALID_ARGUMENT, CloudError, as_cloud_error
+from caelum.kernel.errors import CANCELED, INVALID_ARGUMENT, CloudError, as_cloud_error
 from caelum.kernel.jobs import MANAGEMENT_NODE_UNAVAILABLE, reply_body
+from caelum.kernel.membership import is_of_cluster
 
 if TYPE_CHECKING:
     from caelum.kernel.node import Node
 
 log = logging.getLogger(__name__)
 
+_REROUTES = (0.5, 1.0, 2.0, 4.0)
+"""Seconds until the others see that a node has gone; together longer than an eviction takes."""
 _FINISH_RETRIES = (0.2, 1.0, 5.0, 20.0)
 
 
@@ -82,7 +85,7 @@ class Runner:
 
     async def _run(self, uuid: str, request: Request) -> None:
         try:
-            answer: str | Exception = reply_body(request.meta.name, await self._portal.handle(request))
+            answer: str | Exception = reply_body(request.meta.name, await self._handled(request))
         except CloudError as error:
             answer = await self._truth(uuid, error)
         except Exception as error:
@@ -93,9 +96,20 @@ class Runner:
             return
         await self._finish(uuid, answer)
 
+    async def _handled(self, request: Request) -> Any:
+        """The reply. What certainly did not arrive, because its node has just left, is sent anew to the next owner."""
+        for pause in _REROUTES:
+            try:
+                return await self._portal.handle(request)
+            except CloudError as error:
+                if not (error.facts.get("undelivered") and error.facts.get("message") == request.meta.name):
+                    raise
+                await asyncio.sleep(pause)
+        return await self._portal.handle(request)
+
     async def _truth(self, uuid: str, error: CloudError) -> str | Exception:
         """The job's answer after an error: a node that went away says nothing of what becomes of its work."""
-        if error.kind is not MANAGEMENT_NODE_UNAVAILABLE:
+        if error.kind not in (MANAGEMENT_NODE_UNAVAILABLE, CANCELED) and not is_of_cluster(error):
             return error
         return await self._node.workflows.answer_of_job(uuid) or error
 

@@ -1,7 +1,9 @@
 """Web hooks: the outcome of a job is POSTed to the URL that the client gave.
 
-Invariant: the server never sends to a denied network, whatever name the URL has and whatever it resolves to at the
-moment of sending; redirects are not followed.
+Invariant: a job keeps its web hook until that was taken or given up, so one whose delivery a dead process had begun is
+sent by the next start, or by the node that takes over; a receiver may see it twice, and knows it by X-Job-UUID. The
+server never sends to a denied network, whatever name the URL has and whatever it resolves to at the moment of sending;
+redirects are not followed.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ log = logging.getLogger(__name__)
 TRIES = 15
 PAUSE = 2.0
 ONE_TRY_SECONDS = 10.0
+SWEEP_SECONDS = 10.0
+"""How often this node looks for web hooks that wait: those that it inherited, and those there was no room for."""
 _AT_A_TIME = 32
 _MOST_PENDING = 10_000
 
@@ -74,31 +78,40 @@ class WebHooks:
     def __init__(self, node: Node, *, pause: float = PAUSE) -> None:
         self._node = node
         self._pause = pause
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
         self._turn = asyncio.Semaphore(_AT_A_TIME)
         self._session: aiohttp.ClientSession | None = None
 
     def start(self) -> None:
-        """Watch for jobs that finish."""
+        """Watch for jobs that finish, and send what waits from before."""
         self._node.jobs.on_finish(self._finished)
+        self._node.timers.every(SWEEP_SECONDS, self.sweep, name="web-hooks").run_now()
 
     async def stop(self) -> None:
-        """Give up what is not delivered yet."""
-        for task in list(self._tasks):
+        """Leave what is not delivered yet to the next start."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         if self._session is not None:
             await self._session.close()
 
+    async def sweep(self) -> None:
+        """Begin to send what waits and is not being sent."""
+        await self._node.jobs.tell_undelivered(_MOST_PENDING)
+
     def _finished(self, job: Job) -> None:
         if job.web_hook is None or not job.web_hook.startswith("http"):
-            return
-        if len(self._tasks) >= _MOST_PENDING:
-            log.warning("the web hook of job %s is dropped: %d others wait", job.uuid, len(self._tasks))
-            return
-        task = asyncio.get_running_loop().create_task(self._deliver(job, job.web_hook), name=f"web-hook:{job.uuid}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+            return  # an answer by AMQP is the AMQP side's
+        if job.uuid in self._tasks or len(self._tasks) >= _MOST_PENDING:
+            return  # what finds no room is found by a sweep
+        task = asyncio.get_running_loop().create_task(self._settle(job, job.web_hook), name=f"web-hook:{job.uuid}")
+        self._tasks[job.uuid] = task
+        task.add_done_callback(lambda _task: self._tasks.pop(job.uuid, None))
+
+    async def _settle(self, job: Job, url: str) -> None:
+        await self._deliver(job, url)
+        await self._node.jobs.hook_settled(job.uuid)
 
     async def _deliver(self, job: Job, url: str) -> None:
         body = msgspec.json.encode(error_body(job.error)) if job.error else (job.result or "{}").encode()

@@ -33,7 +33,7 @@ class Config(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Further connections that it opens under load and closes again."""
     database_statement_seconds: float = 60.0
     """PostgreSQL ends a statement that runs longer."""
-    database_idle_seconds: float = 3.0
+    database_idle_seconds: float = 5.0
     """PostgreSQL ends a transaction whose node does nothing for so long: a paused node must not hold up the others."""
     authority_secret: str = ""
     """Encrypts the key of the certificate authority in a database that several nodes share; the same on all nodes."""
@@ -78,6 +78,11 @@ class Config(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """How long a stopping node waits for running work."""
     queue_cap: int = 50_000
     """Tasks that may wait in one work queue."""
+
+    def __post_init__(self) -> None:
+        """Refuse what would let two nodes do the same work. Raises ValueError."""
+        if self.node_eviction_seconds <= self.node_lease_seconds:
+            raise ValueError("node_eviction_seconds must be longer than node_lease_seconds")
 
     def resolved_database_url(self) -> str:
         """The URL to connect to."""

@@ -25,6 +25,7 @@ class Actor(msgspec.Struct, frozen=True, rename="camel"):
     account_uuid: str
     user_uuid: str
     session_uuid: str | None = None
+    """The session by its digest: contexts are written down, and the session's own UUID is a secret."""
     is_admin: bool = False
 
 

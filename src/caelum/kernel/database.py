@@ -14,19 +14,36 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, ClassVar, Protocol, TypeVar, cast
 
-from sqlalchemy import JSON, BigInteger, ColumnElement, CursorResult, DateTime, Integer, MetaData, String, event, text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    ColumnElement,
+    CursorResult,
+    DateTime,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    event,
+    inspect,
+    text,
+)
 from sqlalchemy import update as sql_update
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, Session, mapped_column, relationship
 
 from caelum.kernel import postgresql, resources, sqlite
 from caelum.kernel.errors import CloudError, ErrorType
+from caelum.kernel.remembered import Remembered
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +52,8 @@ T = TypeVar("T")
 BUSY_TIMEOUT = 30.0
 """Seconds that a statement waits for another process that writes to the same SQLite file."""
 
+_CHECKPOINT_EVERY = 500
+"""Transactions: a few MB of log."""
 _AFTER_COMMIT = "after_commit"
 _COMMITTING = "committing"
 _task_in_transaction: ContextVar[asyncio.Task[Any] | None] = ContextVar("task_in_transaction", default=None)
@@ -156,6 +175,10 @@ class Database:
     ) -> None:
         self.url = url
         self.sqlite = url.startswith("sqlite")
+        self.transactions = 0
+        self.statements = 0
+        self._checkpoint: asyncio.Task[None] | None = None
+        self._remembered = Remembered(Base.metadata)
         self._synchronous = synchronous
         self._writer_turn = asyncio.Lock()
         self._severed: BaseException | None = None
@@ -168,8 +191,14 @@ class Database:
             session_class = postgresql.LockingSession
             self._writer = postgresql.make_engine(url, limits or postgresql.Limits())
             self._reader = self._writer.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        for engine in (self._writer, self._reader) if self.sqlite else (self._writer,):
+            event.listen(engine.sync_engine, "before_cursor_execute", self._count)
         self._write_session = async_sessionmaker(self._writer, expire_on_commit=False, sync_session_class=session_class)
         self._read_session = async_sessionmaker(self._reader, expire_on_commit=False)
+
+    def _count(self, _connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        self.statements += 1
+        self._remembered.sent(statement)
 
     @property
     def engine(self) -> AsyncEngine:
@@ -186,7 +215,7 @@ class Database:
             "journal_mode=WAL",
             f"synchronous={self._synchronous}",
             "foreign_keys=ON",
-            *(["query_only=ON"] if read_only else []),
+            *(["query_only=ON"] if read_only else ["wal_autocheckpoint=0"]),
         ]
         sqlite.prepare(engine.sync_engine, pragmas, begin)
         return engine
@@ -209,10 +238,13 @@ class Database:
                     yield session
                     self._refuse_severed()
                     await uninterrupted(self._commit(session))
+                self._remembered.ended()
+                self._committed()
                 for callback in session.info.pop(_AFTER_COMMIT, ()):
                     callback()
             finally:
                 _task_in_transaction.reset(token)
+                self._remembered.ended()
                 await uninterrupted(_give_back(session))
 
     async def _commit(self, session: AsyncSession) -> None:
@@ -262,6 +294,30 @@ class Database:
             finally:
                 await uninterrupted(connection.invalidate())
 
+    async def remember(self, key: Hashable, load: Callable[[AsyncSession], Awaitable[T]]) -> T:
+        """What `load(session)` reads, kept under `key` until a table changes that it read from.
+
+        For what is read far more often than it changes. The answer is shared: nobody may change it. `load` may
+        depend on nothing but the key and the database.
+        """
+        self._refuse_severed()
+        if self.sqlite and (kept := self._remembered.get(key)) is not None:
+            return cast("T", kept[0])
+        with self._remembered.reader() as reader:
+            async with self.read() as session:
+                answer = await load(session)
+        if self.sqlite:
+            self._remembered.put(key, answer, reader)
+        return answer
+
+    def _committed(self) -> None:
+        """Have a checkpoint from time to time, one at a time, and not by whoever happens to commit."""
+        self.transactions += 1
+        busy = self._checkpoint is not None and not self._checkpoint.done()
+        if self.sqlite and self.transactions % _CHECKPOINT_EVERY == 0 and not busy:
+            path = self._writer.url.database or ""
+            self._checkpoint = asyncio.create_task(asyncio.to_thread(sqlite.checkpoint, path), name="checkpoint")
+
     async def migrate(self) -> None:
         """Bring the schema to this version's."""
         from caelum.kernel.migrate import upgrade
@@ -278,6 +334,8 @@ class Database:
 
     async def close(self) -> None:
         """Close every connection."""
+        if self._checkpoint is not None:
+            await asyncio.wait([self._checkpoint])
         await self._writer.dispose()
         await self._reader.dispose()
 
@@ -333,13 +391,33 @@ async def update_where(
     Values may be expressions over the row (`{"used": Model.used + n}`). Objects of the model that the session
     already holds are loaded anew.
     """
-    statement = sql_update(model).where(*conditions).values(**values).execution_options(synchronize_session=False)
-    result = cast("CursorResult[Any]", await tx.execute(statement))
-    changed = result.rowcount
+    mapper, session = inspect(model), tx.sync_session
+    if mapper.single:
+        statement = sql_update(model).where(*conditions).values(**values).execution_options(synchronize_session=False)
+    else:
+        # The same on the table itself is much cheaper, but what waits in the session must be flushed by hand.
+        if session.new or session.dirty or session.deleted:
+            await tx.flush()
+        columns = {mapper.columns[name]: value for name, value in values.items()}
+        statement = sql_update(cast("Table", model.__table__)).where(*conditions).values(columns)
+    changed = cast("CursorResult[Any]", await tx.execute(statement)).rowcount
     if changed:
-        for row in [one for one in tx.sync_session.identity_map.values() if isinstance(one, model)]:
+        for row in [one for one in session.identity_map.values() if isinstance(one, model)]:
             await tx.refresh(row)
     return changed
+
+
+async def insert_new(tx: AsyncSession, model: type[Base], **values: Any) -> bool:
+    """Insert a row unless there is one with the same unique key; whether it did. Looking first would be one more."""
+    postgresql = tx.get_bind().dialect.name == "postgresql"
+    result = cast("CursorResult[Any]", await tx.execute(_insert_new(model, postgresql), values))
+    return result.rowcount > 0
+
+
+@lru_cache
+def _insert_new(model: type[Base], postgresql: bool) -> Any:
+    insert: Any = postgresql_insert if postgresql else sqlite_insert
+    return insert(cast("Table", model.__table__)).on_conflict_do_nothing()
 
 
 def is_unique_violation(error: BaseException) -> bool:

@@ -10,19 +10,35 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
-from sqlalchemy import Index, String, Text, delete, select
+from sqlalchemy import (
+    BigInteger,
+    CursorResult,
+    Index,
+    String,
+    Table,
+    Text,
+    Update,
+    bindparam,
+    delete,
+    func,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.orm import Mapped, mapped_column
 
 from caelum.kernel import message
 from caelum.kernel.context import SYSTEM, Actor
-from caelum.kernel.database import Base, unique, update_where, utcnow
+from caelum.kernel.database import Base, insert_new, update_where, utcnow
 from caelum.kernel.errors import INVALID_ARGUMENT, CloudError, ErrorCode, error_type, to_wire
 from caelum.kernel.events import CanonicalEvent, canonical
 from caelum.kernel.postgresql import is_passing
 from caelum.kernel.settings import Seconds, setting
+from caelum.kernel.vault import PREFIX as SEALED
 from caelum.kernel.views import to_builtins
 
 if TYPE_CHECKING:
@@ -55,6 +71,9 @@ PROCESSING = "Processing"
 DONE = "Done"
 
 
+_HAS_HOOK = text("web_hook IS NOT NULL")
+
+
 @canonical("/job/moved")
 class JobMoved(CanonicalEvent):
     """A job is finished or further on: for the other nodes, whose clients may wait for it."""
@@ -64,17 +83,26 @@ class JobMoved(CanonicalEvent):
 
 
 class JobModel(Base):
-    """An API job. `result` is the body of its answer as JSON text; exactly one of it and `error` is set when Done."""
+    """An API job. `result` is the body of its answer as JSON text, sealed when the operation is declared to answer with
+    a secret; exactly one of it and `error` is set when Done.
+    """
 
     __tablename__ = "api_job"
-    __table_args__ = (Index("ix_api_job_state", "state", "node_uuid"), Index("ix_api_job_finish", "finish_date"))
+    __table_args__ = (
+        Index("ix_api_job_state", "state", "node_uuid"),
+        Index("ix_api_job_finish", "finish_date"),
+        # Few jobs have a web hook, and those that wait are looked for again and again.
+        Index("ix_api_job_web_hook", "node_uuid", sqlite_where=_HAS_HOOK, postgresql_where=_HAS_HOOK),
+    )
 
     uuid: Mapped[str] = mapped_column(String(32), primary_key=True)
     api: Mapped[str] = mapped_column(String(255))
     actor: Mapped[dict[str, Any]]
     body: Mapped[str | None] = mapped_column(Text)
     web_hook: Mapped[str | None] = mapped_column(Text)
+    """Where the answer is still to be sent; nothing once it was."""
     node_uuid: Mapped[str] = mapped_column(String(32))
+    """Who works on it; once it is Done, who sends its web hook."""
     state: Mapped[str] = mapped_column(String(16), default=PROCESSING)
     result: Mapped[str | None] = mapped_column(Text)
     error: Mapped[str | None] = mapped_column(Text)
@@ -134,13 +162,13 @@ class Jobs:
         self, uuid: str, api: str, actor: Actor = SYSTEM, body: str | None = None, *, web_hook: str | None = None
     ) -> None:
         """Record a new job; from here on it gets an answer. INVALID_ARGUMENT when the UUID is used already."""
-        row = JobModel(
-            uuid=uuid, api=api, actor=msgspec.to_builtins(actor), body=body, web_hook=web_hook,
-            node_uuid=self._node.uuid,
-        )  # fmt: skip
         try:
-            async with self._node.db.transaction() as tx, unique(tx, INVALID_ARGUMENT, f"Duplicate job uuid[{uuid}]"):
-                tx.add(row)
+            async with self._node.db.transaction() as tx:
+                if not await insert_new(
+                    tx, JobModel, uuid=uuid, api=api, actor=msgspec.to_builtins(actor), body=body, web_hook=web_hook,
+                    node_uuid=self._node.uuid,
+                ):  # fmt: skip
+                    raise CloudError(INVALID_ARGUMENT, f"Duplicate job uuid[{uuid}]")
         except CloudError as error:
             if "ambiguous" not in error.facts or not await self._is_recorded(uuid):
                 raise
@@ -169,13 +197,37 @@ class Jobs:
         if self._closed:
             return False
         async with self._node.db.transaction() as tx:
-            finished = await finish_in(tx, uuid, answer)
+            finished = await self._finish_in(tx, uuid, answer)
         if finished:
             await self.tell(uuid)
         return finished
 
+    async def _finish_in(self, tx: AsyncSession, uuid: str, answer: str | bytes | ErrorCode | BaseException) -> bool:
+        # The job's web hook is this node's business from now on.
+        values: dict[str, Any] = {"state": DONE, "finish_date": utcnow(), "percent": 100, "node_uuid": self._node.uuid}
+        if isinstance(answer, (str, bytes)):
+            text = answer if isinstance(answer, str) else answer.decode()
+            meta = message.api(await tx.scalar(select(JobModel.api).where(JobModel.uuid == uuid)) or "")
+            values["result"] = self._node.vault.seal(text, uuid) if meta is not None and meta.secret else text
+        else:
+            values["error"] = msgspec.json.encode(to_wire(answer)).decode()
+        return await update_where(tx, JobModel, values, JobModel.uuid == uuid, JobModel.state == PROCESSING) > 0
+
+    def _job(self, row: JobModel) -> Job:
+        error = None if row.error is None else msgspec.json.decode(row.error, type=ErrorCode)
+        result = row.result
+        if result is not None and result.startswith(SEALED):
+            try:
+                result = self._node.vault.open(result, row.uuid)
+            except CloudError as unreadable:
+                result, error = None, unreadable.to_wire()
+        return Job(
+            row.uuid, row.api, msgspec.convert(row.actor, Actor), row.state, row.create_date, row.body, row.web_hook,
+            result, error, row.percent, row.text, row.finish_date,
+        )  # fmt: skip
+
     async def tell(self, uuid: str) -> None:
-        """Tell those who wait that the job is finished; to be called after the transaction of `finish_in`."""
+        """Tell those who wait that the job is finished; to be called after the transaction that finished it."""
         self._tell_others(uuid)
         news = self._wanted_news()
         if (self._finish_listeners or news or uuid in self._waiting) and (job := await self.get(uuid)):
@@ -207,7 +259,7 @@ class Jobs:
     async def get(self, uuid: str) -> Job | None:
         """What is known of the job, or None when there is none (any more)."""
         row = await self._row(uuid)
-        return None if row is None else _job(row)
+        return None if row is None else self._job(row)
 
     async def wait(self, uuid: str) -> Job | None:
         """Wait until the job is finished, by whichever node; None when there is none."""
@@ -275,6 +327,29 @@ class Jobs:
             await self.finish(uuid, error)
         return sorted(orphans)
 
+    async def tell_undelivered(self, limit: int) -> None:
+        """Tell those of `on_finish` again of answered jobs of this node whose hook is neither settled nor given up."""
+        row = JobModel
+        mine = (row.node_uuid == self._node.uuid, row.state == DONE, row.web_hook.is_not(None))
+        waiting = select(row).where(*mine).order_by(row.finish_date).limit(limit)
+        async with self._node.db.read() as session:
+            jobs = [self._job(one) for one in await session.scalars(waiting)]
+        for job in jobs:
+            _notify(self._finish_listeners, job)
+
+    async def hook_settled(self, uuid: str) -> None:
+        """The job's web hook is delivered, or given up: nobody tries it again."""
+        async with self._node.db.transaction() as tx:
+            await update_where(tx, JobModel, {"web_hook": None}, JobModel.uuid == uuid)
+
+    async def inherit_hooks(self, dead: Sequence[str] | None) -> None:
+        """Deliver from here what dead nodes did not; None: every node but this one is dead."""
+        row = JobModel
+        theirs = row.node_uuid != self._node.uuid if dead is None else row.node_uuid.in_(dead)
+        async with self._node.db.transaction() as tx:
+            values = {"node_uuid": self._node.uuid}
+            await update_where(tx, row, values, row.state == DONE, row.web_hook.is_not(None), theirs)
+
     async def purge(self) -> None:
         """Forget jobs that were finished long ago."""
         until = utcnow() - timedelta(seconds=self._node.settings.get(EXPIRED_PERIOD))
@@ -282,20 +357,20 @@ class Jobs:
             await tx.execute(delete(JobModel).where(JobModel.state == DONE, JobModel.finish_date < until))
 
 
-async def finish_in(tx: AsyncSession, uuid: str, answer: str | bytes | ErrorCode | BaseException) -> bool:
-    """`Jobs.finish` inside the caller's transaction."""
-    values: dict[str, Any] = {"state": DONE, "finish_date": utcnow(), "percent": 100}
-    if isinstance(answer, (str, bytes)):
-        values["result"] = answer if isinstance(answer, str) else answer.decode()
-    else:
-        values["error"] = msgspec.json.encode(to_wire(answer)).decode()
-    return await update_where(tx, JobModel, values, JobModel.uuid == uuid, JobModel.state == PROCESSING) > 0
-
-
 async def progress_in(tx: AsyncSession, uuid: str, percent: int, text: str | None = None) -> bool:
     """`Jobs.progress` inside the caller's transaction."""
-    row, values = JobModel, {"percent": percent, **({} if text is None else {"text": text})}
-    return await update_where(tx, row, values, row.uuid == uuid, row.state == PROCESSING, row.percent <= percent) > 0
+    values = {"percent": percent, "text": text, "key_uuid": uuid}
+    return cast("CursorResult[Any]", await tx.execute(_progressing(), values)).rowcount > 0
+
+
+@lru_cache
+def _progressing() -> Update:
+    """Made once: it is sent with most steps of most workflows."""
+    table = cast("Table", JobModel.__table__)
+    here, percent = table.c, bindparam("percent", type_=BigInteger)
+    told = func.coalesce(bindparam("text", type_=Text), here.text)
+    there = (here.uuid == bindparam("key_uuid"), here.state == PROCESSING, here.percent <= percent)
+    return update(table).where(*there).values(percent=percent, text=told)
 
 
 def reply_body(api: str, reply: Any) -> str:
@@ -311,14 +386,6 @@ def reply_value(meta: message.ApiMeta | None, reply: Any) -> dict[str, Any]:
     if meta is not None and meta.reply_key is not None:
         return {meta.reply_key: value}
     return value if isinstance(value, dict) else {}
-
-
-def _job(row: JobModel) -> Job:
-    error = None if row.error is None else msgspec.json.decode(row.error, type=ErrorCode)
-    return Job(
-        row.uuid, row.api, msgspec.convert(row.actor, Actor), row.state, row.create_date, row.body, row.web_hook,
-        row.result, error, row.percent, row.text, row.finish_date,
-    )  # fmt: skip
 
 
 def _notify(listeners: list[Listener], job: Job) -> None:

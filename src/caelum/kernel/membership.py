@@ -34,6 +34,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
 from caelum.kernel import journal, postgresql, work_queue
+from caelum.kernel.bus import BUS_UNAVAILABLE
 from caelum.kernel.database import Row, utcnow
 from caelum.kernel.errors import UNDELIVERABLE, CloudError, ErrorCode, error_type
 from caelum.kernel.events import CanonicalEvent, canonical
@@ -64,7 +65,7 @@ EVICTED = error_type(
     "Ask another management node; this one starts anew.", transient=True,
 )  # fmt: skip
 
-_CLUSTER_CODES = frozenset({EVICTED.code, *(one.code for one in postgresql.PASSING)})
+_CLUSTER_CODES = frozenset({EVICTED.code, BUS_UNAVAILABLE.code, *(one.code for one in postgresql.PASSING)})
 JOINING, RUNNING, LEAVING = "Joining", "Running", "Leaving"
 BEATS_PER_LEASE = 3
 """A node of a cluster writes its heartbeat at least so often in the time of its lease, whatever the setting says."""
@@ -160,6 +161,7 @@ class Membership:
         self._loop: asyncio.Task[None] | None = None
         self._take_over: asyncio.Task[None] | None = None
         self._evictions: dict[str, asyncio.Task[None]] = {}
+        self._ending: set[str] = set()
         self._orphans_at = 0.0
         self._looked = 0.0
         self._entered = False
@@ -306,13 +308,16 @@ class Membership:
                 return
             seen = (await connection.execute(select(row.uuid, row.state, row.heart_beat, old))).all()
         self.lease.renew(begun)
-        self._repair({one.uuid for one in seen if one.state == RUNNING})
+        self._repair({one.uuid for one in seen if one.state == RUNNING}, {one.uuid for one in seen})
         self._suspect([one for one in seen if one.uuid != self._node.uuid])
         if self._state == RUNNING and self.lease.now() >= self._orphans_at:
             self._begin_take_over()
 
-    def _repair(self, running: set[str]) -> None:
-        """Make the ring what the table says. One that is alone serves itself already while it joins."""
+    def _repair(self, running: set[str], present: set[str]) -> None:
+        """Make the ring what the table says. One that is alone serves itself already while it joins.
+
+        A node that leaves in order ends what it was asked, and its row is there until it has.
+        """
         ring = self._node.ring
         members = running or {self._node.uuid}
         for node in members - ring.members:
@@ -320,8 +325,11 @@ class Membership:
             ring.join(node)
         for node in ring.members - members:
             log.info("node %s is no longer in the ring", node)
-            ring.leave(node)
+            ring.leave(node, ends_work=node in present)
             self._orphans_at = 0.0
+        for node in self._ending - present:
+            ring.gone(node)
+        self._ending = present - running - {self._node.uuid}
 
     def _suspect(self, seen: Sequence[Any]) -> None:
         """Evict who is silent: by the database's clock, and for a lease before our own eyes.
@@ -435,7 +443,7 @@ class Membership:
 
 def is_of_cluster(error: BaseException) -> bool:
     """Whether it was the cluster that failed, and not what was asked: at the bottom of the error a node left or was
-    evicted, or the database was away. Work that may be repeated after a crash may be repeated then."""
+    evicted, or database or broker were away. Work that may be repeated after a crash may be repeated then."""
     below: BaseException | ErrorCode | None = error
     while isinstance(below, (CloudError, ErrorCode)):
         facts = below.facts if isinstance(below, CloudError) else below.opaque or {}

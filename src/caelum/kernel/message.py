@@ -163,6 +163,8 @@ class ApiMeta(msgspec.Struct, frozen=True):
     tags_for: str | None
     category: str
     doc: str
+    secret: bool = False
+    """The answer holds a secret: it is sealed in the database."""
 
 
 class ParamMeta(msgspec.Struct, frozen=True):
@@ -328,13 +330,14 @@ def rest(
     service: str | None = None,
     route_by: str | None = None,
     tags_for: str | None = None,
+    secret: bool = False,
 ) -> Callable[[type[M]], type[M]]:
     """Declare a public operation at `route`, for example "PUT /zones/{uuid}/actions".
 
     PUT is an action unless `body_key` is given: its body key is the class name with a small first letter. POST
     takes `params`. `reply_key` overrides the key under which the reply travels. `route_by` defaults to the field
     that is the operation's target, else `uuid`, else the local node. `tags_for` is the resource type that the
-    operation's systemTags must be declared for ("ZoneVO").
+    operation's systemTags must be declared for ("ZoneVO"). `secret` says that the answer holds one (a token, a key).
     """
     method, path = route.split(" ", 1)
 
@@ -366,6 +369,7 @@ def rest(
             tags_for=tags_for,
             category=_service_of(cls),
             doc=cls.__doc__,
+            secret=secret,
         )
         cls.__api__ = meta  # type: ignore[attr-defined]
         _apis[name] = meta

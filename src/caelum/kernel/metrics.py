@@ -18,7 +18,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 log = logging.getLogger(__name__)
 
 BUCKETS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0, 300.0)
-_LAG_INTERVAL = 0.25
+_LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_LAG_INTERVAL = 0.1
 _LAG_WARNING = 0.5
 
 
@@ -42,10 +43,14 @@ class CallStats:
 
     def cumulative(self) -> Iterator[tuple[str, float]]:
         """The histogram as Prometheus wants it."""
-        total = 0
-        for bound, count in zip((*BUCKETS, float("inf")), self.buckets, strict=True):
-            total += count
-            yield ("+Inf" if bound == float("inf") else str(bound)), total
+        return _cumulative(BUCKETS, self.buckets)
+
+
+def _cumulative(bounds: tuple[float, ...], counts: list[int]) -> Iterator[tuple[str, float]]:
+    total = 0
+    for bound, count in zip((*bounds, float("inf")), counts, strict=True):
+        total += count
+        yield ("+Inf" if bound == float("inf") else str(bound)), total
 
 
 class LoopWatch:
@@ -54,6 +59,8 @@ class LoopWatch:
     def __init__(self) -> None:
         self.last = 0.0
         self.worst = 0.0
+        self.buckets = [0] * (len(_LAG_BUCKETS) + 1)
+        self.sum = 0.0
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -73,6 +80,8 @@ class LoopWatch:
             await asyncio.sleep(_LAG_INTERVAL)
             self.last = max(0.0, time.monotonic() - before - _LAG_INTERVAL)
             self.worst = max(self.worst, self.last)
+            self.sum += self.last
+            self.buckets[bisect_left(_LAG_BUCKETS, self.last)] += 1
             if self.last > _LAG_WARNING:
                 log.warning("something blocked the event loop for %.2f s", self.last)
 
@@ -97,6 +106,9 @@ class Metrics:
     def _loop_lag(self) -> Iterator[Metric]:
         yield GaugeMetricFamily("caelum_loop_lag_seconds", "How late the event loop was", value=self.loop.last)
         yield GaugeMetricFamily("caelum_loop_lag_worst_seconds", "Worst lag since start", value=self.loop.worst)
+        lags = HistogramMetricFamily("caelum_loop_lag_sampled_seconds", f"Lag, looked at each {_LAG_INTERVAL} s")
+        lags.add_metric([], list(_cumulative(_LAG_BUCKETS, self.loop.buckets)), self.loop.sum)
+        yield lags
 
 
 class _Source:
@@ -135,5 +147,16 @@ def queue_depth(depth: Callable[[], tuple[int, int, int]]) -> Callable[[], Itera
         yield GaugeMetricFamily("caelum_queues", "Work queues that hold tasks", value=queues)
         yield GaugeMetricFamily("caelum_queue_running", "Tasks that run in work queues", value=running)
         yield GaugeMetricFamily("caelum_queue_pending", "Tasks that wait in work queues", value=pending)
+
+    return source
+
+
+def database_use(count: Callable[[], tuple[int, int]]) -> Callable[[], Iterator[Metric]]:
+    """A source for the database, given as (transactions, statements)."""
+
+    def source() -> Iterator[Metric]:
+        transactions, statements = count()
+        yield CounterMetricFamily("caelum_database_transactions", "Transactions that could write", value=transactions)
+        yield CounterMetricFamily("caelum_database_statements", "Statements sent", value=statements)
 
     return source

@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import logging
 import re
+import sqlite3
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,14 +29,32 @@ from caelum.kernel.database import Base, Database
 if TYPE_CHECKING:
     from alembic.config import Config
 
+log = logging.getLogger(__name__)
+
 SCRIPTS = Path(__file__).parent.parent / "migrations"
 _VERSION_TABLE = "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"
 _ADVISORY_LOCK = 0x0CAE1
 """The key under which nodes that start together take turns on PostgreSQL."""
 
 
+class NewerDatabaseError(RuntimeError):
+    """The database belongs to a newer version of the program."""
+
+
 async def upgrade(db: Database) -> None:
-    """Run all missing revisions in one transaction; nodes that start at once take turns."""
+    """Run all missing revisions in one transaction; nodes that start at once take turns.
+
+    A SQLite database is copied first, beside itself: `caelum.db.<its revision>`. Raises NewerDatabaseError.
+    """
+    async with db.engine.connect() as connection:
+        version = await connection.run_sync(_version)
+    if version is not None and version not in _revisions():
+        raise NewerDatabaseError(
+            f"the database is at revision {version}, which this version of Caelum does not know: it was used by a newer"
+            " one. Install that again, or restore the copy of the database from before the upgrade"
+        )
+    if db.sqlite and version not in (None, newest_revision()):
+        await asyncio.to_thread(_keep_copy, db.url, str(version))
     async with db.engine.begin() as connection:
         if not db.sqlite:
             # Whoever waits for its turn is idle for the server, and a change of the schema may take its time.
@@ -51,10 +72,34 @@ async def differences(db: Database) -> list[Any]:
 
 def newest_revision() -> str | None:
     """The revision that no other one follows, or None while there is none."""
-    texts = [path.read_text() for path in (SCRIPTS / "versions").glob("*.py") if path.name != "__init__.py"]
-    revisions = {found[1] for one in texts if (found := re.search(r"^revision = [\"'](\w+)", one, re.MULTILINE))}
-    followed = {found[1] for one in texts if (found := re.search(r"^down_revision = [\"'](\w+)", one, re.MULTILINE))}
-    return next(iter(revisions - followed), None)
+    revisions = _revisions()
+    return next(iter(revisions.keys() - set(revisions.values())), None)
+
+
+def _revisions() -> dict[str, str | None]:
+    """Every revision, and the one before it."""
+    found = {}
+    for path in (SCRIPTS / "versions").glob("*.py"):
+        written = path.read_text()
+        one = re.search(r"^revision = [\"'](\w+)", written, re.MULTILINE)
+        before = re.search(r"^down_revision = [\"'](\w+)", written, re.MULTILINE)
+        if one is not None:
+            found[one[1]] = None if before is None else before[1]
+    return found
+
+
+def _keep_copy(url: str, version: str) -> None:
+    """Copy the database as it is before an upgrade, unless an earlier try has."""
+    path = Path(url.partition("///")[2])
+    copy = path.with_name(f"{path.name}.{version}")
+    if copy.exists():
+        return
+    unfinished = copy.with_name(f"{copy.name}.part")
+    unfinished.unlink(missing_ok=True)
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("VACUUM INTO ?", [str(unfinished)])
+    unfinished.rename(copy)
+    log.info("the database is upgraded from revision %s; a copy of it is in %s", version, copy)
 
 
 def write_revision(connection: Connection, message: str) -> None:

@@ -17,6 +17,7 @@ from typing import Any, cast
 import msgspec
 
 from caelum import builtin
+from caelum.kernel import authority
 from caelum.kernel.bus import BusBase
 from caelum.kernel.cascade import Cascade
 from caelum.kernel.config import Config
@@ -28,10 +29,10 @@ from caelum.kernel.gc import GarbageCollector
 from caelum.kernel.ids import new_uuid
 from caelum.kernel.jobs import Jobs
 from caelum.kernel.log import Logging
-from caelum.kernel.membership import EVICTED, Membership
+from caelum.kernel.membership import EVICTED, Membership, is_of_cluster
 from caelum.kernel.memory_bus import MemoryBus
 from caelum.kernel.message import Message
-from caelum.kernel.metrics import Metrics, calls_of, queue_depth
+from caelum.kernel.metrics import Metrics, calls_of, database_use, queue_depth
 from caelum.kernel.postgresql import Limits
 from caelum.kernel.queue import WorkQueues
 from caelum.kernel.resources import Resources
@@ -39,6 +40,7 @@ from caelum.kernel.ring import Ring
 from caelum.kernel.service import Check, Service, handlings, interceptings
 from caelum.kernel.settings import Settings
 from caelum.kernel.timers import Timers
+from caelum.kernel.vault import Vault
 from caelum.kernel.work_queue import WorkQueue
 from caelum.kernel.workflow import Workflows
 
@@ -85,6 +87,7 @@ class Node:
         self.settings = Settings(self.db, self.bus, self.uuid)
         self.timers = Timers(self.setting)
         self.resources = Resources(self.db)
+        self.vault = Vault(config.data_dir / "pki")
         self.jobs = Jobs(self)
         self.gc = GarbageCollector(self)
         self.workflows = Workflows(self)
@@ -194,6 +197,9 @@ class Node:
         self.timers.start()
 
     async def _start_parts(self, found: list[Part]) -> None:
+        async with self._phase("the certificate authority"):
+            await authority.share(self.db, self.config.data_dir / "pki", self.config.authority_secret)
+            await asyncio.to_thread(self.vault.load)
         async with self._phase("the settings"):
             await self.settings.start()
         self._make_parts(found)
@@ -214,6 +220,9 @@ class Node:
             async with self._phase(f"{_name(part)} to {method}"):
                 await begin()
         except Exception as error:
+            if is_of_cluster(error):
+                # It says nothing of the part, which would be missing for as long as this node lives: start anew.
+                raise
             log.exception("%s did not %s; the rest goes on without it", _name(part), method)
             # It may hold something already, so it is stopped with the others; but nobody calls it any more.
             self._failed.append(part)
@@ -246,6 +255,7 @@ class Node:
     def _observe(self) -> None:
         self.metrics.collect_from(calls_of(lambda: [(e.service, e.name, e.stats) for e in self.bus.endpoints()]))
         self.metrics.collect_from(queue_depth(self.queues.depth))
+        self.metrics.collect_from(database_use(lambda: (self.db.transactions, self.db.statements)))
         self.metrics.loop.start()
 
     @contextlib.asynccontextmanager

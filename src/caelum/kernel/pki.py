@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 SERVER_NAME = "caelum-server"
@@ -100,6 +101,11 @@ class CertificateAuthority:
     def certificate_pem(self) -> bytes:
         """What the other party must trust."""
         return _pem(self._certificate)
+
+    def derive(self, purpose: bytes) -> bytes:
+        """32 bytes that follow from the authority's key, and another 32 for each purpose."""
+        number = self._key.private_numbers().private_value.to_bytes(32, "big")
+        return HKDF(hashes.SHA256(), 32, salt=None, info=purpose).derive(number)
 
     def issue(
         self, identity: Identity, names: Iterable[str] = (), lifetime: datetime.timedelta = LIFETIME

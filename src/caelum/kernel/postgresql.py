@@ -40,7 +40,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     extra: int = 20
     statement: float = 60.0
     """A statement that takes longer is ended."""
-    idle: float = 3.0
+    idle: float = 5.0
     """A transaction whose client does nothing for so long is ended, so that a paused node holds no locks."""
 
 

@@ -51,7 +51,7 @@ from caelum.kernel.rabbitmq_wire import (
     encode_message,
     encode_reply,
 )
-from caelum.kernel.ring import Ring, RingChange
+from caelum.kernel.ring import Ring
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ class RabbitMqBus(BusBase):
     async def start(self) -> None:
         """Connect, and serve what the registered services handle."""
         self._started = True
-        self._no_more = self.ring.on_change(self._ring_changed)
+        self._no_more = self.ring.on_gone(self._gone)
         self._topology.serve(one.service for one in self.endpoints())
         await self._link.start()
 
@@ -197,12 +197,10 @@ class RabbitMqBus(BusBase):
         details = f"RabbitMQ at {self._link.where} is away since {PATIENCE:.0f} s: message[{name}], {so}"
         return CloudError(BUS_UNAVAILABLE, details, message=name)
 
-    def _ring_changed(self, change: RingChange) -> None:
-        if change.kind != "left" or change.node == self.ring.me:
-            return
+    def _gone(self, node: str) -> None:
         for call in list(self._calls.values()):
-            if call.node == change.node:
-                call.fail(self._undeliverable(call, f"node[{change.node}] left the cluster", left=True))
+            if call.node == node != self.ring.me:
+                call.fail(self._undeliverable(call, f"node[{node}] left the cluster", left=True))
 
     # --- the caller's side --------------------------------------------------------------------------------------------
 
@@ -227,9 +225,9 @@ class RabbitMqBus(BusBase):
         deadline = time.monotonic() + limit
         request = new_uuid()
         call = _Call(msg, node, self._keys(msg, node), loop.create_future())
-        expiry = loop.call_later(limit, self._expire, call, limit)
+        await self._wait_for_broker(call, limit)
+        expiry = loop.call_later(deadline - time.monotonic(), self._expire, call, limit)
         try:
-            await self._wait_for_broker(call, limit)
             call.item = Item(
                 Envelope(
                     kind="request", id=request, reply_to=self._topology.reply_queue,
@@ -301,7 +299,7 @@ class RabbitMqBus(BusBase):
             # It comes back from the same loss of the broker as we did, only later.
             asyncio.get_running_loop().call_later(_RETRY_PAUSE, self._put, call)
         else:
-            call.fail(self._undeliverable(call, f"no queue[{call.keys[0]}] exists"))
+            call.fail(self._undeliverable(call, f"no queue[{call.keys[0]}] exists", left=True, undelivered=True))
 
     def _settling(self) -> bool:
         return self._link.returned_at > 0 and time.monotonic() - self._link.returned_at < SETTLE_SECONDS
@@ -314,7 +312,7 @@ class RabbitMqBus(BusBase):
     async def _take_replies(self, message: Incoming) -> None:
         for envelope in _opened(message):
             call = self._calls.get(envelope.id)
-            if envelope.kind != "reply" or call is None or call.answer.done():
+            if call is None or call.answer.done():
                 log.debug("a late or doubled answer to request %s is dropped", envelope.id)
                 continue
             del self._calls[envelope.id]

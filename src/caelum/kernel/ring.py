@@ -46,6 +46,7 @@ class Ring:
         self._owners: list[str] = []
         self._only: str | None = None
         self._callbacks: list[Callable[[RingChange], None]] = []
+        self._gone_callbacks: list[Callable[[str], None]] = []
 
     @property
     def members(self) -> frozenset[str]:
@@ -84,11 +85,23 @@ class Ring:
             self._rebuild(self._members | {node})
             self._tell(RingChange("joined", node, self._members))
 
-    def leave(self, node: str) -> None:
-        """Take a node out; one that is not in changes nothing."""
+    def leave(self, node: str, *, ends_work: bool = False) -> None:
+        """Take a node out; one that is not in changes nothing. `ends_work`: it still does what it was asked before."""
         if node in self._members:
             self._rebuild(self._members - {node})
             self._tell(RingChange("left", node, self._members))
+            if not ends_work:
+                self.gone(node)
+
+    def gone(self, node: str) -> None:
+        """A node that is out of the ring does nothing any more."""
+        for callback in list(self._gone_callbacks):
+            callback(node)
+
+    def on_gone(self, callback: Callable[[str], None]) -> Callable[[], None]:
+        """Call `callback(node)` when nothing more is to be expected of a node; returns what ends that."""
+        self._gone_callbacks.append(callback)
+        return lambda: self._gone_callbacks.remove(callback)
 
     def on_change(self, callback: Callable[[RingChange], None]) -> Callable[[], None]:
         """Call `callback` after each change; returns what ends that."""

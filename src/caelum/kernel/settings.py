@@ -273,8 +273,8 @@ class Settings:
 
         Name the resource first, then what contains it (VM, cluster, zone).
         """
-        async with self._db.read() as session:
-            texts = await overrides(session, setting, resource_uuids)
+        key = (setting.category, setting.name, *resource_uuids)
+        texts = await self._db.remember(key, lambda session: overrides(session, setting, resource_uuids))
         for uuid in resource_uuids:
             if uuid in texts:
                 return _value_of(setting, texts[uuid])

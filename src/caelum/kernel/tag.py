@@ -191,6 +191,14 @@ class SystemTag:
             await listener(tx, uuid, old and self.match(old), new and self.match(new))  # type: ignore[arg-type]
 
 
+async def tags_of(session: AsyncSession, uuid: str) -> list[str]:
+    """The system tags of a resource as text, oldest first: for who wants several kinds of them."""
+    row = SystemTagModel
+    return list(
+        await session.scalars(select(row.tag).where(row.resource_uuid == uuid).order_by(row.create_date, row.uuid))
+    )
+
+
 _declared: dict[tuple[str, str, bool], SystemTag] = {}
 
 

@@ -19,7 +19,7 @@ from sqlalchemy import select
 
 from caelum.kernel import context, journal
 from caelum.kernel.crashpoints import Crashpoints, ProcessDied
-from caelum.kernel.database import refuse_in_transaction, utcnow
+from caelum.kernel.database import refuse_in_transaction, update_where, utcnow
 from caelum.kernel.engine import RESUME_RUNNER, UNDO_RUNNER, Abandoned, Execution, call_undo
 from caelum.kernel.errors import UNDELIVERABLE, CloudError
 from caelum.kernel.flow import (
@@ -267,7 +267,7 @@ class Workflows:
         """Keep what a nested run answered: its step may be repeated when the resource has changed already."""
         text = msgspec.json.encode(result).decode()
         async with self._node.db.transaction() as tx:
-            (await tx.get_one(JournalModel, uuid)).result = text
+            await update_where(tx, JournalModel, {"result": text}, JournalModel.uuid == uuid)
 
     def _is_of_job(self, execution: Execution, job_uuid: str) -> bool:
         return execution.row.parent is None and execution.row.job_uuid == job_uuid
@@ -346,6 +346,7 @@ class Workflows:
             if row.state in (DONE, UNDONE):
                 await self._answer_ended(row)
         await self._node.jobs.fail_orphans(dead, [row.job_uuid for row in answering if row.job_uuid is not None])
+        await self._node.jobs.inherit_hooks(dead)
 
     async def _answer_ended(self, row: JournalModel) -> None:
         if row.job_uuid is not None and (answer := await self._answer_of(row)) is not None:

@@ -5,8 +5,9 @@
     zone = client.call("CreateZone", name="zone1")
     vms = client.query("VmInstance", "state=Running")
 
-Standard library only. Several addresses may be given: the next is tried when one does not answer, and a job that was
-begun at one is polled at any (`transport.py` says what is repeated and what is not).
+Operations of the server's plugins are asked for when one is first called. Standard library only. Several addresses may
+be given: the next is tried when one does not answer, and a job that was begun at one is polled at any (`transport.py`
+says what is repeated and what is not).
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from caelum.sdk.errors import ApiError as ApiError
-from caelum.sdk.manifest import Operation, load
-from caelum.sdk.transport import NOT_READY, Ask, Transport
+from caelum.sdk.manifest import Operation, learn, load
+from caelum.sdk.transport import HTTP_TIMEOUT, NOT_READY, Ask, Transport
 
 FIRST_POLL = 0.05
 LONGEST_POLL = 1.0
@@ -56,11 +57,11 @@ class Client:
         progress: Callable[[float], None] | None = None,
         **parameters: Any,
     ) -> Any:
-        """Run an operation and return its result. Raises ApiError, TimeoutError or OSError.
+        """Run an operation and return its result. Raises ApiError, TimeoutError, OSError, KeyError for an unknown name.
 
         `progress` is called at each poll with the seconds that the job has run.
         """
-        operation = load()[name]
+        operation = self._operation(name)
         status, answer = self._request(operation, parameters)
         if status == 202 and "location" in answer:
             answer = self._wait(answer["location"], timeout, progress)
@@ -68,13 +69,28 @@ class Client:
 
     def submit(self, name: str, /, **parameters: Any) -> str:
         """Begin an operation and return where its job can be polled."""
-        _, answer = self._request(load()[name], parameters)
+        _, answer = self._request(self._operation(name), parameters)
         return str(answer.get("location", ""))
 
     def count(self, name: str, *conditions: str) -> int:
         """How many resources a query finds."""
-        _, answer = self._request(load()[name], {"q": list(conditions), "count": True})
+        _, answer = self._request(self._operation(name), {"q": list(conditions), "count": True})
         return int(answer["total"])
+
+    def learn(self, timeout: float = HTTP_TIMEOUT) -> bytes:
+        """Learn the operations of the server's plugins, and return them as text. Raises ApiError or OSError."""
+        ask = Ask("GET", "/operations.json", safe=True, patience=timeout)
+        text = json.dumps(self._transport.send(ask)[1]).encode()
+        try:
+            learn(text)
+        except ValueError as error:
+            raise OSError(f"the server's list of operations cannot be read: {error}") from error
+        return text
+
+    def _operation(self, name: str) -> Operation:
+        if name not in load():
+            self.learn()
+        return load()[name]
 
     def _request(self, operation: Operation, parameters: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         path, body, query = request_parts(operation, parameters)

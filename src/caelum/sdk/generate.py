@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import typing
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,20 @@ from caelum.sdk.manifest import FILE, Operation, Parameter
 def generate() -> bytes:
     """The manifest's text, from the declarations of all installed services and drivers."""
     import_declarations()
-    ours = (meta for meta in apis() if meta.cls.__module__.startswith("caelum."))
-    operations = sorted((_operation(meta) for meta in ours), key=lambda one: one.name)
+    return _text(meta for meta in apis() if _is_ours(meta))
+
+
+def generate_foreign() -> bytes:
+    """The same of what other packages have declared in this process: what the kept manifest cannot know."""
+    return _text(meta for meta in apis() if not _is_ours(meta))
+
+
+def _is_ours(meta: Any) -> bool:
+    return bool(meta.cls.__module__.startswith("caelum."))
+
+
+def _text(metas: Iterable[Any]) -> bytes:
+    operations = sorted((_operation(meta) for meta in metas), key=lambda one: one.name)
     rows = [msgspec.json.encode(one).decode() for one in operations]
     return ("[\n" + ",\n".join(rows) + "\n]\n").encode()
 

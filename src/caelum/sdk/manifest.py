@@ -1,6 +1,7 @@
 """The manifest: every public operation as plain data, so that client and command line need not load the services.
 
-It is kept in `operations.json`, which `caelum.sdk.generate` makes of the message declarations.
+It is kept in `operations.json`, which `caelum.sdk.generate` makes of the message declarations. What plugins of a server
+add, the server tells at `/operations.json`; `learn` enters it.
 """
 
 from __future__ import annotations
@@ -49,3 +50,11 @@ def load() -> dict[str, Operation]:
     """All operations by name (`CreateZone`)."""
     text = resources.files("caelum.sdk").joinpath(FILE).read_bytes()
     return {one.name: one for one in msgspec.json.decode(text, type=list[Operation])}
+
+
+def learn(text: bytes) -> list[str]:
+    """Enter the operations of a server's plugins; the names of those that were not known. Raises ValueError."""
+    known = load()
+    found = [one for one in msgspec.json.decode(text, type=list[Operation]) if one.name not in known]
+    known.update({one.name: one for one in found})
+    return [one.name for one in found]

@@ -25,8 +25,8 @@ BRIEF_TIMEOUT = 10.0
 NOT_READY = "SYS.1010"
 LEAVING = ("SYS.1011", "SYS.1012")
 """A node that starts or ends has done nothing; one whose peer just died may have."""
-AWAY = ("CAELUM.DB.1000", "CAELUM.DB.1001", "CAELUM.NODE.1000")
-"""The node does not reach the database, or is no longer part of the cloud: it did nothing, or nobody knows."""
+AWAY = ("CAELUM.DB.1000", "CAELUM.DB.1001", "CAELUM.NODE.1000", "CAELUM.1010")
+"""The node does not reach database or broker, or is no longer part of the cloud: it did nothing, or nobody knows."""
 DUPLICATE = "Duplicate job uuid"
 _NEVER_ARRIVED = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH)
 
@@ -43,6 +43,8 @@ class Ask:
     safe: bool = False
     poll: bool = False
     """The answer is a job's, so an error in it is final."""
+    patience: float = HTTP_TIMEOUT
+    """Seconds for the exchange with one address."""
 
     @property
     def brief(self) -> bool:
@@ -96,7 +98,7 @@ class Transport:
         request = urllib.request.Request(address + ask.path, ask.body, headers, method=ask.method)  # noqa: S310
         brief = ask.brief and len(self.addresses) > 1
         try:
-            with urllib.request.urlopen(request, timeout=BRIEF_TIMEOUT if brief else HTTP_TIMEOUT) as response:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=BRIEF_TIMEOUT if brief else ask.patience) as response:  # noqa: S310
                 if ask.poll and response.status == 202 and "Retry-After" in response.headers:
                     raise ApiError(
                         {"code": NOT_READY, "details": "this node does not know now what becomes of the job"}

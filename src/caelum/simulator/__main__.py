@@ -1,10 +1,11 @@
-"""`python -m caelum.simulator`: simulated hosts beside a server, until interrupted."""
+"""`caelum simulator`: simulated hosts beside a server, until interrupted."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import contextlib
+import gc
 import resource
 import signal
 from pathlib import Path
@@ -25,7 +26,7 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="caelum.simulator", description="Simulated hosts for a Caelum server.")
+    parser = argparse.ArgumentParser(prog="caelum simulator", description="Simulated hosts for a Caelum server.")
     parser.add_argument("--hosts", type=int, default=1, help="how many")
     parser.add_argument("--listen", default="127.1.0.1:7070", help="address of the first host, and the port of all")
     parser.add_argument("--tls-dir", type=Path, required=True, help="the server's authority: <data_dir>/pki")
@@ -59,8 +60,13 @@ async def _serve(arguments: argparse.Namespace) -> None:
         await runner.setup()
         control_ip, _, control_port = arguments.control.rpartition(":")
         await web.TCPSite(runner, control_ip, int(control_port)).start()
+        control_port = runner.addresses[0][1]
+        # What is here stays, however many hosts it is; collecting it again and again would only cost time.
+        gc.collect()
+        gc.freeze()
         print(
-            f"{len(hosts.hosts)} hosts from {hosts[0].ip}:{hosts.port}, controlled at {arguments.control}", flush=True
+            f"{len(hosts.hosts)} hosts from {hosts[0].ip}:{hosts.port}, controlled at {control_ip}:{control_port}",
+            flush=True,
         )
         await _until_told()
         await runner.cleanup()

@@ -8,6 +8,7 @@ PUT    /latencies [..]
 PUT    /cut [{"server": uuid, "callback": "https://127.0.0.1:8444/"}]      the management nodes that hosts do not reach
 POST   /hosts/{uuid}/die | revive | power-off
 POST   /hosts/{uuid}/vms/{vm} {"state": "Stopped"}     a guest changes by itself
+POST   /copies {"vm": .., "hosts": {host: [vm, ..]}}    guests like an existing one, without being told by the server
 """
 
 from __future__ import annotations
@@ -22,6 +23,13 @@ from caelum.simulator.host import SimulatedHost
 from caelum.simulator.hosts import SimulatedHosts
 
 
+class Copies(msgspec.Struct):
+    """Guests like `vm`, by host."""
+
+    vm: str
+    hosts: dict[str, list[str]]
+
+
 class Control:
     """The interface's handlers."""
 
@@ -30,7 +38,7 @@ class Control:
 
     def application(self) -> web.Application:
         """The application to serve."""
-        app = web.Application()
+        app = web.Application(client_max_size=1 << 26)
         app.add_routes(
             [
                 web.get("/hosts", self._list),
@@ -43,6 +51,7 @@ class Control:
                 web.delete("/faults", self._heal),
                 web.put("/latencies", self._set_latencies),
                 web.put("/cut", self._cut),
+                web.post("/copies", self._copy),
                 web.post("/hosts/{uuid}/vms/{vm}", self._guest),
                 web.post("/hosts/{uuid}/{action}", self._act),
             ]
@@ -109,6 +118,19 @@ class Control:
             raise web.HTTPNotFound(text=f"no guest {vm_uuid} on host {host.uuid}")
         host.guest_changes(vm_uuid, (await _read(request, dict[str, str])).get("state", "Stopped"))
         return _json(host.world.states())
+
+    async def _copy(self, request: web.Request) -> web.Response:
+        wanted = await _read(request, Copies)
+        found = (host.world.vms.get(wanted.vm) for host in self._hosts.hosts)
+        guest = next((one for one in found if one is not None), None)
+        if guest is None or not wanted.hosts.keys() <= {host.uuid for host in self._hosts.hosts}:
+            raise web.HTTPNotFound(text=f"no guest {wanted.vm}, or not all of the hosts")
+        for host_uuid, vm_uuids in wanted.hosts.items():
+            host = self._hosts.by_uuid(host_uuid)
+            for vm_uuid in vm_uuids:
+                definition = msgspec.structs.replace(guest.definition, vm_uuid=vm_uuid, disks=[], nics=[])
+                host.world.vms[vm_uuid] = msgspec.structs.replace(guest, definition=definition)
+        return _json({})
 
     def _host(self, request: web.Request) -> SimulatedHost:
         try:

@@ -1,4 +1,4 @@
-"""One simulated host: the agent's HTTPS port, its tasks, callbacks and reports.
+"""One simulated host: the agent's HTTPS connections, its tasks, callbacks and reports.
 
 Invariant: seen from the network it is an agent. It serves only management nodes, acknowledges before it works, delivers
 an answer until it is taken, and dies like a process: connections break, nothing in flight is finished.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from collections import Counter, deque
 from typing import Any
@@ -19,6 +20,8 @@ from aiohttp import web
 from caelum.agent import protocol as p
 from caelum.kernel import pki
 from caelum.kernel.ids import new_uuid
+from caelum.simulator.certificates import Certificates
+from caelum.simulator.door import turn_away
 from caelum.simulator.faults import Behaviour, Fault
 from caelum.simulator.journal import Journal, Task
 from caelum.simulator.world import CommandError, World
@@ -41,7 +44,7 @@ class SimulatedHost:
         *,
         uuid: str,
         ip: str,
-        files: pki.Files,
+        certificates: Certificates,
         world: World,
         behaviour: Behaviour,
         http: aiohttp.ClientSession,
@@ -55,9 +58,10 @@ class SimulatedHost:
         self.done: Counter[str] = Counter()
         """How many had an effect, by path."""
         self.journal = Journal()
-        self._files, self._behaviour, self._http = files, behaviour, http
+        self._certificates, self._behaviour, self._http = certificates, behaviour, http
         self._client_tls: ssl.SSLContext | None = None
-        self._runner: web.ServerRunner | None = None
+        self._server_tls: ssl.SSLContext | None = None
+        self._server: web.Server | None = None
         self._work: set[asyncio.Task[None]] = set()
         self._reports: deque[p.Report] = deque()
         self._report_number = 0
@@ -65,38 +69,46 @@ class SimulatedHost:
 
     # --- life -------------------------------------------------------------------------------------------------------
 
-    async def start(self, port: int) -> int:
-        """Start the agent; returns the port, a free one for port 0."""
-        server = web.Server(self._handle, access_log=None)
-        self._runner = web.ServerRunner(server, shutdown_timeout=_DYING)
-        await self._runner.setup()
-        site = web.TCPSite(
-            self._runner, self.ip, port, ssl_context=pki.server_context(self._files), reuse_address=True, backlog=128
-        )
-        await site.start()
-        self.port = self._runner.addresses[0][1]
-        self.alive = True
+    def start(self, port: int) -> None:
+        """Start the agent; its connections come to `admit`. `port` is where they are accepted."""
+        self.port, self.alive = port, True
         for task in self.journal.interrupt():
             self._spawn(self._deliver(task))
-        return self.port
+
+    async def admit(self, connection: socket.socket) -> None:
+        """Serve a connection that came to this host's address."""
+        if not self.alive:
+            turn_away(connection)
+            return
+        if self._server_tls is None:
+            self._server_tls = self._certificates.server_context(self.uuid)
+        server = self._serving()
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.connect_accepted_socket(server, connection, ssl=self._server_tls)
+        if server is not self._server:  # the agent died during the handshake
+            transport.abort()
+
+    def _serving(self) -> web.Server:
+        if self._server is None:
+            self._server = web.Server(self._handle, access_log=None)
+        return self._server
 
     async def die(self) -> None:
         """The agent's process is killed; guests, files and networks stay."""
-        runner, self._runner, self.alive = self._runner, None, False
+        server, self._server, self.alive = self._server, None, False
         current = asyncio.current_task()
         for work in self._work - {current}:
             work.cancel()
         self._reports.clear()
-        if runner is not None:
-            for connection in runner.server.connections if runner.server else []:
+        if server is not None:
+            for connection in server.connections:
                 if connection.transport is not None:
                     connection.transport.abort()
-            await runner.cleanup()
+            await server.shutdown(_DYING)
 
     def drop_cut(self) -> None:
         """Break the connections of management nodes that do not reach the hosts any more."""
-        server = self._runner.server if self._runner is not None else None
-        for connection in server.connections if server is not None else []:
+        for connection in self._server.connections if self._server is not None else []:
             transport = connection.transport
             identity = None if transport is None else pki.peer_identity(transport)
             if transport is not None and identity is not None and self._behaviour.is_cut_from(identity.uuid):
@@ -107,7 +119,7 @@ class SimulatedHost:
         if not self.alive:
             self.agent_uuid, self._report_number = new_uuid(), 0
             self.world.host_uuid = self.world.report_url = None
-            await self.start(self.port)
+            self.start(self.port)
 
     async def power_off(self) -> None:
         """The machine lost power: the agent and every guest are gone."""
@@ -280,7 +292,7 @@ class SimulatedHost:
             self._reporting = False
 
     async def _post_until_taken(self, url: str, body: bytes, headers: dict[str, str]) -> None:
-        tls, tries = await self._outgoing_tls(), 0
+        tls, tries = self.outgoing_tls(), 0
         while not await self._post(url, body, headers, tls):
             await asyncio.sleep(_DELIVERY_PAUSES[min(tries, len(_DELIVERY_PAUSES) - 1)])
             tries += 1
@@ -295,9 +307,10 @@ class SimulatedHost:
                 return response.status in (200, 400, 403, 404)
         return False
 
-    async def _outgoing_tls(self) -> ssl.SSLContext:
+    def outgoing_tls(self) -> ssl.SSLContext:
+        """What this host shows when it calls a management node."""
         if self._client_tls is None:
-            self._client_tls = await asyncio.to_thread(pki.client_context, self._files)
+            self._client_tls = self._certificates.client_context(self.uuid)
         return self._client_tls
 
     def _spawn(self, work: Any, name: str | None = None) -> None:

@@ -1,6 +1,7 @@
 """Many simulated hosts in one process, each at an address of its own on the loopback network.
 
-Invariant: the n-th host has the same UUID, address, facts and disks in every run with the same first address.
+Invariant: the n-th host has the same UUID, address, facts and disks in every run with the same first address. A
+host that nobody speaks to costs a few kilobytes; what it needs for TLS is made with its first connection.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ from typing import Any
 
 import aiohttp
 
-from caelum.kernel import pki
 from caelum.kernel.ids import derived_uuid
-from caelum.kernel.pki import CertificateAuthority, Identity
+from caelum.kernel.pki import CertificateAuthority
+from caelum.simulator.certificates import Certificates
+from caelum.simulator.door import Door
 from caelum.simulator.faults import Behaviour, Fault, Latency
 from caelum.simulator.host import SimulatedHost
 from caelum.simulator.world import World, facts_of
 
 GIB = 1 << 30
+_KEEP_ALIVE = 15
+"""Seconds that a host keeps its connection to a management node: many hosts share one process's sockets."""
 
 
 class SimulatedHosts:
@@ -50,6 +54,8 @@ class SimulatedHosts:
         self.hosts: list[SimulatedHost] = []
         self._first = ipaddress.ip_address(first_ip)
         self._size = (cpu_num, memory, disk)
+        self._by_uuid: dict[str, SimulatedHost] = {}
+        self._door: Door | None = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._http: aiohttp.ClientSession | None = None
 
@@ -67,41 +73,38 @@ class SimulatedHosts:
 
     def by_uuid(self, uuid: str) -> SimulatedHost:
         """The host of this UUID. Raises KeyError."""
-        found = next((host for host in self.hosts if host.uuid == uuid), None)
-        if found is None:
-            raise KeyError(uuid)
-        return found
+        return self._by_uuid[uuid]
 
     async def start(self) -> None:
-        """Make the certificates and start all agents."""
+        """Start all agents."""
         self._scratch = tempfile.TemporaryDirectory(prefix="caelum-simulator-")
-        self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60))
+        self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE))
         authority = await asyncio.to_thread(CertificateAuthority.open, self.directory)
-        for index in range(self.count):
-            host = await asyncio.to_thread(self._make, index, authority)
-            self.port = await host.start(self.port)
-            self.hosts.append(host)
+        certificates = Certificates(authority, Path(self._scratch.name))
+        self.hosts = [self._make(index, certificates, self._http) for index in range(self.count)]
+        self._by_uuid = {host.uuid: host for host in self.hosts}
+        self._door = Door({host.ip: host.admit for host in self.hosts})
+        self.port = self._door.open(self.port)
+        for host in self.hosts:
+            host.start(self.port)
 
     async def stop(self) -> None:
         """Stop all agents."""
+        if self._door is not None:
+            await self._door.close()
         await asyncio.gather(*(host.die() for host in self.hosts))
         if self._http is not None:
             await self._http.close()
         if self._scratch is not None:
             self._scratch.cleanup()
 
-    def _make(self, index: int, authority: CertificateAuthority) -> SimulatedHost:
-        assert self._scratch is not None  # noqa: S101 - `start` made it
-        assert self._http is not None  # noqa: S101
+    def _make(self, index: int, certificates: Certificates, http: aiohttp.ClientSession) -> SimulatedHost:
         ip = str(self._first + index)
-        uuid = derived_uuid("simulated host", ip)
-        directory, cpu_memory_disk = Path(self._scratch.name), self._size
-        files = pki.Files(directory / f"{uuid}.pem", directory / f"{uuid}.key", directory / "ca.pem")
-        files.authority.write_bytes(authority.certificate_pem)
-        pki.store(files, authority.issue(Identity("host", uuid), [ip]))
-        cpu_num, memory, disk = cpu_memory_disk
-        world = World(facts_of(index, ip, cpu_num, memory), disk)
-        return SimulatedHost(uuid=uuid, ip=ip, files=files, world=world, behaviour=self.behaviour, http=self._http)
+        cpu_num, memory, disk = self._size
+        return SimulatedHost(
+            uuid=derived_uuid("simulated host", ip), ip=ip, certificates=certificates,
+            world=World(facts_of(index, ip, cpu_num, memory), disk), behaviour=self.behaviour, http=http,
+        )  # fmt: skip
 
     # --- what tests ask for -----------------------------------------------------------------------------------------
 

@@ -49,7 +49,8 @@ class EmbeddedCloud:
         }  # fmt: skip
         drivers = [] if services is not None and drivers is None else drivers
         if databases.on_postgresql():
-            values["database_url"] = databases.url_for(directory / "caelum.db")
+            # A busy machine may let a test's loop wait for long.
+            values |= {"database_url": databases.url_for(directory / "caelum.db"), "database_idle_seconds": 30.0}
         self.node = Node(Config(**{**values, **config}), services=services, drivers=drivers, bus=bus)
         self.events: list[CanonicalEvent] = []
 

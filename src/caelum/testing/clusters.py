@@ -31,7 +31,7 @@ class Cluster:
     ) -> None:
         self.directory, self._count = directory, count
         self._parts = (services, drivers)
-        self._config = {"database_pool": 5, "database_pool_extra": 10, **config}
+        self._config = {"database_pool": 5, "database_pool_extra": 10, "database_idle_seconds": 8.0, **config}
         self._stack = contextlib.AsyncExitStack()
         self._started = 0
         self.link = Link()

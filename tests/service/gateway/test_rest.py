@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import quote
 
 import pytest
 
@@ -295,3 +296,14 @@ class TestHeaders:
         gone = await admin.send("GET", f"{V1}/api-jobs/{new_uuid()}")
         assert (gone.status, gone.text) == (404, "the job has been expired")
         assert (await admin.send("DELETE", f"{V1}/api-jobs/{new_uuid()}")).status == 405
+
+
+async def test_zql_answers_one_result_for_each_statement(admin: Client) -> None:
+    await admin.lamp("desk")
+    await admin.lamp("floor", watts=40)
+    text = quote("query lamp.name where name='desk' or watts>30 order by name asc; count lamp where watts is null")
+    answer = await admin.send("GET", f"/zstack/v1/zql?zql={text}")
+    assert answer.json == {"results": [{"inventories": [{"name": "desk"}, {"name": "floor"}]}, {"total": 1}]}
+    refused = await admin.send("GET", "/v1/zql?zql=drop")
+    assert (refused.status, refused.json["error"]["code"]) == (503, "SYS.1007")
+    assert (await admin.fresh().send("GET", "/v1/zql?zql=count%20lamp")).status == 400

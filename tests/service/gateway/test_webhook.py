@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import web
 
+from caelum.gateway.server import Gateway
 from caelum.gateway.settings import WEB_HOOK_DENIED
 from caelum.kernel.errors import CloudError
-from gateway.conftest import Client
+from caelum.testing.cloud import EmbeddedCloud
+from caelum.testing.harness import kill
+from gateway.conftest import SERVICES, Client
 
 
 class Hook:
@@ -31,7 +37,7 @@ class Hook:
 
 
 @pytest.fixture
-async def hook(admin: Client) -> AsyncIterator[Hook]:
+async def receiver() -> AsyncIterator[Hook]:
     made = Hook()
     app = web.Application()
     app.router.add_route("*", "/{tail:.*}", made.take)
@@ -40,10 +46,20 @@ async def hook(admin: Client) -> AsyncIterator[Hook]:
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     made.url = f"http://127.0.0.1:{runner.addresses[0][1]}/hook"
-    await admin.cloud.node.settings.set(WEB_HOOK_DENIED, "169.254.0.0/16")
-    admin.gateway._web_hooks._pause = 0.05
     yield made
     await runner.cleanup()
+
+
+@pytest.fixture
+async def hook(admin: Client, receiver: Hook) -> Hook:
+    await allow(admin, pause=0.05)
+    return receiver
+
+
+async def allow(client: Client, pause: float) -> None:
+    """Let web hooks reach this machine, with a pause of so many seconds between the tries."""
+    await client.cloud.node.settings.set(WEB_HOOK_DENIED, "169.254.0.0/16")
+    client.gateway._web_hooks._pause = pause
 
 
 async def test_the_outcome_is_what_polling_answers(admin: Client, hook: Hook) -> None:
@@ -64,6 +80,44 @@ async def test_it_is_repeated_until_it_is_taken(admin: Client, hook: Hook) -> No
     await admin.cloud.until(lambda: len(hook.calls) == 4)
     await admin.cloud.until(lambda: not admin.gateway._web_hooks._tasks)
     assert len(hook.calls) == 4
+
+
+async def test_one_that_waits_when_the_process_dies_is_sent_after_the_restart(receiver: Hook, tmp_path: Path) -> None:
+    receiver.refuse = 1
+    async with aiohttp.ClientSession() as http:
+        dying = await EmbeddedCloud(tmp_path, SERVICES).__aenter__()
+        gateway = Gateway(dying.node)
+        await gateway.start()
+        client = await Client(dying, gateway, http).log_in()
+        await allow(client, pause=60)
+        headers = {"X-Web-Hook": receiver.url}
+        polled = await client.job("POST", "/v1/lamps", {"params": {"name": "desk"}}, headers=headers)
+        await dying.until(lambda: receiver.calls)
+        await kill(dying.node)
+        await gateway.stop(0)
+    cloud = EmbeddedCloud(tmp_path, SERVICES)
+    gateway = Gateway(cloud.node)
+    await gateway.start()
+    async with cloud:
+        await cloud.until(lambda: len(receiver.calls) == 2)
+        (first, _), (second, body) = receiver.calls
+        assert second["X-Job-UUID"] == first["X-Job-UUID"]
+        assert body == polled.json
+        await cloud.until(lambda: not gateway._web_hooks._tasks)
+        await gateway._web_hooks.sweep()
+        assert not gateway._web_hooks._tasks  # taken once, it is settled for good
+        await gateway.stop(1)
+
+
+async def test_a_sweep_sends_what_is_under_way_no_second_time(admin: Client, hook: Hook) -> None:
+    hook.refuse = 1
+    await admin.job("POST", "/v1/lamps", {"params": {"name": "desk"}}, headers={"X-Web-Hook": hook.url})
+    while len(hook.calls) < 2:  # noqa: ASYNC110
+        await admin.gateway._web_hooks.sweep()
+        await asyncio.sleep(0)
+    await admin.cloud.until(lambda: not admin.gateway._web_hooks._tasks)
+    await admin.gateway._web_hooks.sweep()
+    assert len(hook.calls) == 2
 
 
 async def test_redirects_are_not_followed(admin: Client, hook: Hook) -> None:

@@ -40,6 +40,7 @@ from caelum.cloud.identity.events import AccountDeleted, AccountLoggedIn, Sessio
 from caelum.cloud.identity.messages import CheckAccess, CheckSession
 from caelum.cloud.identity.model import AccountModel, SessionModel
 from caelum.cloud.identity.service import IdentityService
+from caelum.cloud.identity.sessions import digest_of
 from caelum.cloud.identity.settings import MAX_CONCURRENT_SESSIONS, SESSION_TIMEOUT
 from caelum.cloud.ownership import own, owner_of
 from caelum.cloud.query.service import QueryService
@@ -103,7 +104,7 @@ class TestLogin:
         assert session.account_uuid == session.user_uuid == ADMIN_ACCOUNT_UUID
         assert session.expired_date - session.create_date == timedelta(seconds=7200)
         assert await check(cloud, session.uuid) == Actor(
-            ADMIN_ACCOUNT_UUID, ADMIN_ACCOUNT_UUID, session.uuid, is_admin=True
+            ADMIN_ACCOUNT_UUID, ADMIN_ACCOUNT_UUID, digest_of(session.uuid), is_admin=True
         )
         assert [one.account_uuid for one in await cloud.seen(AccountLoggedIn)] == [ADMIN_ACCOUNT_UUID]
 
@@ -166,7 +167,7 @@ class TestSessions:
 
         async def stored() -> timedelta:
             async with cloud.node.db.read() as reader:
-                row = await reader.get(SessionModel, session.uuid)
+                row = await reader.get(SessionModel, digest_of(session.uuid))
             assert row is not None
             return row.expired_date - now[0]
 
@@ -199,14 +200,14 @@ class TestSessions:
         await cloud.api(LogOut(session_uuid=session.uuid))
         with pytest.raises(CloudError):
             await check(cloud, session.uuid)
-        assert [one.session_uuid for one in await cloud.seen(SessionEnded)] == [session.uuid]
+        assert [one.session_uuid for one in await cloud.seen(SessionEnded)] == [digest_of(session.uuid)]
 
     async def test_what_another_node_ended_is_noticed_at_the_next_write(
         self, cloud: EmbeddedCloud, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         session = await log_in(cloud)
         async with cloud.node.db.transaction() as tx:
-            await tx.delete(await tx.get(SessionModel, session.uuid))
+            await tx.delete(await tx.get(SessionModel, digest_of(session.uuid)))
         await check(cloud, session.uuid)
         monkeypatch.setattr(sessions_module, "SAVE_INTERVAL", 0.0)
         with pytest.raises(CloudError, match=r"ID\.1001"):
@@ -222,14 +223,23 @@ class TestSessions:
         renewed = await cloud.api(RenewSession(session_uuid=session.uuid, duration=86400))
         assert renewed.expired_date - utcnow() > timedelta(seconds=86300)
         _, frank = await account(cloud, "frank")
-        with pytest.raises(CloudError, match=r"SYS\.1003"):
-            await cloud.api(RenewSession(session_uuid=session.uuid), frank)
+        for stranger, known in ((frank, session.uuid), (None, new_uuid()), (None, digest_of(session.uuid))):
+            with pytest.raises(CloudError, match=r"SYS\.1003"):
+                await cloud.api(RenewSession(session_uuid=known), stranger)
+
+    async def test_the_database_has_no_session_that_could_be_used(self, cloud: EmbeddedCloud) -> None:
+        session = await log_in(cloud)
+        async with cloud.node.db.read() as reader:
+            rows = [one.uuid for one in await reader.scalars(select(SessionModel))]
+        assert rows == [digest_of(session.uuid)]
+        with pytest.raises(CloudError, match=r"ID\.1001"):
+            await check(cloud, rows[0])
 
     async def test_expired_ones_are_removed(self, cloud: EmbeddedCloud) -> None:
         session = await log_in(cloud)
         async with cloud.node.db.transaction() as tx:
             past = {"expired_date": utcnow() - timedelta(hours=1)}
-            await update_where(tx, SessionModel, past, SessionModel.uuid == session.uuid)
+            await update_where(tx, SessionModel, past, SessionModel.uuid == digest_of(session.uuid))
         await cloud.node.services["identity"].sessions.purge()
         async with cloud.node.db.read() as reader:
             assert list(await reader.scalars(select(SessionModel))) == []

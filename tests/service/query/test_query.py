@@ -17,6 +17,7 @@ from sqlalchemy import event
 from caelum.cloud.identity.service import IdentityService
 from caelum.cloud.ownership import SharedResourceModel, own
 from caelum.cloud.query import service as query_service
+from caelum.cloud.query.api import ZQLQuery, ZqlResult
 from caelum.cloud.query.service import QueryService
 from caelum.kernel.context import Actor
 from caelum.kernel.errors import CloudError
@@ -345,3 +346,72 @@ class TestVisibility:
         tagged = QueryCondition("__systemTag__", "like", "color::%")
         assert await zoo.ask(tagged, actor=Actor(FRANK, FRANK)) == [mine]
         assert set(await zoo.ask(tagged)) == {mine, others}
+
+
+def zql_of(tree: Any) -> str:
+    """A condition, or an operator with two trees, as ZQL."""
+    if isinstance(tree, tuple):
+        op, left, right = tree
+        return f"({zql_of(left)}) {op} {zql_of(right)}"
+    if tree.op in ("is null", "is not null"):
+        return f"{tree.name} {tree.op}"
+    quoted = "'" + tree.value.replace("'", "''") + "'"
+    return f"{tree.name} {tree.op} ({quoted})" if tree.op in ("in", "not in") else f"{tree.name} {tree.op} {quoted}"
+
+
+def tree_holds(row: dict[str, Any], tree: Any) -> bool:
+    if isinstance(tree, tuple):
+        op, left, right = tree
+        return (all if op == "and" else any)([tree_holds(row, left), tree_holds(row, right)])
+    return holds(row, tree)
+
+
+async def zql(zoo: Zoo, text: str, actor: Actor | None = None) -> list[ZqlResult]:
+    return await zoo.cloud.api(ZQLQuery(zql=text), actor)
+
+
+TREES = st.recursive(CONDITIONS, lambda inner: st.tuples(st.sampled_from(["and", "or"]), inner, inner), max_leaves=6)
+
+
+class TestZql:
+    async def test_any_tree_finds_what_filtering_by_hand_finds(self, zoo: Zoo) -> None:
+        loop = asyncio.get_running_loop()
+
+        def run() -> None:
+            @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+            @given(TREES)
+            def check(tree: Any) -> None:
+                work = zql(zoo, f"query pet where {zql_of(tree)} return with (total)")
+                (found,) = asyncio.run_coroutine_threadsafe(work, loop).result(30)
+                wanted = {row["uuid"] for row in zoo.rows if tree_holds(row, tree)}
+                assert {one["uuid"] for one in found.inventories or []} == wanted
+                assert found.total == len(wanted)
+
+            check()
+
+        await asyncio.to_thread(run)
+
+    async def test_fields_order_window_count_and_names(self, zoo: Zoo) -> None:
+        text = "query pet.name,age where age > 0 order by age desc, name asc limit 5 offset 2 named as 'old';count pet"
+        old, count = await zql(zoo, text)
+        rows = sorted((row for row in zoo.rows if (row["age"] or 0) > 0), key=lambda row: row["name"])
+        rows.sort(key=lambda row: -row["age"])
+        assert [one["age"] for one in old.inventories or []] == [row["age"] for row in rows[2:7]]
+        assert all(set(one) == {"name", "age"} for one in old.inventories or [])
+        assert (old.name, old.total) == ("old", None)
+        assert (count.inventories, count.total) == (None, len(zoo.rows))
+
+    async def test_a_certain_type_has_its_own_fields(self, zoo: Zoo) -> None:
+        (found,) = await zql(zoo, "query pet where kind = 'dog' and barks is not null")
+        assert found.inventories
+        with pytest.raises(CloudError, match="barks"):
+            await zql(zoo, "query pet where kind = 'dog' or barks is not null")
+
+    async def test_accounts_see_what_they_see_by_queries(self, zoo: Zoo) -> None:
+        actor = Actor(FRANK, FRANK)
+        (found,) = await zql(zoo, "query pet where name is not null or name is null", actor)
+        assert sorted(one["uuid"] for one in found.inventories or []) == sorted(await zoo.ask(actor=actor))
+        for refused in ("query nothing", "query pet where secret = 'x'", "query sharedresource", "query pet.secret"):
+            with pytest.raises(CloudError) as caught:
+                await zql(zoo, refused, actor)
+            assert caught.value.code in ("SYS.1007", "ID.1002")

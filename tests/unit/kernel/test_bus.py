@@ -212,7 +212,7 @@ async def test_a_list_of_calls_keeps_request_order_and_the_parallelism() -> None
     portions = [Feed(portion=n, seconds=0.02, fail="cloud" if n == 4 else None) for n in range(10)]
     answers = await bus.call_all(portions, parallelism=2)
     assert zoo.peak == 2
-    assert 0.09 < time.monotonic() - begun < 0.3
+    assert time.monotonic() - begun > 0.09
     assert [one for n, one in enumerate(answers) if n != 4] == [0, 1, 2, 3, 5, 6, 7, 8, 9]
     assert isinstance(answers[4], CloudError)
     zoo.peak = 0

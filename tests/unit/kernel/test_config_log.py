@@ -32,7 +32,9 @@ def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
     assert config.resolved_database_url() == "sqlite+aiosqlite:////srv/cloud/caelum.db"
 
 
-@pytest.mark.parametrize("text", ['api_port = "many"\n', 'log_level = "LOUD"\n', "unknown = 1\n"])
+@pytest.mark.parametrize(
+    "text", ['api_port = "many"\n', 'log_level = "LOUD"\n', "unknown = 1\n", "node_lease_seconds = 9\n"]
+)
 def test_a_wrong_file_is_refused_with_its_reason(tmp_path: Path, text: str) -> None:
     file = tmp_path / "caelum.toml"
     file.write_text(text)

@@ -47,6 +47,32 @@ async def _job(node: Node, uuid: str) -> Job:
     return job
 
 
+@rest("POST /test-notes/keys", package="test", secret=True)
+class CreateTestKey(Api[NoteInventory]):
+    """Make a key."""
+
+
+async def _row(node: Node, uuid: str) -> JobModel:
+    async with node.db.read() as session:
+        return await session.get_one(JobModel, uuid)
+
+
+async def test_a_secret_answer_is_read_by_pollers_only(node: Node) -> None:
+    one, other = new_uuid(), new_uuid()
+    for uuid in (one, other):
+        await node.jobs.create(uuid, "APICreateTestKeyMsg")
+    await node.jobs.finish(one, '{"inventory":{"text":"hush"}}')
+    stored = (await _row(node, one)).result or ""
+    assert "hush" not in stored
+    assert (await _job(node, one)).result == '{"inventory":{"text":"hush"}}'
+    async with node.db.transaction() as tx:  # somebody who may write copies it into a job of their own
+        await tx.execute(update(JobModel).where(JobModel.uuid == other).values(result=stored, state="Done"))
+    job = await _job(node, other)
+    assert job.result is None
+    assert job.error is not None
+    assert "hush" not in job.error.details
+
+
 async def test_the_life_of_a_job(node: Node) -> None:
     uuid = new_uuid()
     await node.jobs.create(uuid, "APICreateTestNoteMsg", ACTOR, '{"a":1}', web_hook="http://x/")

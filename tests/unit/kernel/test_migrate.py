@@ -101,3 +101,29 @@ async def test_a_revision_that_fails_changes_nothing(tmp_path: Path, scripts: Pa
         await db.migrate()
     assert await _tables(db) == {"old"}
     await db.close()
+
+
+async def test_before_an_upgrade_the_database_is_copied_and_an_older_program_refuses_it(
+    tmp_path: Path, scripts: Path
+) -> None:
+    versions, file = scripts / "versions", tmp_path / "x.db"
+    write = (
+        "import sqlalchemy as sa\nfrom alembic import op\n"
+        "def upgrade():\n    op.create_table('{0}', sa.Column('n', sa.Integer))\n"
+    )
+    for name, before in (("first", None), ("second", "first")):
+        (versions / f"{name}.py").write_text(f"revision = {name!r}\ndown_revision = {before!r}\n" + write.format(name))
+        if name == "first":
+            with sqlite3.connect(file) as raw:
+                raw.execute("CREATE TABLE alembic_version (version_num VARCHAR(32))")
+                raw.execute("INSERT INTO alembic_version VALUES ('first')")
+    db = _database(file)
+    for _ in range(2):
+        await db.migrate()
+    with sqlite3.connect(tmp_path / "x.db.first") as copy:
+        assert copy.execute("SELECT version_num FROM alembic_version").fetchall() == [("first",)]
+    assert not (tmp_path / "x.db.second").exists()
+    (versions / "second.py").unlink()
+    with pytest.raises(migrate.NewerDatabaseError, match="revision second"):
+        await db.migrate()
+    await db.close()

@@ -74,10 +74,10 @@ async def test_an_exception_passes_and_the_next_task_runs(queues: WorkQueues, pr
 
 
 async def test_a_raised_level_lets_waiting_tasks_start(queues: WorkQueues, probe: Probe) -> None:
-    tasks = [asyncio.create_task(queues.run("sig", 1, probe.work, n, 0.03)) for n in range(4)]
+    tasks = [asyncio.create_task(queues.run("sig", 1, probe.work, n, 0.5)) for n in range(4)]
     await asyncio.sleep(0.005)
     assert probe.started == [0]
-    tasks.append(asyncio.create_task(queues.run("sig", 3, probe.work, 4, 0.03)))
+    tasks.append(asyncio.create_task(queues.run("sig", 3, probe.work, 4, 0.5)))
     await asyncio.sleep(0.005)
     assert probe.started == [0, 1, 2]
     await asyncio.gather(*tasks)

@@ -94,3 +94,17 @@ def test_listeners_hear_of_changes_only_and_do_not_disturb_each_other() -> None:
         RingChange("joined", "you", frozenset({"me", "you"})),
         RingChange("left", "me", frozenset({"you"})),
     ]
+
+
+def test_a_node_that_ends_its_work_is_gone_only_later() -> None:
+    ring, (me, ending, dead) = _ring(3, 3)
+    gone: list[str] = []
+    stop = ring.on_gone(gone.append)
+    ring.leave(ending, ends_work=True)
+    assert (ring.members, gone) == ({me, dead}, [])
+    ring.leave(dead)
+    ring.gone(ending)
+    assert gone == [dead, ending]
+    stop()
+    ring.gone(me)
+    assert gone == [dead, ending]

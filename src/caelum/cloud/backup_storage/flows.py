@@ -28,14 +28,20 @@ class BackupStorages:
 
     async def find(self, uuid: str) -> BackupStorageInventory:
         """One storage as it is now."""
-        async with self.node.db.read() as session:
+
+        async def load(session: AsyncSession) -> BackupStorageInventory:
             inventory: BackupStorageInventory = view(await get(session, uuid))
-        return inventory
+            return inventory
+
+        return await self.node.db.remember((BackupStorageModel, uuid), load)
 
     async def all(self) -> list[BackupStorageInventory]:
         """Every storage."""
-        async with self.node.db.read() as session:
+
+        async def load(session: AsyncSession) -> list[BackupStorageInventory]:
             return [view(row) for row in await session.scalars(select(BackupStorageModel))]
+
+        return await self.node.db.remember(BackupStorageModel, load)
 
     def driver(self, bs: BackupStorageInventory | BackupStorageModel) -> BackupStorageDriver:
         """The driver of the storage's type."""

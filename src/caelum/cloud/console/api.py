@@ -44,7 +44,7 @@ class ConsoleProxyAgentInventory(Inventory, kw_only=True):
     last_op_date: datetime
 
 
-@rest("POST /consoles", package=_PACKAGE)
+@rest("POST /consoles", package=_PACKAGE, secret=True)
 class RequestConsoleAccess(ApiMessage[ConsoleInventory], kw_only=True):
     """Get a token for the console of a VM that runs or is paused."""
 

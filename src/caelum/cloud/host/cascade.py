@@ -9,10 +9,17 @@ from caelum.cloud.host import records
 from caelum.cloud.host.api import HostInventory
 from caelum.cloud.host.events import HostDeleted
 from caelum.cloud.host.extension import HostBeforeDelete
+from caelum.cloud.host.messages import GetVmStatesOnHost
 from caelum.cloud.host.model import HostModel
-from caelum.kernel.cascade import CascadeExtension
+from caelum.cloud.vm.api import VmInstanceInventory
+from caelum.cloud.vm.messages import ListVms
+from caelum.kernel.cascade import DELETE_FAILED, CascadeExtension
 from caelum.kernel.database import after_commit
+from caelum.kernel.errors import CloudError
 from caelum.kernel.node import Node
+
+_MOST_NAMED = 10
+"""VMs that an objection names."""
 
 
 class HostCascade(CascadeExtension):
@@ -27,6 +34,27 @@ class HostCascade(CascadeExtension):
     async def children(self, parent_type: str, uuids: list[str]) -> list[str]:  # noqa: ARG002 - one parent type
         async with self._node.db.read() as session:
             return list(await session.scalars(select(HostModel.uuid).where(HostModel.cluster_uuid.in_(uuids))))
+
+    async def check(self, uuids: list[str]) -> None:
+        """Object while virtual machines are on a host that does not answer: nobody could take them off it."""
+        if not self._node.bus.serves(ListVms):
+            return
+        for host in await records.find(self._node, HostModel.uuid.in_(uuids)):
+            vms = (await self._node.bus.call(ListVms(host_uuids=[host.uuid]))).vms
+            placed = [one for one in vms if one.host_uuid == host.uuid]
+            if placed:
+                await self._check_answer(host, placed)
+
+    async def _check_answer(self, host: HostInventory, placed: list[VmInstanceInventory]) -> None:
+        try:
+            await self._node.bus.call(GetVmStatesOnHost(host_uuid=host.uuid, vm_uuids=[one.uuid for one in placed]))
+        except CloudError as error:
+            named = ", ".join(f"vm[uuid:{one.uuid}, name:{one.name}]" for one in placed[:_MOST_NAMED])
+            why = (
+                f"host[uuid:{host.uuid}, name:{host.name}] does not answer, so {len(placed)} virtual machines cannot be"
+                f" taken off it: {named}"
+            )
+            raise CloudError(DELETE_FAILED, why, cause=error, hostUuid=host.uuid, vmNum=len(placed)) from error
 
     async def delete(self, uuids: list[str], force: bool, issuer: str) -> None:  # noqa: ARG002
         for host in await records.find(self._node, HostModel.uuid.in_(uuids)):

@@ -2,7 +2,8 @@
 
 Invariant: a host is Connected only after a whole connect succeeded: the driver reached it, every extension (networks,
 storage, DHCP) brought it to what the database says, and its capacity is in the books. Being pingable is not enough:
-that is how machines land on hosts without bridges. Connects of one host never overlap; whoever asks joins.
+that is how machines land on hosts without bridges. Connects of one host never overlap; whoever asks joins. Work on a
+host that was lost less than `host/connection.patience` ago waits for its return.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from caelum.cloud.host.extension import (
     HostDisconnected,
     HypervisorDriver,
 )
+from caelum.cloud.host.settings import LOST_PATIENCE
 from caelum.cloud.host.states import CONNECTED, CONNECTING, DISCONNECTED
 from caelum.cloud.vm.messages import HostLost, HostVmsSeen
 from caelum.kernel import context
@@ -38,6 +40,15 @@ log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT = 1800.0
 """Seconds for a whole connect; its commands have limits of their own."""
+_BEFORE_ANOTHER_TRY = 0.5
+
+
+class _Lost:
+    """A host that was Connected and is not any more."""
+
+    def __init__(self) -> None:
+        self.at = time.monotonic()
+        self.over = asyncio.Event()
 
 
 class Connector:
@@ -46,6 +57,7 @@ class Connector:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._busy: set[str] = set()
+        self._lost: dict[str, _Lost] = {}
 
     def connecting(self, host_uuid: str) -> bool:
         """Whether a connect of this host goes on here."""
@@ -63,19 +75,57 @@ class Connector:
                 f"host-connect-{host_uuid}", 1, self._connect, host_uuid, name="connect", single_flight="connect"
             )
 
-    async def connected(self, host_uuid: str) -> HostInventory:
-        """A host that can be worked with; one that is being connected is waited for. Raises HOST.1010."""
-        host = await records.get(self._node, host_uuid)
-        if host.status == CONNECTING:
-            try:
-                host = await self.connect(host_uuid)
-            except CloudError as error:
-                details = f"host[uuid:{host_uuid}, name:{host.name}] could not be connected"
-                raise CloudError(HOST_DISCONNECTED, details, cause=error, hostUuid=host_uuid) from error
-        if host.status != CONNECTED:
-            details = f"host[uuid:{host_uuid}, name:{host.name}] is {host.status}, not {CONNECTED}"
-            raise CloudError(HOST_DISCONNECTED, details, hostUuid=host_uuid, status=host.status)
-        return host
+    async def connected(self, host_uuid: str, *, patient: bool = True) -> HostInventory:
+        """A host that can be worked with; one that is being connected is waited for, and one that was lost a moment
+        ago unless told otherwise. Raises HOST.1010.
+        """
+        while True:
+            host, failure = await records.get(self._node, host_uuid), None
+            if host.status == CONNECTING:
+                host, failure = await self._joined(host)
+            if host.status == CONNECTED:
+                return host
+            if not patient or not await self._return_of(host_uuid):
+                details = f"host[uuid:{host_uuid}, name:{host.name}] is {host.status}, not {CONNECTED}"
+                raise failure or CloudError(HOST_DISCONNECTED, details, hostUuid=host_uuid, status=host.status)
+
+    async def worth_another_try(self, host_uuid: str, waited: float) -> bool:
+        """Whether a host that could not be reached `waited` seconds ago may be reached now; waits for a lost one."""
+        if waited >= self._node.settings.get(LOST_PATIENCE):
+            return False
+        # The tracker may not have noticed yet, or the host was reached again already.
+        await asyncio.sleep(_BEFORE_ANOTHER_TRY)
+        try:
+            await self.connected(host_uuid)
+        except CloudError:
+            return False
+        return True
+
+    def forget(self, host_uuid: str) -> None:
+        """The host is there again, or deleted; nobody waits for its return any more."""
+        if lost := self._lost.pop(host_uuid, None):
+            lost.over.set()
+
+    async def _joined(self, host: HostInventory) -> tuple[HostInventory, CloudError | None]:
+        """The host after the connect that is under way, and why that failed."""
+        try:
+            return await self.connect(host.uuid), None
+        except CloudError as error:
+            details = f"host[uuid:{host.uuid}, name:{host.name}] could not be connected"
+            return host, CloudError(HOST_DISCONNECTED, details, cause=error, hostUuid=host.uuid)
+
+    async def _return_of(self, host_uuid: str) -> bool:
+        """Wait until a host that was lost a moment ago is Connected; False when that was not so or takes too long."""
+        lost = self._lost.get(host_uuid)
+        left = 0.0 if lost is None else lost.at + self._node.settings.get(LOST_PATIENCE) - time.monotonic()
+        if lost is None or left <= 0:
+            return False
+        try:
+            async with asyncio.timeout(left):
+                await lost.over.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def lost(self, host_uuid: str, error: BaseException) -> None:
         """The host cannot be reached: it becomes Disconnected, and whoever cares is told why."""
@@ -83,6 +133,7 @@ class Connector:
         host = await records.move(self._node, host_uuid, DISCONNECTED, of=(CONNECTED, CONNECTING))
         if host is None:
             return
+        self._lost.setdefault(host_uuid, _Lost())
         log.warning("host %s at %s is lost: %s", host.name, host.management_ip, reason)
         self._node.bus.publish(HostLostSight(host_uuid=host_uuid, reason=reason.to_wire()))
         self.tell(HostLost(host_uuid=host_uuid))
@@ -125,6 +176,7 @@ class Connector:
         ready = await records.move(self._node, host_uuid, CONNECTED, of=(CONNECTING,), agent_uuid=connection.agent_uuid)
         if ready is None:
             raise CloudError(CONNECTION_ERROR, f"host {host_uuid} was deleted or given up while it was connected")
+        self.forget(host_uuid)
         if connection.strangers:
             log.info(
                 "host %s runs %d machines of others: %s", host.name, len(connection.strangers), connection.strangers

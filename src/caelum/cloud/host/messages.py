@@ -226,6 +226,17 @@ class AwaitHost(Message[None], kw_only=True):
     host_uuid: str
 
 
+@message(route_by="host_uuid")
+class AwaitLostHost(Message[bool], kw_only=True):
+    """Return when a host that could not be reached is worth another try; False when it is gone for too long.
+
+    `waited` is how many seconds ago it was first found unreachable.
+    """
+
+    host_uuid: str
+    waited: float = 0
+
+
 @message()
 class AwaitHosts(Message[bool]):
     """Return when no connect of a host of this node is under way or due since its start, or after a while.

@@ -28,8 +28,11 @@ async def load(session: AsyncSession, host_uuid: str, *, lock: bool = False) -> 
 
 async def get(node: Node, host_uuid: str) -> HostInventory:
     """A host. Raises SYS.1003."""
-    async with node.db.read() as session:
+
+    async def inventory(session: AsyncSession) -> HostInventory:
         return view(await load(session, host_uuid))  # type: ignore[no-any-return]
+
+    return await node.db.remember((HostModel, host_uuid), inventory)
 
 
 async def find(node: Node, *conditions: ColumnElement[bool]) -> list[HostInventory]:

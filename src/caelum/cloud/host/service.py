@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from typing import Any
 
-from sqlalchemy import ColumnElement
+from sqlalchemy import ColumnElement, select
 
 from caelum.cloud.cluster.messages import GetCluster
 from caelum.cloud.host import messages as m
@@ -81,12 +81,18 @@ class HostService(Service):
 
     async def _on_deleted(self, event: HostDeleted) -> None:
         self.tracker.forget(event.host_uuid)
+        self.connector.forget(event.host_uuid)
 
     @handles(m.AwaitHost)
     async def await_host(self, msg: m.AwaitHost) -> None:
         await self.tracker.tried(msg.host_uuid)
         with contextlib.suppress(CloudError):
-            await self.connector.connected(msg.host_uuid)
+            await self.connector.connected(msg.host_uuid, patient=False)
+
+    @handles(m.AwaitLostHost)
+    async def await_lost_host(self, msg: m.AwaitLostHost) -> bool:
+        """Wait for the return of a host that was lost a moment ago."""
+        return await self.connector.worth_another_try(msg.host_uuid, msg.waited)
 
     @handles(m.AwaitHosts)
     async def await_hosts(self, _msg: m.AwaitHosts) -> bool:
@@ -97,7 +103,7 @@ class HostService(Service):
                 for uuid in self.connector.busy():
                     waited = True
                     with contextlib.suppress(CloudError):
-                        await self.connector.connected(uuid)
+                        await self.connector.connected(uuid, patient=False)
         return waited
 
     # --- public operations ------------------------------------------------------------------------------------------
@@ -217,8 +223,9 @@ class HostService(Service):
     async def agent_seen(self, msg: m.HostAgentSeen) -> None:
         """An agent that is not the one of the last connect is looked at now."""
         async with self.node.db.read() as session:
-            host = await session.get(HostModel, msg.host_uuid)
-        if host is not None and msg.agent_uuid != host.agent_uuid:
+            query = select(HostModel.agent_uuid).where(HostModel.uuid == msg.host_uuid)
+            known = (await session.execute(query)).one_or_none()
+        if known is not None and msg.agent_uuid != known.agent_uuid:
             self.tracker.nudge(msg.host_uuid)
 
     @handles(m.HostSuspected)
@@ -238,8 +245,8 @@ class HostService(Service):
 
     # --- operations on a host ---------------------------------------------------------------------------------------
 
-    async def _driver(self, host_uuid: str) -> HypervisorDriver:
-        host = await self.connector.connected(host_uuid)
+    async def _driver(self, host_uuid: str, *, patient: bool = True) -> HypervisorDriver:
+        host = await self.connector.connected(host_uuid, patient=patient)
         return self.node.drivers.get(HypervisorDriver, host.hypervisor_type)
 
     @handles(m.StartVmOnHost, queue=_OPERATIONS, level=SYNC_LEVEL)
@@ -282,7 +289,8 @@ class HostService(Service):
     @handles(m.DumpHost)
     async def dump(self, msg: m.DumpHost) -> m.HostContents:
         """What is on a host."""
-        return await (await self._driver(msg.host_uuid)).dump(msg.host_uuid, msg.storage_paths)
+        driver = await self._driver(msg.host_uuid, patient=False)  # what is not there now is told so
+        return await driver.dump(msg.host_uuid, msg.storage_paths)
 
     @handles(m.AttachVolumeOnHost, queue=_OPERATIONS, level=SYNC_LEVEL)
     async def attach_volume(self, msg: m.AttachVolumeOnHost) -> None:

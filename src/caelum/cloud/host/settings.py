@@ -44,3 +44,12 @@ IGNORE_MAINTENANCE_ERRORS = setting(
     bool,
     "Whether a host enters maintenance although some of its virtual machines could not be stopped.",
 )
+LOST_PATIENCE = setting(
+    "host",
+    "connection.patience",
+    30,
+    int,
+    "Seconds, counted from the loss of a host, in which work on it waits for its return instead of failing: an agent"
+    " that died is back within seconds. 0 lets it fail at once.",
+    minimum=0,
+)

@@ -21,6 +21,7 @@ from caelum.kernel.message import (
 )
 
 _PACKAGE = "org.zstack.header.identity"
+_KEY_PACKAGE = "org.zstack.accessKey"
 _INT64_MAX = 2**63 - 1
 
 SYSTEM_ADMIN = "SystemAdmin"
@@ -103,6 +104,24 @@ class QuotaInventory(Inventory, kw_only=True):
     create_date: datetime
 
 
+@inventory(_KEY_PACKAGE, vo="AccessKeyVO")
+class AccessKeyInventory(Inventory, kw_only=True):
+    """A key with which an account signs requests instead of opening sessions.
+
+    Its secret is told once, by the operation that makes it.
+    """
+
+    uuid: str
+    description: str | None = None
+    account_uuid: str
+    user_uuid: str
+    access_key_id: str = msgspec.field(name="AccessKeyID")
+    access_key_secret: str | None = msgspec.field(name="AccessKeySecret", default=None)
+    state: str
+    create_date: datetime
+    last_op_date: datetime
+
+
 class QuotaUsage(msgspec.Struct, rename="camel", kw_only=True):
     """How much of a quota is used."""
 
@@ -156,7 +175,7 @@ class ValidateSession(ApiMessage[ValidateSessionReply], kw_only=True):
 class RenewSession(ApiMessage[SessionInventory], kw_only=True):
     """Let a session end `duration` seconds from now, by default after the usual time."""
 
-    session_uuid: Annotated[str, Param(resource="SessionVO")]
+    session_uuid: str
     duration: Annotated[int | None, Param(minimum=60, maximum=31_536_000)] = None
 
 
@@ -256,3 +275,38 @@ class UpdateQuota(ApiMessage[QuotaInventory], kw_only=True):
 @rest("GET /accounts/quotas", package=_PACKAGE)
 class QueryQuota(ApiQuery[QuotaInventory]):
     """Query quotas."""
+
+
+@rest("POST /accesskeys", package=_KEY_PACKAGE, tags_for="AccessKeyVO", secret=True)
+class CreateAccessKey(CreateMessage[AccessKeyInventory], kw_only=True):
+    """Make an access key of an account. Its identifier and secret are made, or given to move a key from elsewhere."""
+
+    account_uuid: Annotated[str, Param(resource="AccountVO")]
+    user_uuid: str
+    description: Annotated[str | None, Param(max_length=2048)] = None
+    access_key_id: Annotated[str | None, Param(min_length=10, max_length=128, regex=r"[A-Za-z0-9]+")] = msgspec.field(
+        name="AccessKeyID", default=None
+    )
+    access_key_secret: Annotated[str | None, Param(min_length=20, max_length=128, secret=True)] = msgspec.field(
+        name="AccessKeySecret", default=None
+    )
+
+
+@rest("DELETE /accesskeys/{uuid}", package=_KEY_PACKAGE)
+class DeleteAccessKey(DeleteMessage[None], kw_only=True):
+    """Delete an access key; requests that are signed with it are refused from now on."""
+
+    uuid: Annotated[str, Param(resource="AccessKeyVO", success_if_missing=True, check_account=True, target=True)]
+
+
+@rest("PUT /accesskeys/{uuid}/actions", package=_KEY_PACKAGE)
+class ChangeAccessKeyState(ApiMessage[AccessKeyInventory], kw_only=True):
+    """Let an access key be used, or not."""
+
+    uuid: Annotated[str, Param(resource="AccessKeyVO", check_account=True, target=True)]
+    state_event: Annotated[str, Param(valid_values=("enable", "disable"))]
+
+
+@rest("GET /accesskeys", also=("/accesskeys/{uuid}",), package=_KEY_PACKAGE)
+class QueryAccessKey(ApiQuery[AccessKeyInventory]):
+    """Query access keys; secrets are not told."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import delete, or_, update
 
 from caelum.cloud import quota
+from caelum.cloud.identity.access_keys import forget_of
 from caelum.cloud.identity.events import AccountDeleted
 from caelum.cloud.identity.model import AccountModel
 from caelum.cloud.ownership import AccountResourceRefModel, SharedResourceModel
@@ -38,6 +39,7 @@ class AccountCascade(CascadeExtension):
     async def _delete(self, uuid: str) -> None:
         ref, shared = AccountResourceRefModel, SharedResourceModel
         async with self._node.db.transaction() as tx:
+            await forget_of(tx, uuid)
             await tx.execute(
                 update(ref)
                 .where(ref.account_uuid == uuid)

@@ -21,6 +21,12 @@ MAX_SESSIONS_EXCEEDED = error_type(
     "ID.1006", "Max number of active sessions exceeded", "Log out of sessions that are no longer used."
 )
 
+ACCESS_KEY_REFUSED = error_type(
+    "ID.2100",
+    "The access key is not accepted",
+    "Check identifier and secret, whether the key is enabled, and what is signed: method, date and path.",
+)
+
 
 def wrong_credentials() -> CloudError:
     """The one answer to a failed login, whether the account exists or not."""

@@ -25,7 +25,7 @@ class AccountDeleted(CanonicalEvent):
 
 @canonical("/session/logout")
 class SessionEnded(CanonicalEvent):
-    """A session ended before its time; every node forgets it."""
+    """A session, named by its digest, ended before its time; every node forgets it."""
 
     session_uuid: str
     account_uuid: str

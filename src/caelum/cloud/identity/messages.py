@@ -15,6 +15,15 @@ class CheckSession(Message[Actor], kw_only=True):
     session_uuid: str | None = None
 
 
+@message(timeout=30)
+class CheckSignature(Message[Actor], kw_only=True):
+    """Whose access key signed one of these texts. ACCESS_KEY_REFUSED when it is unknown, disabled, or did not."""
+
+    access_key_id: str
+    signature: str
+    texts: list[str]
+
+
 class Access(msgspec.Struct, frozen=True, rename="camel"):
     """Which resources an account may not use: `hidden` ones it may not even know of, `foreign` ones are only shared."""
 

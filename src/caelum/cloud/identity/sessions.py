@@ -1,11 +1,15 @@
 """Sessions: who a session UUID stands for, remembered so that most calls need no database.
 
+Whoever has a session's UUID is its account, so only its client has it: tables, events and contexts know the session by
+a digest of it (`digest_of`).
+
 Invariant: a session is valid until its time, which each use extends. A node trusts its memory for at most
 `SAVE_INTERVAL` seconds; then it writes the extended time and learns whether another node ended the session.
 """
 
 from __future__ import annotations
 
+import hashlib
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -51,9 +55,9 @@ class Sessions:
 
     async def open(self, account: AccountModel) -> SessionInventory:
         """A new session of an account."""
-        now = utcnow()
+        now, session_uuid = utcnow(), new_uuid()
         row = SessionModel(
-            uuid=new_uuid(),
+            uuid=digest_of(session_uuid),
             account_uuid=account.uuid,
             user_uuid=account.uuid,
             user_type="AccountVO",
@@ -77,50 +81,54 @@ class Sessions:
                 )
             tx.add(row)
         self._remember(row, account.type)
-        return inventory(row)
+        return inventory(row, session_uuid)
 
     async def check(self, session_uuid: str | None) -> Actor:
         """Who the session belongs to; extends it. INVALID_SESSION when it is unknown or over."""
-        known = await self._find(session_uuid)
+        if session_uuid is None:
+            raise invalid_session(None)
+        digest = digest_of(session_uuid)
+        known = await self._find(digest)
         now = utcnow()
         if known.expires <= now:
-            self._known.pop(session_uuid or "", None)
+            self._known.pop(digest, None)
             raise invalid_session(session_uuid)
         known.expires = max(known.expires, now + self._lifetime())
         if (now - known.saved).total_seconds() >= self._save_interval():
-            await self._save(session_uuid or "", known, now)
+            await self._save(digest, known, now)
         return known.actor
 
     async def is_valid(self, session_uuid: str) -> bool:
         """Whether the session is valid, without extending it."""
         try:
-            return (await self._find(session_uuid)).expires > utcnow()
+            return (await self._find(digest_of(session_uuid))).expires > utcnow()
         except CloudError:
             return False
 
     async def renew(self, session_uuid: str, seconds: int | None) -> SessionInventory:
         """Let the session end so many seconds from now."""
         lifetime = self._lifetime() if seconds is None else timedelta(seconds=seconds)
+        digest = digest_of(session_uuid)
         async with self._node.db.transaction() as tx:
-            row = await tx.get(SessionModel, session_uuid)
+            row = await tx.get(SessionModel, digest)
             if row is None or row.expired_date <= utcnow():
                 raise invalid_session(session_uuid)
             row.expired_date = utcnow() + lifetime
-        if known := self._known.get(session_uuid):
+        if known := self._known.get(digest):
             known.expires = row.expired_date
-        return inventory(row)
+        return inventory(row, session_uuid)
 
     async def close(self, session_uuid: str) -> None:
         """End a session, on every node."""
         async with self._node.db.transaction() as tx:
-            row = await tx.get(SessionModel, session_uuid)
+            row = await tx.get(SessionModel, digest_of(session_uuid))
             if row is not None:
                 await tx.delete(row)
         if row is not None:
             self._forget(row)
 
     async def close_of(self, account_uuid: str, *, but: str | None = None) -> None:
-        """End all sessions of an account, but one."""
+        """End all sessions of an account, but the one of this digest."""
         async with self._node.db.transaction() as tx:
             query = select(SessionModel).where(
                 SessionModel.account_uuid == account_uuid, SessionModel.uuid != (but or "")
@@ -148,22 +156,18 @@ class Sessions:
         # A short lifetime must not run out in the database while it is extended in memory.
         return min(SAVE_INTERVAL, self._lifetime().total_seconds() / 4)
 
-    async def _find(self, session_uuid: str | None) -> _Known:
-        if session_uuid is None:
-            raise invalid_session(None)
-        known = self._known.get(session_uuid)
-        if known is None:
-            known = await self._load(session_uuid)
-        return known
+    async def _find(self, digest: str) -> _Known:
+        known = self._known.get(digest)
+        return await self._load(digest) if known is None else known
 
-    async def _load(self, session_uuid: str) -> _Known:
+    async def _load(self, digest: str) -> _Known:
         async with self._node.db.read() as session:
             query = select(SessionModel, AccountModel.type).join(
                 AccountModel, AccountModel.uuid == SessionModel.account_uuid
             )
-            found = (await session.execute(query.where(SessionModel.uuid == session_uuid))).first()
+            found = (await session.execute(query.where(SessionModel.uuid == digest))).first()
         if found is None:
-            raise invalid_session(session_uuid)
+            raise invalid_session(digest)
         return self._remember(*found)
 
     def _remember(self, row: SessionModel, account_type: str) -> _Known:
@@ -171,16 +175,14 @@ class Sessions:
         self._known[row.uuid] = known = _Known(actor, row.expired_date, utcnow())
         return known
 
-    async def _save(self, session_uuid: str, known: _Known, now: datetime) -> None:
+    async def _save(self, digest: str, known: _Known, now: datetime) -> None:
         # Before the write, so that calls which come meanwhile do not write too.
         known.saved = now
         async with self._node.db.transaction() as tx:
-            changed = await update_where(
-                tx, SessionModel, {"expired_date": known.expires}, SessionModel.uuid == session_uuid
-            )
+            changed = await update_where(tx, SessionModel, {"expired_date": known.expires}, SessionModel.uuid == digest)
         if not changed:
-            self._known.pop(session_uuid, None)
-            raise invalid_session(session_uuid)
+            self._known.pop(digest, None)
+            raise invalid_session(digest)
 
     def _forget(self, row: SessionModel) -> None:
         self._known.pop(row.uuid, None)
@@ -196,10 +198,15 @@ class Sessions:
         self._known.pop(event.session_uuid, None)
 
 
-def inventory(row: SessionModel) -> SessionInventory:
-    """A session as clients see it."""
+def digest_of(session_uuid: str) -> str:
+    """What a session is known by to all but its client; a UUID is random enough that its hash needs no salt."""
+    return hashlib.sha256(session_uuid.encode()).hexdigest()[:32]
+
+
+def inventory(row: SessionModel, session_uuid: str) -> SessionInventory:
+    """A session as its client sees it."""
     return SessionInventory(
-        uuid=row.uuid,
+        uuid=session_uuid,
         account_uuid=row.account_uuid,
         user_uuid=row.user_uuid,
         user_type=row.user_type,

@@ -39,9 +39,12 @@ async def get(session: AsyncSession, uuid: str) -> ImageModel:
 
 async def find(node: Node, uuid: str) -> ImageInventory:
     """An image as it is now."""
-    async with node.db.read() as session:
+
+    async def load(session: AsyncSession) -> ImageInventory:
         inventory: ImageInventory = view(await get(session, uuid))
-    return inventory
+        return inventory
+
+    return await node.db.remember((ImageModel, uuid), load)
 
 
 class AddImageContext(msgspec.Struct, kw_only=True):

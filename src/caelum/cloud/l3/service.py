@@ -5,6 +5,7 @@ Invariant: what belongs to a network goes with it, in one transaction, once no h
 
 from __future__ import annotations
 
+import msgspec
 from sqlalchemy import ColumnElement, delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -197,9 +198,12 @@ class L3Service(RangeHandlers, AddressHandlers):
     @handles(GetMtu)
     async def mtu(self, msg: GetMtu) -> int:
         """The network's own MTU, or its L2 network's."""
-        async with self.node.db.read() as session:
-            tag = await MTU.get(session, msg.l3_network_uuid)
+
+        async def load(session: AsyncSession) -> tuple[dict[str, str] | None, str]:
             l2_uuid = (await network(session, msg.l3_network_uuid)).l2_network_uuid
+            return await MTU.get(session, msg.l3_network_uuid), l2_uuid
+
+        tag, l2_uuid = await self.node.db.remember((MTU.format, msg.l3_network_uuid), load)
         if tag is not None:
             return int(tag["mtu"])
         return (await self.node.bus.call(GetL2(l2_network_uuid=l2_uuid))).mtu
@@ -213,8 +217,8 @@ class L3Service(RangeHandlers, AddressHandlers):
     @handles(GetL3)
     async def get(self, msg: GetL3) -> L3sReply:
         """Networks by UUID."""
-        async with self.node.db.read() as session:
-            return L3sReply(await networks(session, msg.l3_network_uuids))
+        key = (L3NetworkModel, *msg.l3_network_uuids)
+        return L3sReply(await self.db.remember(key, lambda session: networks(session, msg.l3_network_uuids)))
 
     @handles(ListL3s)
     async def list_networks(self, msg: ListL3s) -> L3sReply:
@@ -227,9 +231,12 @@ class L3Service(RangeHandlers, AddressHandlers):
         if msg.provider_uuid is not None:
             served = select(ref.l3_network_uuid).where(ref.network_service_provider_uuid == msg.provider_uuid)
             conditions.append(L3NetworkModel.uuid.in_(served))
-        async with self.node.db.read() as session:
-            rows = await session.scalars(select(L3NetworkModel).where(*conditions).order_by(L3NetworkModel.create_date))
-            return L3sReply(views(rows))
+        query = select(L3NetworkModel).where(*conditions).order_by(L3NetworkModel.create_date)
+
+        async def load(session: AsyncSession) -> L3sReply:
+            return L3sReply(views(await session.scalars(query)))
+
+        return await self.db.remember((ListL3s, msgspec.json.encode(msg)), load)
 
     @handles(ChangeL3Services, queue="l3-{l3_network_uuid}")
     async def change_services(self, msg: ChangeL3Services) -> L3NetworkInventory:

@@ -148,14 +148,17 @@ class OfferingService(Service):
         return await self._find(DiskOfferingModel, msg, msg.uuid, msg.enabled)
 
     async def _find(self, model: type[Any], _msg: Message[R], uuid: str, enabled: bool) -> R:
-        async with self.db.read() as session:
-            row = await _get(session, model, uuid)
+        async def load(session: AsyncSession) -> R:
+            inventory: R = view(await _get(session, model, uuid))
+            return inventory
+
+        row: Any = await self.db.remember((model, uuid), load)
         if enabled and row.state != ENABLED:
             raise CloudError(
                 OPERATION_ERROR, f"offering[uuid:{uuid}, name:{row.name}] is {row.state}, cannot be used", uuid=uuid
             )
-        inventory: R = view(row)
-        return inventory
+        found: R = row
+        return found
 
 
 async def _get(session: AsyncSession, model: type[Any], uuid: str) -> Any:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 
 from caelum.cloud.host.api import HostInventory
 from caelum.cloud.host.extension import HostConnect, HostDisconnected
+from caelum.cloud.primary_storage.api import PrimaryStorageInventory
 from caelum.cloud.primary_storage.capacity import drop_host, release
 from caelum.cloud.primary_storage.model import (
     ImageCacheModel,
@@ -16,7 +17,7 @@ from caelum.cloud.primary_storage.model import (
     StorageReservationModel,
 )
 from caelum.cloud.primary_storage.storages import Storages
-from caelum.kernel.cascade import CascadeExtension
+from caelum.kernel.cascade import DELETE_FAILED, CascadeExtension
 from caelum.kernel.errors import CloudError
 from caelum.kernel.node import Node
 
@@ -59,6 +60,26 @@ class HostShareCascade(CascadeExtension):
         ref = LocalStorageHostRefModel.host_uuid
         async with self._node.db.read() as session:
             return list((await session.scalars(select(ref).where(ref.in_(uuids)).distinct())).all())
+
+    async def check(self, uuids: list[str]) -> None:
+        """Object while a share has something on it that could not be cleaned: its host does not answer, or refuses."""
+        row = StorageReservationModel
+        for host_uuid in uuids:
+            query = select(row.primary_storage_uuid, func.count()).where(row.host_uuid == host_uuid)
+            async with self._node.db.read() as session:
+                used = (await session.execute(query.group_by(row.primary_storage_uuid))).all()
+            for ps_uuid, number in used:
+                await self._check_answer(host_uuid, await self._storages.find(ps_uuid), number)
+
+    async def _check_answer(self, host_uuid: str, ps: PrimaryStorageInventory, number: int) -> None:
+        try:
+            await self._storages.driver(ps).capacity(ps, host_uuid)
+        except CloudError as error:
+            why = (
+                f"primary storage[uuid:{ps.uuid}, name:{ps.name}] does not answer on host[uuid:{host_uuid}], so"
+                f" {number} things on it cannot be cleaned up"
+            )
+            raise CloudError(DELETE_FAILED, why, cause=error, hostUuid=host_uuid, primaryStorageUuid=ps.uuid) from error
 
     async def delete(self, uuids: list[str], force: bool, issuer: str) -> None:
         for host_uuid in uuids:

@@ -40,9 +40,12 @@ class Storages:
 
     async def find(self, uuid: str) -> PrimaryStorageInventory:
         """One storage as it is now."""
-        async with self.node.db.read() as session:
+
+        async def load(session: AsyncSession) -> PrimaryStorageInventory:
             inventory: PrimaryStorageInventory = view(await get(session, uuid))
-        return inventory
+            return inventory
+
+        return await self.node.db.remember((PrimaryStorageModel, uuid), load)
 
     def driver(self, ps: PrimaryStorageInventory | PrimaryStorageModel) -> PrimaryStorageDriver:
         """The driver of the storage's type."""

@@ -6,10 +6,11 @@ row is found once however many of its joined rows match. What a query may cost i
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import msgspec
-from sqlalchemy import ColumnElement, Select, and_, exists, func, inspect, select
+from sqlalchemy import ColumnElement, Select, and_, exists, func, inspect, or_, select
 from sqlalchemy.orm import aliased, selectinload, with_polymorphic
 from sqlalchemy.orm.interfaces import ORMOption
 
@@ -19,7 +20,7 @@ from caelum.cloud.query.values import compare
 from caelum.cloud.query.visibility import visible
 from caelum.kernel.context import Actor
 from caelum.kernel.errors import invalid
-from caelum.kernel.message import ApiQuery, QueryCondition, reply_type
+from caelum.kernel.message import ApiQuery, Inventory, QueryCondition, reply_type
 
 MAX_CONDITIONS = 100
 MAX_JOIN_DEPTH = 4
@@ -27,6 +28,16 @@ MAX_JOINS = 32
 """Joins of all conditions of one query together."""
 MAX_RELATION_DEPTH = 3
 SYNONYMS = {"?=": "in", "!?=": "not in", "~=": "like", "!~=": "not like", "not null": "is not null"}
+
+
+class Junction(msgspec.Struct, frozen=True):
+    """Conditions of which all, or one, must be met."""
+
+    op: Literal["and", "or"]
+    parts: tuple[Tree, ...]
+
+
+Tree = QueryCondition | Junction
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -56,11 +67,30 @@ def compile_query(msg: ApiQuery[Any], actor: Actor) -> Plan:
     if len(conditions) > MAX_CONDITIONS:
         raise invalid("conditions", f"{len(conditions)} conditions are given, at most {MAX_CONDITIONS} may be")
     found = _switched(target(reply_type(type(msg))), conditions)
-    compiler = _Compiler()
-    parts = [compiler.condition(found, one, one.name.split(".")) for one in conditions]
-    if not actor.is_admin:
-        parts.append(visible(found.model, actor.account_uuid))
-    return Plan(found, and_(True, *parts), _order(found, msg), _fields(found, msg))
+    where = _where(found, Junction("and", tuple(conditions)), actor)
+    order = [] if msg.sort_by is None else [(msg.sort_by, msg.sort_direction)]
+    return Plan(found, where, _order(found, order), _fields(found, msg.fields))
+
+
+def compile_tree(
+    inventory: type[Inventory], tree: Tree | None, order: Sequence[tuple[str, str]], fields: Sequence[str], actor: Actor
+) -> Plan:
+    """The same for conditions that are joined by `and` and `or`; `order` has fields with asc or desc."""
+    whole = Junction("and", () if tree is None else (tree,))
+    found = _switched(target(inventory), _certain(whole))
+    return Plan(found, _where(found, whole, actor), _order(found, order), _fields(found, fields))
+
+
+def _where(found: Target, tree: Junction, actor: Actor) -> ColumnElement[bool]:
+    compiled = _Compiler().tree(found, tree)
+    return compiled if actor.is_admin else and_(compiled, visible(found.model, actor.account_uuid))
+
+
+def _certain(tree: Tree) -> list[QueryCondition]:
+    """The conditions that every match meets."""
+    if isinstance(tree, QueryCondition):
+        return [tree]
+    return [one for part in tree.parts for one in _certain(part)] if tree.op == "and" else []
 
 
 def _normalised(one: QueryCondition) -> QueryCondition:
@@ -82,6 +112,12 @@ class _Compiler:
 
     def __init__(self) -> None:
         self.joins = 0
+
+    def tree(self, at: Target, tree: Tree) -> ColumnElement[bool]:
+        if isinstance(tree, QueryCondition):
+            return self.condition(at, tree, tree.name.split("."))
+        parts = [self.tree(at, one) for one in tree.parts]
+        return and_(True, *parts) if tree.op == "and" else or_(False, *parts)
 
     def condition(self, at: Target, one: QueryCondition, path: list[str]) -> ColumnElement[bool]:
         name, rest = path[0], path[1:]
@@ -114,27 +150,26 @@ class _Compiler:
             raise invalid(one.name, f"the query has more than {MAX_JOINS} joins")
 
 
-def _order(found: Target, msg: ApiQuery[Any]) -> tuple[Any, ...]:
+def _order(found: Target, wanted: Sequence[tuple[str, str]]) -> tuple[Any, ...]:
     """The asked order, then the primary key, so that pages neither overlap nor leave gaps."""
-    key = list(inspect(found.model).primary_key)
-    if msg.sort_by is None:
-        return tuple(key)
-    column = found.column(msg.sort_by)
-    if msg.sort_direction not in ("asc", "desc"):
-        raise invalid("sortDirection", f"must be asc or desc, but {msg.sort_direction[:64]} found")
-    # Nothing comes before everything, on every database.
-    order = column.desc().nulls_last() if msg.sort_direction == "desc" else column.asc().nulls_first()
-    return (order, *key)
+    order = []
+    for field, direction in wanted:
+        column = found.column(field)
+        if direction not in ("asc", "desc"):
+            raise invalid("sortDirection", f"must be asc or desc, but {direction[:64]} found")
+        # Nothing comes before everything, on every database.
+        order.append(column.desc().nulls_last() if direction == "desc" else column.asc().nulls_first())
+    return (*order, *inspect(found.model).primary_key)
 
 
-def _fields(found: Target, msg: ApiQuery[Any]) -> tuple[str, ...] | None:
-    if not msg.fields:
+def _fields(found: Target, wanted: Sequence[str] | None) -> tuple[str, ...] | None:
+    if not wanted:
         return None
     known = {one.encode_name for one in msgspec.structs.fields(found.inventory)}
-    for name in msg.fields:
+    for name in wanted:
         if name not in known:
             found.column(name)  # raises with the list of what there is
-    return tuple(dict.fromkeys(msg.fields))
+    return tuple(dict.fromkeys(wanted))
 
 
 def _loads(whole: Any, found: Target, wanted: frozenset[str] | None) -> list[ORMOption]:

@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from caelum.cloud.query.compile import Plan, compile_query
+from caelum.cloud.identity.errors import PERMISSION_DENIED
+from caelum.cloud.query.api import ZQLQuery, ZqlResult
+from caelum.cloud.query.compile import Plan, compile_query, compile_tree
+from caelum.cloud.query.zql import Statement, parse
 from caelum.kernel import context
-from caelum.kernel.errors import invalid
-from caelum.kernel.message import ApiQuery, QueryReply, apis
+from caelum.kernel.context import Actor
+from caelum.kernel.errors import CloudError, invalid
+from caelum.kernel.message import ApiQuery, Inventory, QueryReply, apis, reply_type
 from caelum.kernel.service import Service, handles
 from caelum.kernel.views import to_builtins, views
 
@@ -45,10 +49,48 @@ class QueryService(Service):
         async with self.node.db.read() as session:
             if msg.count:
                 return QueryReply(total=await _total(session, plan))
-            rows = await _page(session, plan, msg)
+            rows = await _page(session, plan, msg.start, msg.limit)
             total = await _total(session, plan) if msg.reply_with_count else None
         found = views(rows)
         return QueryReply(inventories=found if plan.fields is None else _projected(found, plan.fields), total=total)
+
+    @handles(ZQLQuery)
+    async def zql(self, msg: ZQLQuery) -> list[ZqlResult]:
+        """What each statement finds, all at one moment."""
+        actor = context.current().actor
+        planned = []
+        for one in parse(msg.zql or ""):
+            inventory = _entity(one.entity, actor)
+            planned.append((one, compile_tree(inventory, one.where, one.order, one.fields, actor)))
+        async with self.node.db.read() as session:
+            return [await _result(session, one, plan) for one, plan in planned]
+
+
+async def _result(session: AsyncSession, statement: Statement, plan: Plan) -> ZqlResult:
+    counts = statement.with_total or statement.kind == "count"
+    total = await _total(session, plan) if counts else None
+    if statement.kind == "count":
+        return ZqlResult(total=total, name=statement.name)
+    limit = MAX_PAGE + 1 if statement.limit is None else statement.limit
+    found = views(await _page(session, plan, statement.offset, limit))
+    rows = [to_builtins(one) for one in found] if plan.fields is None else _projected(found, plan.fields)
+    return ZqlResult(inventories=rows, total=total, name=statement.name)
+
+
+def _entity(name: str, actor: Actor) -> type[Inventory]:
+    """The inventory that ZQL calls so (`vminstance`), if the actor may query it."""
+    by_name = {_zql_name(reply_type(meta.cls)): meta for meta in apis() if meta.kind == "query"}
+    meta = by_name.get(name.lower())
+    if meta is None:
+        raise invalid("zql", f"no entity is called {name[:64]!r}; there are {', '.join(sorted(by_name))}")
+    if meta.admin_only and not actor.is_admin:
+        raise CloudError(PERMISSION_DENIED, f"operation[API:{meta.name}] is allowed to administrators only")
+    found: type[Inventory] = reply_type(meta.cls)
+    return found
+
+
+def _zql_name(inventory: type[Any]) -> str:
+    return inventory.__name__.lower().removesuffix("inventory")
 
 
 def _handler(service: QueryService, queries: list[Any]) -> object:
@@ -74,12 +116,12 @@ async def _total(session: AsyncSession, plan: Plan) -> int:
     return int(await session.scalar(plan.total()) or 0)
 
 
-async def _page(session: AsyncSession, plan: Plan, msg: ApiQuery[Any]) -> list[Any]:
+async def _page(session: AsyncSession, plan: Plan, start: int, limit: int) -> list[Any]:
     # One row more than may be answered tells whether something would be left out.
-    limit = min(msg.limit, MAX_PAGE + 1)
+    limit = min(limit, MAX_PAGE + 1)
     if limit == 0:
         return []
-    rows = list(await session.scalars(plan.page(msg.start, limit)))
+    rows = list(await session.scalars(plan.page(start, limit)))
     if len(rows) > MAX_PAGE:
         raise invalid("limit", f"more than {MAX_PAGE} rows match; ask for pages with start and limit", maximum=MAX_PAGE)
     return rows

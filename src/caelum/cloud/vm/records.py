@@ -20,7 +20,9 @@ from caelum.kernel.node import Node
 from caelum.kernel.tag import drop_tags
 from caelum.kernel.views import view
 
+TOTAL = "vm.totalNum"
 NUMBER = "vm.num"
+"""How many run; `TOTAL` counts them all."""
 CPU = "vm.cpuNum"
 MEMORY = "vm.memorySize"
 
@@ -84,20 +86,22 @@ def new_mac() -> str:
 
 async def take_quota(tx: AsyncSession, vm: VmInstanceModel, account_uuid: str) -> None:
     """Count a VM and what it runs with for its account."""
-    await quota.take(tx, account_uuid, NUMBER, 1, key=vm.uuid)
+    await quota.take(tx, account_uuid, TOTAL, 1, key=vm.uuid)
     await take_running_quota(tx, vm, account_uuid)
 
 
 async def take_running_quota(tx: AsyncSession, vm: VmInstanceModel, account_uuid: str | None = None) -> None:
-    """Count the CPUs and memory of a VM that is about to run."""
+    """Count a VM that is about to run, with its CPUs and memory."""
     account = account_uuid or await owner_of(tx, vm.uuid) or ADMIN_ACCOUNT_UUID
+    await quota.take(tx, account, NUMBER, 1, key=vm.uuid)
     await quota.take(tx, account, CPU, vm.cpu_num, key=vm.uuid)
     await quota.take(tx, account, MEMORY, vm.memory_size, key=vm.uuid)
 
 
 async def give_running_quota(tx: AsyncSession, vm: VmInstanceModel) -> None:
-    """Give back the CPUs and memory of a VM that does not run."""
+    """Give back what a VM that does not run was counted for."""
     account = await owner_of(tx, vm.uuid) or ADMIN_ACCOUNT_UUID
+    await quota.give(tx, account, NUMBER, 1, key=vm.uuid)
     await quota.give(tx, account, CPU, vm.cpu_num, key=vm.uuid)
     await quota.give(tx, account, MEMORY, vm.memory_size, key=vm.uuid)
 
@@ -109,7 +113,7 @@ async def forget_vm(tx: AsyncSession, vm_uuid: str) -> None:
         return
     account = await owner_of(tx, vm_uuid) or ADMIN_ACCOUNT_UUID
     await give_running_quota(tx, vm)
-    await quota.give(tx, account, NUMBER, 1, key=vm_uuid)
+    await quota.give(tx, account, TOTAL, 1, key=vm_uuid)
     for nic in await tx.scalars(select(VmNicModel).where(VmNicModel.vm_instance_uuid == vm_uuid)):
         await disown(tx, nic.uuid)
     await drop_tags(tx, vm_uuid)

@@ -20,6 +20,7 @@ from caelum.cloud.volume.api import VolumeInventory
 from caelum.cloud.volume.messages import GetVolumes
 from caelum.kernel.errors import CloudError, not_found
 from caelum.kernel.node import Node
+from caelum.kernel.tag import tags_of
 
 
 async def load_vm(session: AsyncSession, vm_uuid: str) -> VmInstanceModel:
@@ -70,6 +71,7 @@ async def build_spec(node: Node, vm_uuid: str, *, realise_on: str | None = None,
 
 async def _tag_texts(session: AsyncSession, vm_uuid: str) -> dict[str, str]:
     """The single values of the VM's system tags that a description needs, by token name."""
+    texts = await tags_of(session, vm_uuid)
     found: dict[str, str] = {}
     for tag in (
         tags.HOSTNAME,
@@ -80,7 +82,7 @@ async def _tag_texts(session: AsyncSession, vm_uuid: str) -> dict[str, str]:
         tags.CONSOLE_PASSWORD,
         tags.CLEAN_TRAFFIC_TAG,
     ):
-        found.update(await tag.get(session, vm_uuid) or {})
+        found.update(tag.find(texts) or {})
     return found
 
 

@@ -7,6 +7,7 @@ again, for the report may be older than the operation.
 from __future__ import annotations
 
 import logging
+from typing import NamedTuple
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -64,6 +65,16 @@ class VmGoneFlow(VmFlow[VmContext]):
         await give_running_quota(tx, vm)
 
 
+class _Seen(NamedTuple):
+    """What matters of a VM that was seen."""
+
+    uuid: str
+    state: str
+    host_uuid: str | None
+    cpu_num: int
+    memory_size: int
+
+
 class VmTracer(Service, HostDisconnected):
     """Takes in what hosts report. Its service id is `vm`'s neighbour, since it is about hosts as much as VMs."""
 
@@ -95,8 +106,11 @@ class VmTracer(Service, HostDisconnected):
 
     @handles(VmStateSeen, queue="vm-{vm_uuid}")
     async def vm_seen(self, msg: VmStateSeen) -> None:
+        row = VmInstanceModel
+        query = select(row.uuid, row.state, row.host_uuid, row.cpu_num, row.memory_size)
         async with self.db.read() as session:
-            vm = await session.get(VmInstanceModel, msg.vm_uuid)
+            found = (await session.execute(query.where(row.uuid == msg.vm_uuid))).one_or_none()
+        vm = None if found is None else _Seen(*found)
         if vm is None:
             self.bus.publish(StrangerVmFound(vm_identity=msg.vm_uuid, host_uuid=msg.host_uuid, vm_state=msg.state))
             return
@@ -108,7 +122,7 @@ class VmTracer(Service, HostDisconnected):
         if true_state not in (VmState.UNKNOWN, vm.state) or vm.host_uuid != msg.host_uuid:
             await self._adopt(vm, msg.host_uuid, true_state)
 
-    async def _adopt(self, vm: VmInstanceModel, host_uuid: str, state: str) -> None:
+    async def _adopt(self, vm: _Seen, host_uuid: str, state: str) -> None:
         if state == VmState.STOPPED:
             if vm.state not in _NOT_RUNNING:
                 await self.node.workflows.run(VmGoneFlow, VmContext(vm_uuid=vm.uuid))
@@ -120,7 +134,7 @@ class VmTracer(Service, HostDisconnected):
         else:
             log.warning("VM %s is on host %s and was seen %s on %s", vm.uuid, vm.host_uuid, state, host_uuid)
 
-    async def _found_on_host(self, vm: VmInstanceModel, host_uuid: str, state: str) -> None:
+    async def _found_on_host(self, vm: _Seen, host_uuid: str, state: str) -> None:
         """The host has the machine in this state: so be it."""
         event = _EVENTS.get(state)
         if event is None or not VM_STATES.allows(vm.state, event):
@@ -139,7 +153,7 @@ class VmTracer(Service, HostDisconnected):
             await prepare_on(self.node, vm.uuid, host_uuid)
         self._tell(vm, state, host_uuid)
 
-    def _tell(self, vm: VmInstanceModel, state: str, host_uuid: str | None) -> None:
+    def _tell(self, vm: _Seen, state: str, host_uuid: str | None) -> None:
         self.bus.publish(
             VmStateChangedOnHost(
                 vm_uuid=vm.uuid,

@@ -8,7 +8,7 @@ from caelum.cloud.offering.api import DISK_OFFERING
 from caelum.cloud.offering.extension import OfferingAfterDelete
 from caelum.cloud.ownership import owned_by
 from caelum.cloud.primary_storage.messages import GetVolumesOnHost
-from caelum.cloud.vm.messages import DestroyVm
+from caelum.cloud.vm.messages import DestroyVm, StopVm
 from caelum.cloud.volume.api import VOLUME
 from caelum.cloud.volume.messages import DeleteVolume
 from caelum.cloud.volume.model import DATA, VolumeModel
@@ -22,6 +22,8 @@ from caelum.kernel.node import Node
 ACCOUNT = "AccountVO"
 HOST_SHARE = "LocalStorageHostRefVO"
 """A host's share of a host-bound storage; it goes with the host."""
+_STOPS = frozenset({"HostVO", "ClusterVO"})
+"""Deleting these stops machines first; deleting anything else above a volume destroys them."""
 AT_ONCE = 10
 
 
@@ -58,6 +60,9 @@ class VolumeCascade(CascadeExtension):
         async with self._node.db.read() as session:
             rows = (await session.scalars(query)).all()
         lost = [one.vm_instance_uuid for one in rows if one.type != DATA and one.vm_instance_uuid is not None]
+        if not force and issuer in _STOPS:
+            # A host that refuses is heard here, and nothing is lost yet: a destruction would not be stopped by it.
+            self._raise_first(await self._node.bus.call_all([StopVm(vm_uuid=uuid) for uuid in lost], AT_ONCE))
         messages = [DestroyVm(vm_uuid=uuid, policy="Direct", force=True) for uuid in lost]
         self._raise_first(await self._node.bus.call_all(messages, AT_ONCE))
         async with self._node.db.transaction() as tx:

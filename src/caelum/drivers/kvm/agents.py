@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import msgspec
 from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.agent import protocol as p
 from caelum.cloud.host.errors import HOST_DISCONNECTED
@@ -22,8 +23,9 @@ from caelum.drivers.kvm.client import Address, AgentClient, Pace
 from caelum.drivers.kvm.extension import AgentRoutes
 from caelum.drivers.kvm.listener import AgentListener, KnownHosts
 from caelum.drivers.kvm.model import KvmHostModel
+from caelum.drivers.kvm.patience import FINAL, patiently
 from caelum.drivers.kvm.settings import AGENT_PORT
-from caelum.kernel import authority, pki
+from caelum.kernel import pki
 from caelum.kernel.errors import CloudError, invalid, not_found
 from caelum.kernel.events import CanonicalEvent, canonical
 from caelum.kernel.node import Node
@@ -34,7 +36,7 @@ log = logging.getLogger(__name__)
 A = TypeVar("A")
 
 _RENEWAL_CHECK = 6 * 3600.0
-DISCONNECTED = "Disconnected"
+CONNECTING, DISCONNECTED = "Connecting", "Disconnected"
 
 
 @canonical("/kvm/agent/task/progress")
@@ -61,7 +63,6 @@ class Agents:
 
     async def start(self) -> None:
         """Make the certificates, and listen for agents."""
-        await authority.share(self._node.db, self._directory, self._node.config.authority_secret)
         self._files = await asyncio.to_thread(self._certificates)
         self._server_tls = pki.server_context(self._files)
         self._client_tls = pki.client_context(self._files)
@@ -107,24 +108,42 @@ class Agents:
 
     async def run(self, host_uuid: str, command: p.Command[A], timeout: float | None = None) -> A:
         """Run a command on a host that is not known to be lost; one that turns out to be is looked at now."""
-        address = await self.address_of(host_uuid)
+        address, status = await self._find(host_uuid)
         try:
             return await self.client.run(address, command, timeout)
         except CloudError as error:
             if error.kind is HOST_DISCONNECTED:
                 self._node.bus.send(HostSuspected(host_uuid=host_uuid, reason=error.details))
+                if status == CONNECTING:
+                    error.facts[FINAL] = True
             raise
+
+    async def run_patiently(self, host_uuid: str, command: p.Command[A], timeout: float | None = None) -> A:
+        """The same; a host that is gone for a moment is waited for, and the command repeated."""
+        return await patiently(self._node.bus, host_uuid, lambda: self.run(host_uuid, command, timeout))
 
     async def address_of(self, host_uuid: str) -> Address:
         """Where the agent of a host is that can be tried. Raises HOST.1010 for one that is known to be lost."""
-        async with self._node.db.read() as session:
-            query = select(KvmHostModel.management_ip, KvmHostModel.status).where(KvmHostModel.uuid == host_uuid)
-            row = (await session.execute(query)).one_or_none()
-        if row is None:
+        return (await self._find(host_uuid))[0]
+
+    async def _find(self, host_uuid: str) -> tuple[Address, str]:
+        found = await self._place(host_uuid)
+        if found is None:
             raise not_found("HostVO", host_uuid)
-        if row.status == DISCONNECTED:
+        management_ip, status = found
+        if status == DISCONNECTED:
             raise CloudError(HOST_DISCONNECTED, f"host[uuid:{host_uuid}] is Disconnected", hostUuid=host_uuid)
-        return self.address(host_uuid, row.management_ip)
+        return self.address(host_uuid, management_ip), status
+
+    async def _place(self, host_uuid: str) -> tuple[str, str] | None:
+        """A host's address and status."""
+        query = select(KvmHostModel.management_ip, KvmHostModel.status).where(KvmHostModel.uuid == host_uuid)
+
+        async def load(session: AsyncSession) -> tuple[str, str] | None:
+            row = (await session.execute(query)).one_or_none()
+            return None if row is None else (row.management_ip, row.status)
+
+        return await self._node.db.remember((KvmHostModel, host_uuid), load)
 
     async def who_is_at(self, management_ip: str) -> str:
         """The UUID of the host whose agent answers at an address. Raises HOST.1010, or SYS.1007 for a stranger."""
@@ -139,8 +158,7 @@ class Agents:
     # --- what agents send -------------------------------------------------------------------------------------------
 
     async def _is_known(self, host_uuid: str) -> bool:
-        async with self._node.db.read() as session:
-            return await session.scalar(select(KvmHostModel.uuid).where(KvmHostModel.uuid == host_uuid)) is not None
+        return await self._place(host_uuid) is not None
 
     async def _renew(self, host_uuid: str, request: bytes) -> bytes:
         def sign() -> bytes:

@@ -22,6 +22,7 @@ from caelum.agent import protocol
 from caelum.agent.protocol import Command, TaskAnswer, TaskStatus
 from caelum.cloud.host.errors import HOST_DISCONNECTED
 from caelum.drivers.kvm.errors import AGENT_INTERRUPTED, from_agent
+from caelum.drivers.kvm.patience import FINAL
 from caelum.kernel import context, pki
 from caelum.kernel.errors import INTERNAL, TIMEOUT, CloudError
 from caelum.kernel.ids import new_uuid
@@ -82,25 +83,54 @@ class Pending:
             self.answer.set_exception(error)
 
 
+class Lines(aiohttp.TCPConnector):
+    """The connections to all agents; `latest` is when the connection last used to each host closes.
+
+    A process may hold only so many sockets, and each costs memory, so a host is watched by the connection that its
+    pings keep open anyway.
+    """
+
+    def __init__(self, tls: ssl.SSLContext) -> None:
+        # Idle connections outlive the ping interval: a TLS handshake per ping and host would be most of the work.
+        super().__init__(ssl=tls, limit=0, keepalive_timeout=90)
+        self.latest: dict[str, asyncio.Future[None]] = {}
+
+    async def connect(self, req: Any, traces: Any, timeout: aiohttp.ClientTimeout) -> Any:
+        """See `aiohttp.BaseConnector.connect`."""
+        connection = await super().connect(req, traces, timeout)
+        host_uuid = req.server_hostname
+        closed = None if connection.protocol is None else connection.protocol.closed
+        if closed is not None and self.latest.get(host_uuid) is not closed:
+            self.latest[host_uuid] = closed
+            closed.add_done_callback(lambda _closed: self._forget(host_uuid, _closed))
+        return connection
+
+    def _forget(self, host_uuid: str, closed: asyncio.Future[None]) -> None:
+        if not closed.cancelled():
+            closed.exception()  # seen: a broken connection is reported by whoever used it
+        if self.latest.get(host_uuid) is closed:
+            del self.latest[host_uuid]
+
+
 class AgentClient:
     """Speaks to all agents. `callback_url` is where this node takes answers."""
 
     def __init__(self, tls: ssl.SSLContext, callback_url: str, pace: Pace | None = None) -> None:
         self.callback_url = callback_url
         self.pending: dict[str, Pending] = {}
-        self._tls = tls
         self._pace = pace or Pace()
         self._errands: set[asyncio.Task[None]] = set()
-        # Idle connections outlive the ping interval: a TLS handshake per ping and host would be most of the work.
-        connector = aiohttp.TCPConnector(ssl=tls, limit=0, keepalive_timeout=90)
-        self._http = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+        self._lines = Lines(tls)
+        self._http = aiohttp.ClientSession(connector=self._lines, cookie_jar=aiohttp.DummyCookieJar())
 
     async def close(self) -> None:
         """End all connections; whoever still waits is told."""
         for task in self._errands:
             task.cancel()
         for waiting in list(self.pending.values()):
-            waiting.fail(CloudError(HOST_DISCONNECTED, "the management node is stopping"))
+            stopping = CloudError(HOST_DISCONNECTED, "the management node is stopping")
+            stopping.facts[FINAL] = True
+            waiting.fail(stopping)
         await self._http.close()
 
     async def run(self, address: Address, command: Command[A], timeout: float | None = None) -> A:
@@ -131,15 +161,10 @@ class AgentClient:
                 waiting.fail(CloudError(HOST_DISCONNECTED, f"host {host_uuid} is lost", cause=reason))
 
     async def watch(self, address: Address) -> None:
-        """Hold an idle connection to the agent; returns when it breaks, which tells of the agent's death at once."""
-        async with asyncio.timeout(self._pace.connect):
-            reader, writer = await asyncio.open_connection(
-                address.ip, address.port, ssl=self._tls, server_hostname=address.host_uuid
-            )
-        try:
-            await reader.read(1)
-        finally:
-            writer.transport.abort()
+        """Return when the connection last used to the agent breaks, which tells of its death at once."""
+        closed = self._lines.latest.get(address.host_uuid)
+        if closed is not None:
+            await asyncio.wait([closed])
 
     async def first_contact(self, tls: ssl.SSLContext, ip: str, port: int) -> Identity | None:
         """Whom the certificate at an address names; `tls` must not check the name."""

@@ -98,7 +98,7 @@ class KvmDriver(HypervisorDriver):
 
     async def vm_states(self, host_uuid: str, vm_uuids: list[str] | None) -> dict[str, str]:
         """Ask libvirt."""
-        return (await self._agents.run(host_uuid, p.GetVmStates(vm_uuids=vm_uuids), _QUICK)).states
+        return (await self._agents.run_patiently(host_uuid, p.GetVmStates(vm_uuids=vm_uuids), _QUICK)).states
 
     async def dump(self, host_uuid: str, storage_paths: list[str]) -> HostContents:
         """Ask the agent for all that it finds."""
@@ -138,7 +138,7 @@ class KvmDriver(HypervisorDriver):
 
     async def console(self, host_uuid: str, vm_uuid: str) -> ConsoleTarget:
         """The guest's screen, through the agent: VNC itself listens on the host's loopback only."""
-        answer = await self._agents.run(host_uuid, p.GetConsole(vm_uuid=vm_uuid), _QUICK)
+        answer = await self._agents.run_patiently(host_uuid, p.GetConsole(vm_uuid=vm_uuid), _QUICK)
         address = await self._agents.address_of(host_uuid)
         return ConsoleTarget(
             host_uuid=host_uuid,
@@ -153,7 +153,7 @@ class KvmDriver(HypervisorDriver):
         self, host_uuid: str, command: p.Command[A], kind: ErrorType, what: str, limit: float | None = None
     ) -> A:
         try:
-            return await self._agents.run(host_uuid, command, limit)
+            return await self._agents.run_patiently(host_uuid, command, limit)
         except CloudError as error:
             if error.kind is HOST_DISCONNECTED:
                 raise

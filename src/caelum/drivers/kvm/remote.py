@@ -3,18 +3,20 @@
     info = await on_host(node.bus, host_uuid, protocol.CreateVolume(...), timeout=60)
 
 The fence of the running workflow step goes along as the command's attempt. When the caller is cancelled, the command is
-cancelled on the host.
+cancelled on the host. An agent that is gone for a moment is waited for (`patience.py`), and not in the queue of its
+host's commands: those that bring it back must find room there.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from caelum.agent import protocol
 from caelum.drivers.kvm.messages import CancelAgentCommand, RunAgentCommand
+from caelum.drivers.kvm.patience import patiently
 from caelum.kernel import context
 from caelum.kernel.bus import Bus
 from caelum.kernel.ids import new_uuid
@@ -29,12 +31,16 @@ async def on_host(bus: Bus, host_uuid: str, command: protocol.Command[A], timeou
     """Run a command on a host and return its answer. Raises CloudError: HOST.1010, AGENT.*, or a time-out."""
     if timeout is None and context.current().deadline is None:
         timeout = DEFAULT_TIMEOUT
+    answer = await patiently(bus, host_uuid, lambda: _once(bus, host_uuid, command, timeout))
+    return msgspec.convert(answer, protocol.answer_type(type(command)))  # type: ignore[no-any-return]
+
+
+async def _once(bus: Bus, host_uuid: str, command: protocol.Command[Any], timeout: float | None) -> dict[str, Any]:
     request = RunAgentCommand(
         host_uuid=host_uuid, command_uuid=new_uuid(), path=command.path, body=msgspec.to_builtins(command)
     )
     try:
-        answer = await bus.call(request, timeout)
+        return await bus.call(request, timeout)
     except asyncio.CancelledError:
         bus.send(CancelAgentCommand(host_uuid=host_uuid, command_uuid=request.command_uuid))
         raise
-    return msgspec.convert(answer, protocol.answer_type(type(command)))  # type: ignore[no-any-return]

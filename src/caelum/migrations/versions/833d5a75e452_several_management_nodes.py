@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "833d5a75e452"
-down_revision = "460d8b821f83"
+down_revision = "906eceb988e3"
 branch_labels = None
 depends_on = None
 

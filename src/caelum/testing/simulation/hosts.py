@@ -5,6 +5,7 @@ Invariant: every effect on a host is in the history, and no guest is ever on two
 
 from __future__ import annotations
 
+import asyncio
 import copy
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from typing import Any
 import aiohttp
 
 from caelum.agent import protocol as p
-from caelum.kernel import pki
 from caelum.kernel.ids import derived_uuid
-from caelum.kernel.pki import CertificateAuthority, Identity
+from caelum.kernel.pki import CertificateAuthority
+from caelum.simulator.certificates import Certificates
 from caelum.simulator.faults import Behaviour, Fault
 from caelum.simulator.host import SimulatedHost
 from caelum.simulator.hosts import GIB, SimulatedHosts
@@ -27,11 +28,28 @@ AGENT_PORT = 7070
 _CPUS, _MEMORY, _DISK = 16, 64 * GIB, 1024 * GIB
 
 
+class _TurnedAway(asyncio.Protocol):
+    """What answers where no agent runs."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """End it."""
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - of a stream
+        transport.abort()
+
+
 class WatchedHost(SimulatedHost):
     """A simulated host that tells what is done to it."""
 
     machine: Machine
     hosts: Hosts
+
+    async def listen(self) -> None:
+        """Have the agent's port on the simulated network, where no socket comes to a door."""
+        tls = self._certificates.server_context(self.uuid)
+        await asyncio.get_running_loop().create_server(self._answering, self.ip, AGENT_PORT, ssl=tls)
+
+    def _answering(self) -> asyncio.BaseProtocol:
+        return self._serving()() if self.alive else _TurnedAway()
 
     def _perform(self, command: p.Command[Any], fault: Fault | None) -> p.TaskAnswer:
         answer = super()._perform(command, fault)
@@ -65,9 +83,9 @@ class Hosts(SimulatedHosts):
     async def start(self) -> None:
         """Start all agents."""
         self._files.mkdir(exist_ok=True)
-        authority = CertificateAuthority.open(self.directory)
+        certificates = Certificates(CertificateAuthority.open(self.directory), self._files)
         for index in range(self.count):
-            host = self._made(index, authority)
+            host = self._made(index, certificates)
             self.hosts.append(host)
             self.watched.append(host)
             await self._loop.run_on(host.machine, self._boot(host))
@@ -78,22 +96,20 @@ class Hosts(SimulatedHosts):
             await self._loop.run_on(host.machine, host.die())
             await self._loop.run_on(host.machine, host._http.close())
 
-    def _made(self, index: int, authority: CertificateAuthority) -> WatchedHost:
+    def _made(self, index: int, certificates: Certificates) -> WatchedHost:
         ip = f"10.1.0.{index + 1}"
-        uuid = derived_uuid("simulated host", ip)
-        files = pki.Files(self._files / f"{uuid}.pem", self._files / f"{uuid}.key", self._files / "ca.pem")
-        if not files.key.exists():
-            files.authority.write_bytes(authority.certificate_pem)
-            pki.store(files, authority.issue(Identity("host", uuid), [ip]))
-        world = World(facts_of(index, ip, _CPUS, _MEMORY), _DISK)
-        host = WatchedHost(uuid=uuid, ip=ip, files=files, world=world, behaviour=self.behaviour, http=None)  # type: ignore[arg-type]
+        host = WatchedHost(
+            uuid=derived_uuid("simulated host", ip), ip=ip, certificates=certificates,
+            world=World(facts_of(index, ip, _CPUS, _MEMORY), _DISK), behaviour=self.behaviour, http=None,  # type: ignore[arg-type]
+        )  # fmt: skip
         host.machine, host.hosts = Machine(f"host{index}", ip), self
         return host
 
-    async def _boot(self, host: SimulatedHost) -> None:
+    async def _boot(self, host: WatchedHost) -> None:
         # Each host has connections of its own; they must not be shared, as the machine that opens one is its owner.
         host._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60))
-        await host.start(AGENT_PORT)
+        host.start(AGENT_PORT)
+        await host.listen()
 
     def kept(self) -> list[dict[str, Any]]:
         """What the hosts hold, for `take`."""

@@ -62,8 +62,9 @@ class QuotaCheck(AuditCheck):
     def _wanted(self, seen: Evidence) -> Iterator[tuple[str, str, int | None]]:
         """What must be counted: its name, for which resource, and how much where that does not change."""
         for vm in seen.rows(VmInstanceModel):
-            yield "vm.num", vm.uuid, 1
+            yield "vm.totalNum", vm.uuid, 1
             if vm.state not in IDLE | TRANSITIONAL:
+                yield "vm.num", vm.uuid, 1
                 yield "vm.cpuNum", vm.uuid, vm.cpu_num
                 yield "vm.memorySize", vm.uuid, vm.memory_size
         for volume in seen.rows(VolumeModel):

@@ -11,7 +11,7 @@ from caelum.cloud.audit.extension import AuditCheck, Finding, finding
 from caelum.cloud.backup_storage.model import BackupStorageZoneRefModel
 from caelum.cloud.cluster.model import ClusterModel
 from caelum.cloud.host.model import HostModel
-from caelum.cloud.identity.model import SessionModel
+from caelum.cloud.identity.model import AccessKeyModel, SessionModel
 from caelum.cloud.image.model import ImageBackupStorageRefModel
 from caelum.cloud.l2.model import L2NetworkClusterRefModel, L2NetworkModel
 from caelum.cloud.l3.model import L3NetworkModel, NetworkServiceL3NetworkRefModel
@@ -56,6 +56,7 @@ REFERENCES: tuple[tuple[type[Base], str, str], ...] = (
     (VolumeModel, "vm_instance_uuid", "VmInstanceVO"),
     (VolumeModel, "primary_storage_uuid", "PrimaryStorageVO"),
     (SessionModel, "account_uuid", "AccountVO"),
+    (AccessKeyModel, "account_uuid", "AccountVO"),
     (QuotaModel, "identity_uuid", "AccountVO"),
 )
 

@@ -15,19 +15,21 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.allocator.messages import AllocateHost, DiskRequest, ReturnHost
 from caelum.cloud.host.messages import StartVmOnHost
-from caelum.cloud.host.spec import nic_name
+from caelum.cloud.host.spec import VmSpec, nic_name
 from caelum.cloud.l3.messages import AllocateIp, ReturnIp
 from caelum.cloud.ownership import own
 from caelum.cloud.primary_storage.messages import ReleaseStorage
-from caelum.cloud.vm.api import CreateVmInstance
+from caelum.cloud.vm.api import CreateVmInstance, VmInstanceInventory
 from caelum.cloud.vm.flows.base import LONG, VmContext, VmFlow, bring_isos, destroy_on_host, leave_host, prepare_on
 from caelum.cloud.vm.model import VmCdRomModel, VmInstanceModel, VmNicModel, VmState
 from caelum.cloud.vm.records import forget_vm, give_running_quota, internal_id, move, new_mac, take_quota
 from caelum.cloud.volume.messages import CreateVolume, DeleteVolume, InstantiateVolume
+from caelum.kernel.database import update_where
 from caelum.kernel.errors import CloudError
 from caelum.kernel.ids import new_uuid
 from caelum.kernel.message import Message
 from caelum.kernel.tag import save_tags
+from caelum.kernel.views import view
 from caelum.kernel.workflow import Run, db_step, step
 
 DEFAULT_STRATEGY = "LeastVmPreferred"
@@ -97,6 +99,9 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
 
     name = "vm.create"
     rehearsal = "vm_create"
+    _prepared: VmSpec | None = None
+    """What this node has prepared the host for, in this attempt."""
+    _final: VmInstanceModel | None = None
 
     async def begin(self, tx: AsyncSession, ctx: CreateVmContext) -> None:
         vm = _row(ctx, await internal_id(tx, ctx.vm_uuid))
@@ -187,10 +192,14 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
     @db_step(no_undo="the row goes when the creation is undone")  # type: ignore[untyped-decorator]
     async def record_place(self, tx: AsyncSession, run: Run[CreateVmContext]) -> None:
         ctx = run.ctx
-        vm = await tx.get_one(VmInstanceModel, ctx.vm_uuid)
-        vm.cluster_uuid, vm.zone_uuid, vm.last_host_uuid = ctx.cluster_uuid, ctx.zone_uuid, ctx.host_uuid
-        vm.host_uuid = ctx.host_uuid if ctx.starts else None
-        vm.root_volume_uuid = ctx.disks[0].volume_uuid
+        place = {
+            "cluster_uuid": ctx.cluster_uuid,
+            "zone_uuid": ctx.zone_uuid,
+            "last_host_uuid": ctx.host_uuid,
+            "host_uuid": ctx.host_uuid if ctx.starts else None,
+            "root_volume_uuid": ctx.disks[0].volume_uuid,
+        }
+        await update_where(tx, VmInstanceModel, place, VmInstanceModel.uuid == ctx.vm_uuid)
 
     @step(timeout=LONG, progress=70, no_undo="deleting the volumes deletes their bits")
     async def make_disks(self, run: Run[CreateVmContext]) -> None:
@@ -212,7 +221,7 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
 
     @step(progress=80, skip=lambda ctx: not ctx.starts)
     async def prepare_host(self, run: Run[CreateVmContext]) -> None:
-        await prepare_on(run.node, run.ctx.vm_uuid, _host(run.ctx))
+        self._prepared = await prepare_on(run.node, run.ctx.vm_uuid, _host(run.ctx))
 
     @prepare_host.undo
     async def release_host(self, run: Run[CreateVmContext]) -> None:
@@ -220,7 +229,8 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
 
     @step(progress=95, skip=lambda ctx: not ctx.starts)
     async def start_on_host(self, run: Run[CreateVmContext]) -> None:
-        spec = await prepare_on(run.node, run.ctx.vm_uuid, _host(run.ctx))
+        # After a crash the host is prepared again: it may have been restarted since.
+        spec = self._prepared or await prepare_on(run.node, run.ctx.vm_uuid, _host(run.ctx))
         await run.bus.call(StartVmOnHost(host_uuid=_host(run.ctx), spec=spec))
 
     @start_on_host.undo
@@ -235,6 +245,11 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
         vm = await move(self.node, tx, ctx.vm_uuid, "running" if ctx.starts else "stopped")
         if not ctx.starts:
             await give_running_quota(tx, vm)
+        self._final = vm
+
+    async def result(self, ctx: CreateVmContext) -> VmInstanceInventory:
+        """The VM as it was completed; after a crash, as it is now."""
+        return await super().result(ctx) if self._final is None else view(self._final)
 
     async def abort(self, tx: AsyncSession, ctx: CreateVmContext, error: CloudError) -> None:
         await forget_vm(tx, ctx.vm_uuid)

@@ -1,0 +1,149 @@
+"""Many resources at once: rows of one that was made through the API are copied, in the database of a stopped server.
+
+Every row of every table that names the resource, or something that belongs to it, is copied with new UUIDs, names and
+addresses; what it only refers to (image, offering, host) stays the same. So a copy is what the API would have made.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import sqlite3
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from caelum.kernel.ids import derived_uuid
+
+_HISTORY = frozenset({"workflow_journal", "api_job", "garbage_collector", "alembic_version", "quota_usage", "session"})
+_BATCH = 20_000
+Change = Callable[[int], Any]
+"""A cell's value in the n-th copy."""
+
+
+class Filler:
+    """Copies rows in one SQLite database."""
+
+    def __init__(self, path: Path) -> None:
+        self._db = sqlite3.connect(path, isolation_level=None)
+        self._db.execute("PRAGMA foreign_keys=OFF")
+        self._db.execute("PRAGMA synchronous=OFF")
+
+    def close(self) -> None:
+        """Bring everything into the file."""
+        self._db.execute("ANALYZE")
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._db.close()
+
+    def host_uuids(self) -> list[str]:
+        """All hosts."""
+        return [row[0] for row in self._db.execute("SELECT uuid FROM host ORDER BY name")]
+
+    def vms(self, vm_uuid: str, count: int, hosts: list[str] | None = None) -> dict[str, list[str]]:
+        """Copies of a VM with its disks, NICs and addresses, by turns on `hosts`; answers who is where.
+
+        Names are in another order than UUIDs, so that a sort has something to do.
+        """
+        own = {vm_uuid}
+        for query in (
+            "SELECT uuid FROM vm_nic WHERE vm_instance_uuid=?",
+            "SELECT uuid FROM volume WHERE vm_instance_uuid=?",
+            "SELECT uuid FROM vm_cd_rom WHERE vm_instance_uuid=?",
+            "SELECT used_ip_uuid FROM vm_nic WHERE vm_instance_uuid=?",
+        ):
+            own |= {row[0] for row in self._db.execute(query, (vm_uuid,))}
+        (base,) = self._db.execute("SELECT max(internal_id) FROM vm_instance").fetchone()
+        first = int(ipaddress.ip_address("11.0.0.1"))
+        special: dict[str, Change] = {
+            "vm_nic.mac": lambda n: "fb:" + ":".join(f"{byte:02x}" for byte in n.to_bytes(5, "big")),
+            "vm_nic.internal_name": lambda n: f"vnic{base + 1 + n}.0",
+            "vm_nic.ip": lambda n: str(ipaddress.ip_address(first + n)),
+            "used_ip.ip": lambda n: str(ipaddress.ip_address(first + n)),
+            "used_ip.ip_in_long": lambda n: first + n,
+            "used_ip.ip_offset": lambda n: 1_000_000 + n,
+            "vm_instance.internal_id": lambda n: base + 1 + n,
+            "vm_instance.name": lambda n: f"vm-{n * 7919 % count:07d}",
+            "vm_sequence.id": lambda n: base + 1 + n,
+        }
+        if hosts is not None:
+            where = [row[0] for row in self._db.execute("SELECT name FROM sqlite_master WHERE type='table'")]
+            for column in ("host_uuid", "last_host_uuid"):
+                special.update({f"{table}.{column}": lambda n: hosts[n % len(hosts)] for table in where})
+        self._copy({one: _fresh for one in own if one}, count, special)
+        placed: dict[str, list[str]] = {}
+        query = "SELECT host_uuid, uuid FROM vm_instance WHERE host_uuid IS NOT NULL AND uuid<>?"
+        for host_uuid, uuid_ in self._db.execute(query, (vm_uuid,)):
+            placed.setdefault(host_uuid, []).append(uuid_)
+        return placed
+
+    def hosts(self, host_uuid: str, ips: list[str]) -> None:
+        """Copies of a host that are the simulated hosts at these addresses."""
+        special: dict[str, Change] = {
+            "host.management_ip": lambda n: ips[n],
+            "host.name": lambda n: f"host-{n:05d}",
+        }
+        self._copy({host_uuid: lambda n: derived_uuid("simulated host", ips[n])}, len(ips), special)
+
+    def _copy(self, own: dict[str, Change], count: int, special: dict[str, Change]) -> None:
+        templates = list(self._templates(own, special))
+        for begin in range(0, count, _BATCH):
+            numbers = range(begin, min(count, begin + _BATCH))
+            names = [{old: new(n) for old, new in own.items()} for n in numbers]
+            self._db.execute("BEGIN")
+            for statement, row, changes in templates:
+                self._db.executemany(statement, _rows(row, changes, numbers, names))
+            self._db.execute("COMMIT")
+
+    def _templates(self, own: dict[str, Change], special: dict[str, Change]) -> Iterator[tuple[str, list[Any], Any]]:
+        """For each row to copy: the statement, the row, and what each changing cell becomes."""
+        tables = [row[0] for row in self._db.execute("SELECT name FROM sqlite_master WHERE type='table'")]
+        for table in (one for one in tables if one not in _HISTORY and not one.startswith("sqlite_")):
+            columns = list(self._db.execute(f'PRAGMA table_info("{table}")'))
+            names = [column[1] for column in columns]
+            marks = ", ".join("?" * len(own))
+            where = " OR ".join(f'"{name}" IN ({marks})' for name in names)
+            found = self._db.execute(f'SELECT * FROM "{table}" WHERE {where}', [*own] * len(names)).fetchall()
+            quoted = ", ".join(f'"{name}"' for name in names)
+            statement = f'INSERT INTO "{table}" ({quoted}) VALUES ({", ".join("?" * len(names))})'
+            for row in found:
+                changes = [
+                    _change(table, column, value, own, special) for column, value in zip(columns, row, strict=True)
+                ]
+                yield statement, list(row), [(at, one) for at, one in enumerate(changes) if one is not None]
+
+
+def _fresh(_number: int) -> str:
+    return uuid.uuid4().hex
+
+
+def _change(table: str, column: Any, value: Any, own: dict[str, Change], special: dict[str, Change]) -> Any:
+    """How a cell changes from copy to copy: a function of the number and the new names, or None."""
+    name, is_key = f"{table}.{column[1]}", bool(column[5])
+    if name in special:
+        change = special[name]
+        return None if value is None else lambda n, _names: change(n)
+    if isinstance(value, str):
+        within = [one for one in own if one in value]
+        if within == [value]:
+            return lambda _n, names: names[value]
+        if within:
+            return lambda _n, names: _replaced(value, within, names)
+        if is_key and column[1] == "uuid":
+            return lambda _n, _names: uuid.uuid4().hex
+    if is_key and isinstance(value, int) and column[1] == "id":
+        return lambda _n, _names: None
+    return None
+
+
+def _replaced(value: str, within: list[str], names: dict[str, Any]) -> str:
+    for one in within:
+        value = value.replace(one, names[one])
+    return value
+
+
+def _rows(row: list[Any], changes: Any, numbers: range, names: list[dict[str, Any]]) -> Iterator[list[Any]]:
+    for at, number in enumerate(numbers):
+        new = row.copy()
+        for place, change in changes:
+            new[place] = change(number, names[at])
+        yield new

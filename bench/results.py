@@ -1,0 +1,164 @@
+"""Results: what was measured, on what machine, compared with the last time, and the page that shows it."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import msgspec
+
+RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+_WORSE = 1.25
+"""How much more than the last time is pointed out."""
+
+
+class Row(msgspec.Struct, kw_only=True):
+    """A number. `goal` is the most that it may be, or the least where more is better (`at_least`)."""
+
+    id: str
+    scenario: str
+    value: float
+    unit: str
+    goal: float | None = None
+    at_least: bool = False
+    met: bool | None = None
+    simulated: bool = True
+
+    def __post_init__(self) -> None:
+        self.value = round(self.value, 3 if self.value < 10 else 1)
+        if self.goal is not None:
+            self.met = self.value >= self.goal if self.at_least else self.value <= self.goal
+
+
+class Run(msgspec.Struct, kw_only=True):
+    """All rows of one run, and the facts of the machine."""
+
+    date: str
+    mode: str
+    commit: str
+    processors: int
+    processor: str
+    memory_gb: float
+    python: str
+    load_before: float
+    load_after: float = 0.0
+    rows: list[Row] = []
+
+
+def begin(mode: str) -> Run:
+    """A run on this machine, now."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
+    return Run(
+        date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M"), mode=mode, commit=_commit(),
+        processors=len(os.sched_getaffinity(0)), processor=_processor(), memory_gb=round(memory, 1),
+        python=platform.python_version(), load_before=round(os.getloadavg()[0], 1),
+    )  # fmt: skip
+
+
+def keep(run: Run) -> Path:
+    """Write a run into the history; rows of scenarios that it left out stay in `latest.json` from the run before."""
+    RESULTS.mkdir(exist_ok=True)
+    run.load_after = round(os.getloadavg()[0], 1)
+    path = RESULTS / f"{run.date.replace(' ', 'T').replace(':', '')}-{run.mode}.json"
+    path.write_bytes(_pretty(run))
+    known = {row.id: row for row in last()}
+    known.update({row.id: row for row in run.rows})
+    (RESULTS / "latest.json").write_bytes(_pretty(list(known.values())))
+    return path
+
+
+def last() -> list[Row]:
+    """The rows of the last runs."""
+    path = RESULTS / "latest.json"
+    return msgspec.json.decode(path.read_bytes(), type=list[Row]) if path.exists() else []
+
+
+def history() -> list[Run]:
+    """All kept runs, oldest first."""
+    files = sorted(one for one in RESULTS.glob("*.json") if one.name != "latest.json")
+    return [msgspec.json.decode(one.read_bytes(), type=Run) for one in files]
+
+
+def table(rows: list[Row], before: list[Row]) -> str:
+    """The rows for a terminal, with what they were before."""
+    old = {row.id: row.value for row in before}
+    lines = []
+    for row in rows:
+        verdict = "" if row.met is None else "ok" if row.met else "MISSED"
+        goal = "" if row.goal is None else f"{'>=' if row.at_least else '<='} {row.goal:g}"
+        lines.append(f"{row.id:38} {row.value:>10g} {row.unit:8} {goal:>10} {verdict:7}{_change(row, old.get(row.id))}")
+    return "\n".join(lines)
+
+
+def _change(row: Row, before: float | None) -> str:
+    if not before or not row.value:
+        return ""
+    ratio = before / row.value if row.at_least else row.value / before
+    return f" was {before:g}{'  WORSE' if ratio > _WORSE else ''}"
+
+
+def write_page() -> None:
+    """Generate docs/performance.md from what was kept."""
+    runs = history()
+    newest = {row.id: (row, run) for run in runs for row in run.rows}
+    lines = [_HEAD]
+    scenarios = dict.fromkeys(row.scenario for row, _ in newest.values())
+    for scenario in scenarios:
+        lines += [
+            f"\n### {scenario}\n",
+            "| measure | value | goal | | measured | load |",
+            "| --- | ---: | ---: | --- | --- | --- |",
+        ]
+        for row, run in newest.values():
+            if row.scenario == scenario:
+                goal = "" if row.goal is None else f"{'≥' if row.at_least else '≤'} {row.goal:g} {row.unit}"
+                verdict = "" if row.met is None else "met" if row.met else "**missed**"
+                mark = ", simulated" if row.simulated else ""
+                load = f"{run.load_before:g}–{run.load_after:g}"
+                lines.append(
+                    f"| {row.id} | {row.value:g} {row.unit}{mark} | {goal} | {verdict} | {run.date} | {load} |"
+                )
+    machines = dict.fromkeys((run.processor, run.processors, run.memory_gb, run.python) for run in runs)
+    lines.append("\n## Machines\n")
+    lines += [
+        f"- {kind}, {count} processors, {memory:g} GB, Python {version}" for kind, count, memory, version in machines
+    ]
+    PAGE.write_text("\n".join(lines) + "\n")
+
+
+def _pretty(value: object) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"
+
+
+def _commit() -> str:
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent)
+    return found.stdout.strip()
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+_HEAD = """# Performance
+
+This page is made by `make bench` from `bench/results/`; do not edit it. `make bench` takes a few minutes,
+`make bench-full` up to an hour; `--only NAME` runs one scenario, `--profile` writes what the server spends its time on.
+
+The server under test is a process of its own with its default durability (SQLite in WAL mode, every step of a workflow
+committed before the next), beside it the simulated hosts, which answer the real agents' protocol over real HTTPS, and
+the load generator, all on the same processors. "Simulated" says that no hypervisor was started. `load` is the machine's
+load average before and after: above the number of processors, seconds say more of the machine than of the program.
+CPU milliseconds per operation change much less, and statements per operation not at all. p99 of few operations is their
+worst.
+
+For comparison, under other conditions (ZStack's README: one management node, 100 threads, simulator): 1 VM 0.51 s,
+100 VMs 11.33 s, 1,000 VMs 103 s, 10,000 VMs 23 min.
+
+## Results"""

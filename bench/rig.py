@@ -1,0 +1,190 @@
+"""What is measured: a server and simulated hosts as processes of their own, and what they use of the machine.
+
+The server runs as an operator would start it, with its default durability; only addresses and ports are its own.
+Nothing is left behind: both processes end and their directory goes when a `Rig` is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+from api import Api
+
+TIMEOUT = 180.0
+_SAMPLE = re.compile(r"^(\w+)(?:\{([^}]*)\})? (\S+)$")
+
+
+class Usage(NamedTuple):
+    """Processor seconds of each process, and what the server did, since its start."""
+
+    server: float
+    simulator: float
+    load: float
+    statements: float
+    transactions: float
+    lags: dict[float, float]
+
+    def since(self, before: Usage) -> Usage:
+        """What was used after `before`."""
+        lags = {bound: count - before.lags.get(bound, 0) for bound, count in self.lags.items()}
+        return Usage(
+            self.server - before.server,
+            self.simulator - before.simulator,
+            self.load - before.load,
+            self.statements - before.statements,
+            self.transactions - before.transactions,
+            lags,
+        )
+
+    def lag(self, share: float) -> float:
+        """The upper bound, in ms, of the event loop's lag in this share of the time."""
+        total = max(self.lags.values(), default=0.0)
+        fitting = (bound for bound, count in sorted(self.lags.items()) if count >= total * share)
+        return next(fitting, 0.0) * 1000
+
+
+class Process:
+    """A program that was started, until it is stopped."""
+
+    def __init__(self, command: list[str], ready: str, environment: dict[str, str] | None = None) -> None:
+        begun = time.perf_counter()
+        self._command = " ".join(command)
+        self._process = subprocess.Popen(
+            command, env=os.environ | (environment or {}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        self.pid = self._process.pid
+        self.line = self._wait(ready)
+        self.seconds_to_ready = time.perf_counter() - begun
+
+    def _wait(self, ready: str) -> str:
+        said = []
+        for line in self._process.stdout or ():
+            if ready in line:
+                return line
+            said.append(line)
+        raise SystemExit(f"{self._command} ended before it was ready:\n{''.join(said[-20:])}")
+
+    def stop(self) -> None:
+        """End it in order."""
+        self._process.send_signal(signal.SIGTERM)
+        self._process.wait(TIMEOUT)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+    def processor_seconds(self) -> float:
+        """What it has used."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def megabytes(self, field: str = "VmRSS") -> float:
+        """Its resident memory; `VmHWM` for the most that it ever had."""
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) / 1024
+        raise ValueError(f"process {self.pid} has no {field}")
+
+
+class Rig:
+    """A server and its simulated hosts; `keep` is a directory that outlives them."""
+
+    def __init__(self, hosts: int, keep: Path | None = None) -> None:
+        self.hosts = hosts
+        self.directory = keep or Path(tempfile.mkdtemp(prefix="caelum-bench-"))
+        self._keep = keep is not None
+        self.api: Api
+        self.server: Process
+        self.simulator: Process
+        self.agent_port = self.control_port = 0
+
+    async def __aenter__(self) -> Rig:
+        try:
+            await self.start_server()
+            self.start_simulator()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def start_server(self) -> None:
+        """Start a server on this rig's directory and log in."""
+        environment = {
+            "CAELUM_AGENT_LISTEN_PORT": "0", "CAELUM_AGENT_LISTEN_HOST": "127.0.0.1",
+            "CAELUM_ADVERTISED_HOST": "127.0.0.1",
+            "CAELUM_CONSOLE_PORT": "0", "CAELUM_CONSOLE_HOST": "127.0.0.1", "CAELUM_METRICS_PUBLIC": "true",
+        }  # fmt: skip
+        command = [sys.executable, "-m", "caelum.cli.main", "server", "--data-dir", str(self.directory / "server")]
+        command += ["--api-host", "127.0.0.1", "--api-port", "0"]
+        self.server = await asyncio.to_thread(Process, command, "caelum is ready", environment)
+        address = re.search(r"http://[\w.:]+", self.server.line)
+        assert address is not None, self.server.line
+        self.api = Api(address[0])
+        await self.api.login()
+
+    def start_simulator(self) -> None:
+        """Start the simulated hosts."""
+        command = [sys.executable, "-m", "caelum.cli.main", "simulator", "--hosts", str(self.hosts)]
+        command += ["--listen", f"127.1.0.1:{self.agent_port}", "--control", f"127.0.0.1:{self.control_port}"]
+        command += ["--tls-dir", str(self.directory / "server" / "pki")]
+        self.simulator = Process(command, " hosts from ")
+        agent, control = re.findall(r":(\d+)", self.simulator.line)
+        self.agent_port, self.control_port = int(agent), int(control)
+
+    async def stop_server(self) -> None:
+        """End the server in order."""
+        await self.api.close()
+        await asyncio.to_thread(self.server.stop)
+
+    async def close(self) -> None:
+        """End everything."""
+        if hasattr(self, "api"):
+            await self.api.close()
+        for one in ("server", "simulator"):
+            process = getattr(self, one, None)
+            if process is not None:
+                with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                    await asyncio.to_thread(process.stop)
+        if not self._keep:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    async def usage(self) -> Usage:
+        """What has been used until now."""
+        own = resource.getrusage(resource.RUSAGE_SELF)
+        values: dict[str, float] = {}
+        lags: dict[float, float] = {}
+        for name, labels, value in samples(await self.api.text("/metrics")):
+            if name == "caelum_loop_lag_sampled_seconds_bucket":
+                lags[float(labels.partition('le="')[2].rstrip('"'))] = value
+            elif not labels:
+                values[name] = value
+        return Usage(
+            self.server.processor_seconds(),
+            self.simulator.processor_seconds() if hasattr(self, "simulator") else 0.0,
+            own.ru_utime + own.ru_stime,
+            values["caelum_database_statements_total"],
+            values["caelum_database_transactions_total"],
+            lags,
+        )
+
+
+def samples(text: str) -> list[tuple[str, str, float]]:
+    """The samples of a page of metrics: name, labels, value."""
+    found = (_SAMPLE.match(line) for line in text.splitlines())
+    return [(one[1], one[2] or "", float(one[3])) for one in found if one]

@@ -1,0 +1,405 @@
+"""The scenarios: each measures something on a rig of its own and answers with rows.
+
+`quick` is what `make bench` runs, with smaller numbers where the whole would take too long; a row's id says how many.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import micro
+import startup
+from api import Api
+from fill import Filler
+from furnish import Furniture, furnish
+from load import Outcome, closed, opened
+from results import Row
+from rig import Rig, Usage
+
+Measure = Callable[["Mode"], Awaitable[list[Row]]]
+CREATE = "Creating VMs"
+LISTS = "Lists of many VMs, as a tenant"
+HOSTS = "Many hosts"
+START = "Start and idling"
+_FEW_HOSTS = 20
+_PATIENCE = 900
+
+
+class Mode(NamedTuple):
+    """How much, and where a profile of the server goes, if anywhere."""
+
+    full: bool
+    profile: Path | None = None
+
+
+class Scenario(NamedTuple):
+    """A scenario by name."""
+
+    name: str
+    measure: Measure
+    quick: bool
+
+
+def addresses(count: int) -> list[str]:
+    first = ipaddress.ip_address("127.1.0.1")
+    return [str(first + number) for number in range(count)]
+
+
+class Cloud:
+    """A furnished rig, and VMs in it."""
+
+    def __init__(self, rig: Rig, made: Furniture) -> None:
+        self.rig, self.made = rig, made
+        self.uuids: list[str] = []
+
+    async def create(self, number: int, **more: Any) -> None:
+        """Create a VM and wait until it runs."""
+        vm = await self.rig.api.call("CreateVmInstance", name=f"vm{number}", **self.made.vm, **more)
+        assert vm["state"] == "Running", vm
+        self.uuids.append(vm["uuid"])
+
+    async def destroy(self, number: int) -> None:
+        """Destroy a VM that was created."""
+        await self.rig.api.call("DestroyVmInstance", uuid=self.uuids[number])
+
+
+@asynccontextmanager
+async def furnished(hosts: int = _FEW_HOSTS) -> Any:
+    """A cloud with so many hosts and the image on each of them."""
+    async with Rig(hosts) as rig:
+        made = await furnish(rig.api, rig.directory, rig.agent_port, addresses(hosts))
+        cloud = Cloud(rig, made)
+        # The first VM on a host brings the image there, which is not what is measured.
+        (await closed(cloud.create, 2 * hosts, 20)).require()
+        cloud.uuids.clear()
+        yield cloud
+
+
+async def _measured(
+    cloud: Cloud, what: str, count: int, load: Awaitable[Outcome], mode: Mode
+) -> tuple[Outcome, list[Row]]:
+    """Run a load; what each of its operations cost."""
+    before = await cloud.rig.usage()
+    profiler = _profiler(cloud.rig, mode, what)
+    outcome = (await load).require()
+    used = (await cloud.rig.usage()).since(before)
+    if profiler is not None:
+        await asyncio.to_thread(profiler.wait)
+    return outcome, _costs(what, count, used)
+
+
+def _profiler(rig: Rig, mode: Mode, what: str) -> subprocess.Popen[bytes] | None:
+    if mode.profile is None:
+        return None
+    mode.profile.mkdir(parents=True, exist_ok=True)
+    command = [
+        str(Path(sys.executable).parent / "py-spy"),
+        "record",
+        "--gil",
+        "-d",
+        "15",
+        "-r",
+        "200",
+        "-f",
+        "speedscope",
+    ]
+    command += ["-p", str(rig.server.pid), "-o", str(mode.profile / f"{what.replace('/', '-')}.json")]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def _costs(what: str, count: int, used: Usage) -> list[Row]:
+    return [
+        _row(f"{what}/server-cpu", used.server / count * 1000, "ms/op"),
+        _row(f"{what}/simulator-cpu", used.simulator / count * 1000, "ms/op"),
+        _row(f"{what}/load-cpu", used.load / count * 1000, "ms/op"),
+        _row(f"{what}/statements", used.statements / count, "/op"),
+        _row(f"{what}/transactions", used.transactions / count, "/op"),
+        _row(f"{what}/loop-lag-p99.9", used.lag(0.999), "ms"),
+    ]
+
+
+def _row(name: str, value: float, unit: str, goal: float | None = None, scenario: str = CREATE, **more: Any) -> Row:
+    return Row(id=name, scenario=scenario, value=value, unit=unit, goal=goal, **more)
+
+
+# --- creating -------------------------------------------------------------------------------------------------------
+
+
+async def create_one(mode: Mode) -> list[Row]:
+    """One VM after the other."""
+    count = 200 if mode.full else 30
+    async with furnished() as cloud:
+        done, costs = await _measured(cloud, "create-1", count, closed(cloud.create, count, 1), mode)
+    return [
+        _row("create-1/p50", done.percentile(0.5), "ms", 60),
+        _row("create-1/p99", done.percentile(0.99), "ms", 150),
+        *costs,
+    ]
+
+
+async def create_steadily(mode: Mode) -> list[Row]:
+    """Open load: creations begin at a fixed rate, whatever became of the ones before."""
+    count, rate = (300, 5.0) if mode.full else (40, 2.0)
+    async with furnished() as cloud:
+        done, costs = await _measured(cloud, f"create-open-{rate:g}", count, opened(cloud.create, count, rate), mode)
+    return [_row(f"create-open-{rate:g}/p50", done.percentile(0.5), "ms"),
+            _row(f"create-open-{rate:g}/p99", done.percentile(0.99), "ms"), *costs]  # fmt: skip
+
+
+async def create_at_once(mode: Mode) -> list[Row]:
+    """All at once."""
+    count = 500 if mode.full else 100
+    async with furnished() as cloud:
+        done, costs = await _measured(cloud, f"create-{count}-at-once", count, closed(cloud.create, count, count), mode)
+    goal = 3.5 if mode.full else None
+    return [_row(f"create-{count}-at-once/seconds", done.seconds, "s", goal), *costs]
+
+
+async def create_thousand(mode: Mode) -> list[Row]:
+    """1,000 by 100 clients, then destroyed."""
+    async with furnished(100) as cloud:
+        done, costs = await _measured(cloud, "create-1000", 1000, closed(cloud.create, 1000, 100), mode)
+        gone, gone_costs = await _measured(cloud, "destroy-1000", 1000, closed(cloud.destroy, 1000, 100), mode)
+    return [
+        _row("create-1000/seconds", done.seconds, "s", 8),
+        _row("create-1000/p99", done.percentile(0.99), "ms"),
+        *costs,
+        _row("destroy-1000/seconds", gone.seconds, "s"),
+        *gone_costs,
+    ]
+
+
+async def create_five_thousand(mode: Mode) -> list[Row]:
+    """5,000 with 1,000 in flight, then all destroyed."""
+    async with furnished(100) as cloud:
+        done, costs = await _measured(cloud, "create-5000", 5000, closed(cloud.create, 5000, 1000), mode)
+        gone, gone_costs = await _measured(cloud, "destroy-5000", 5000, closed(cloud.destroy, 5000, 1000), mode)
+        memory = cloud.rig.server.megabytes()
+    return [
+        _row("create-5000/seconds", done.seconds, "s", 40),
+        *costs,
+        _row("destroy-5000/seconds", gone.seconds, "s", 25),
+        *gone_costs,
+        _row("destroy-5000/server-memory", memory, "MB"),
+    ]
+
+
+async def create_ten_thousand(mode: Mode) -> list[Row]:
+    """10,000 by 100 clients: the last must not be slower than the first."""
+    async with furnished(200) as cloud:
+        done, costs = await _measured(cloud, "create-10000", 10_000, closed(cloud.create, 10_000, 100), mode)
+        memory = cloud.rig.server.megabytes()
+    ends = sorted(done.ends)
+    decline = (ends[-1] - ends[-1001]) / ends[999]
+    return [
+        _row("create-10000/seconds", done.seconds, "s", 90),
+        _row("create-10000/last-to-first-1000", decline, "times", 1.2),
+        *costs,
+        _row("create-10000/server-memory", memory, "MB"),
+    ]
+
+
+# --- lists ----------------------------------------------------------------------------------------------------------
+
+
+async def lists(mode: Mode) -> list[Row]:
+    """A page of 100 of 100,000 VMs."""
+    return await _lists(100_000, 50, 100 if mode.full else 40)
+
+
+async def lists_of_a_million(_mode: Mode) -> list[Row]:
+    """A page of 100 of 1,000,000 VMs."""
+    return await _lists(1_000_000, 100, 100)
+
+
+async def _lists(vms: int, goal: float, requests: int) -> list[Row]:
+    async with Rig(1) as rig:
+        made = await furnish(rig.api, rig.directory, rig.agent_port, addresses(1))
+        tenant = Api(rig.api.address)
+        account = await rig.api.call("CreateAccount", name="tenant", password=_hashed("secret"))
+        for uuid in (made.vm["imageUuid"], made.vm["instanceOfferingUuid"], made.l3):
+            await rig.api.call("ShareResource", resourceUuids=[uuid], accountUuids=[account["uuid"]])
+        await tenant.login("tenant", "secret")
+        vm = await tenant.call("CreateVmInstance", name="vm", **made.vm)
+        # Running guests would have to be on the simulated host too.
+        await tenant.call("StopVmInstance", uuid=vm["uuid"])
+        await tenant.close()
+        await rig.stop_server()
+        filler = Filler(rig.directory / "server" / "caelum.db")
+        filler.vms(vm["uuid"], vms)
+        filler.close()
+        await rig.start_server()
+        return await _ask(rig, vms, goal, requests, made.l3)
+
+
+async def _ask(rig: Rig, vms: int, goal: float, requests: int, l3: str) -> list[Row]:
+    tenant = Api(rig.api.address)
+    await tenant.login("tenant", "secret")
+    conditions = [f"vmNics.l3NetworkUuid={l3}", "state=Stopped"]
+
+    async def page(number: int) -> None:
+        start = number * 37 % 1000
+        found = await tenant.call("QueryVmInstance", q=conditions, sort="+name", limit=100, start=start)
+        assert len(found) == 100, len(found)
+
+    await closed(page, 5, 1)
+    before = await rig.usage()
+    done = (await closed(page, requests, 1)).require()
+    used = (await rig.usage()).since(before)
+    await tenant.close()
+    name = f"page-of-{vms}"
+    return [
+        _row(f"{name}/p50", done.percentile(0.5), "ms", scenario=LISTS),
+        _row(f"{name}/p99", done.percentile(0.99), "ms", goal, LISTS),
+        _row(f"{name}/server-cpu", used.server / requests * 1000, "ms/op", scenario=LISTS),
+        _row(f"{name}/statements", used.statements / requests, "/op", scenario=LISTS),
+    ]
+
+
+def _hashed(password: str) -> str:
+    import hashlib
+
+    return hashlib.sha512(password.encode()).hexdigest()
+
+
+# --- hosts ----------------------------------------------------------------------------------------------------------
+
+
+async def many_hosts(mode: Mode) -> list[Row]:
+    """Hosts that are connected and pinged; all connect again when the server is restarted."""
+    count = 10_000 if mode.full else 1_000
+    async with Rig(count) as rig:
+        made = await furnish(rig.api, rig.directory, rig.agent_port, addresses(1))
+        host = (await rig.api.call("QueryHost"))[0]
+        await rig.stop_server()
+        filler = Filler(rig.directory / "server" / "caelum.db")
+        filler.hosts(host["uuid"], addresses(count)[1:])
+        filler.close()
+        await rig.start_server()
+        seconds = await all_connected(rig.api, count)
+        return await _idle_hosts(rig, made, count, seconds, mode)
+
+
+async def all_connected(api: Api, count: int) -> float:
+    """Wait until so many hosts have connected since the server's start; the seconds that it took."""
+    begun = time.perf_counter()
+    for _ in range(_PATIENCE):
+        if (found := await connects(api)) >= count:
+            return time.perf_counter() - begun
+        await asyncio.sleep(1)
+    raise RuntimeError(f"only {found} of {count} hosts are connected")
+
+
+async def connects(api: Api) -> int:
+    """Connects of hosts since the server's start. What it says of hosts before is as it was when it stopped."""
+    lines = (await api.text("/metrics")).splitlines()
+    found = [one for one in lines if one.startswith("caelum_call_seconds_count") and "ReportHostCapacity" in one]
+    return int(float(found[0].split()[-1])) if found else 0
+
+
+async def _idle_hosts(rig: Rig, made: Furniture, count: int, seconds: float, mode: Mode) -> list[Row]:
+    await asyncio.sleep(10)
+    before, begun = await rig.usage(), time.perf_counter()
+    await asyncio.sleep(75 if mode.full else 30)
+    used, passed = (await rig.usage()).since(before), time.perf_counter() - begun
+    whole = count == 10_000
+    name = f"hosts-{count}"
+    rows = [
+        _row(f"{name}/connect-all", seconds, "s", 60 if whole else None, HOSTS),
+        _row(f"{name}/server-cores", used.server / passed, "cores", 0.5 if whole else None, HOSTS),
+        _row(f"{name}/simulator-cores", used.simulator / passed, "cores", scenario=HOSTS),
+        _row(f"{name}/server-memory", rig.server.megabytes(), "MB", 600 if whole else None, HOSTS),
+        _row(f"{name}/simulator-memory", rig.simulator.megabytes(), "MB", scenario=HOSTS),
+        _row(f"{name}/loop-lag-p99.9", used.lag(0.999), "ms", scenario=HOSTS),
+    ]
+    return [*rows, *await _placement(rig, made, count)]
+
+
+async def _placement(rig: Rig, made: Furniture, count: int) -> list[Row]:
+    """The allocator's own time in creations, as the server counts it, and their latency."""
+    cloud = Cloud(rig, made)
+    await closed(cloud.create, 3, 1)
+    before = await _allocations(rig)
+    done = (await closed(cloud.create, 20, 1)).require()
+    calls, seconds = (after - old for after, old in zip(await _allocations(rig), before, strict=True))
+    return [
+        _row(f"hosts-{count}/placement-mean", seconds / max(1, calls) * 1000, "ms", 5, HOSTS),
+        _row(f"hosts-{count}/create-p50", done.percentile(0.5), "ms", scenario=HOSTS),
+    ]
+
+
+async def _allocations(rig: Rig) -> tuple[float, float]:
+    text = await rig.api.text("/metrics")
+    found = {
+        part: float(line.split()[-1])
+        for line in text.splitlines()
+        for part in ("count", "sum")
+        if line.startswith(f"caelum_call_seconds_{part}") and 'message="AllocateHost"' in line
+    }
+    return found.get("count", 0.0), found.get("sum", 0.0)
+
+
+async def tasks_in_flight(mode: Mode) -> list[Row]:
+    """API tasks whose agents answer late: all succeed, and the loop stays quick."""
+    count, delay = (10_000, 30.0) if mode.full else (300, 5.0)
+    async with furnished(200 if mode.full else _FEW_HOSTS) as cloud:
+        import aiohttp
+
+        url = f"http://127.0.0.1:{cloud.rig.control_port}/latencies"
+        slow = [{"path": "/vm/start", "kind": "fixed", "low": delay}]
+        async with aiohttp.ClientSession() as http, http.put(url, json=slow) as answer:
+            assert answer.status == 200, await answer.text()
+        what = f"in-flight-{count}"
+        done, costs = await _measured(cloud, what, count, closed(cloud.create, count, count), mode)
+        memory = cloud.rig.server.megabytes("VmHWM")
+    whole = count == 10_000
+    return [
+        _row(f"{what}/seconds", done.seconds, "s", scenario=HOSTS),
+        _row(f"{what}/server-memory", memory, "MB", 1024 if whole else None, HOSTS),
+        *(_row(one.id, one.value, one.unit, 50 if "lag" in one.id else None, HOSTS) for one in costs),
+    ]
+
+
+# --- start ----------------------------------------------------------------------------------------------------------
+
+
+async def starts(mode: Mode) -> list[Row]:
+    """A server of its own, until it is ready, and the command line's help."""
+    measured = await asyncio.to_thread(startup.measure, 5 if mode.full else 3)
+    again, helped = measured["start"], measured["caelum --help"]
+    return [
+        _row("start/ready", again["seconds"], "s", 2, START, simulated=False),
+        _row("start/server-cpu", again["processor"], "s", scenario=START, simulated=False),
+        _row("start/memory", again["megabytes"], "MB", 120, START, simulated=False),
+        _row("help/seconds", helped["seconds"] * 1000, "ms", 120, START, simulated=False),
+        _row("help/cpu", helped["processor"] * 1000, "ms", scenario=START, simulated=False),
+    ]
+
+
+async def parts(_mode: Mode) -> list[Row]:
+    """Small parts alone."""
+    return await micro.measure()
+
+
+SCENARIOS = [
+    Scenario("start", starts, True),
+    Scenario("parts", parts, True),
+    Scenario("create-one", create_one, True),
+    Scenario("create-steadily", create_steadily, True),
+    Scenario("create-at-once", create_at_once, True),
+    Scenario("in-flight", tasks_in_flight, True),
+    Scenario("hosts", many_hosts, True),
+    Scenario("lists", lists, True),
+    Scenario("create-thousand", create_thousand, False),
+    Scenario("create-five-thousand", create_five_thousand, False),
+    Scenario("create-ten-thousand", create_ten_thousand, False),
+    Scenario("lists-million", lists_of_a_million, False),
+]

@@ -1,0 +1,129 @@
+"""Answers of the database that are kept until a table changes that they were read from.
+
+Invariant: an answer is given again only while every table that its statements named is as it was before they were sent.
+Nobody lists those tables: they are found in the text of the statements, where a name too many does no harm. What is
+kept is shared, so it must not be changed by who gets it. Only the writer knows of changes: where other processes write
+to the same database, nothing is kept.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict, defaultdict
+from collections.abc import Hashable, Iterable, Mapping
+from contextvars import ContextVar
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import MetaData
+
+_MOST = 50_000
+_WRITES = re.compile(r"\s*(?:INSERT\s+(?:OR\s+\w+\s+)?INTO|UPDATE(?:\s+OR\s+\w+)?|DELETE\s+FROM)\s+\"?(\w+)", re.I)
+_HARMLESS = re.compile(r"\s*(?:SELECT|WITH|BEGIN|SAVEPOINT|RELEASE|ROLLBACK|COMMIT|PRAGMA)\b", re.I)
+_statements: ContextVar[set[str] | None] = ContextVar("statements", default=None)
+EVERYTHING = "*"
+"""Stands for all tables, when nobody can tell what a statement changes."""
+
+
+class Remembered:
+    """What was read from one database."""
+
+    def __init__(self, metadata: MetaData) -> None:
+        self._metadata = metadata
+        self._kept: OrderedDict[Hashable, tuple[Any, Mapping[str, int]]] = OrderedDict()
+        self._versions: defaultdict[str, int] = defaultdict(int)
+        self._written: set[str] = set()
+
+    def sent(self, statement: str) -> None:
+        """A statement is sent: note what it reads for whoever remembers, and what it changes."""
+        reading = _statements.get()
+        if reading is not None:
+            reading.add(statement)
+        changed = _changed_by(statement)
+        if changed is not None:
+            self._written.add(changed)
+
+    def ended(self) -> None:
+        """The writing transaction ended, one way or another: what was read from what it wrote is forgotten."""
+        for table in self._affected():
+            self._versions[table] += 1
+        self._written.clear()
+
+    def get(self, key: Hashable) -> tuple[Any] | None:
+        """The answer to `key` in a tuple, or None."""
+        found = self._kept.get(key)
+        if found is None:
+            return None
+        answer, versions = found
+        for table, version in versions.items():
+            if self._versions[table] != version:
+                del self._kept[key]
+                return None
+        return (answer,)
+
+    def reader(self) -> Reader:
+        """Notes what is read inside its block."""
+        return Reader(dict(self._versions))
+
+    def put(self, key: Hashable, answer: Any, reader: Reader) -> None:
+        """Keep an answer that was read inside the reader's block."""
+        named = set[str]().union(*(words_in(one) for one in reader.statements))
+        tables = [EVERYTHING, *(named & self._metadata.tables.keys())]
+        self._kept[key] = answer, {table: reader.versions.get(table, 0) for table in tables}
+        self._kept.move_to_end(key)
+        while len(self._kept) > _MOST:
+            self._kept.popitem(last=False)
+
+    def _affected(self) -> Iterable[str]:
+        if not self._written:
+            return ()
+        followers = _followers(self._metadata, len(self._metadata.tables))
+        return self._written.union(*(followers.get(table, frozenset()) for table in self._written))
+
+
+class Reader:
+    """What was read since `versions`."""
+
+    def __init__(self, versions: Mapping[str, int]) -> None:
+        self.versions = versions
+        self.statements: set[str] = set()
+
+    def __enter__(self) -> Reader:
+        self._token = _statements.set(self.statements)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _statements.reset(self._token)
+
+
+@lru_cache(maxsize=4096)
+def words_in(statement: str) -> frozenset[str]:
+    """Every word of a statement, the tables' names among them."""
+    return frozenset(re.findall(r"\w+", statement))
+
+
+@lru_cache(maxsize=4096)
+def _changed_by(statement: str) -> str | None:
+    found = _WRITES.match(statement)
+    if found:
+        return found[1]
+    return None if _HARMLESS.match(statement) else EVERYTHING
+
+
+@lru_cache(maxsize=8)
+def _followers(metadata: MetaData, _count: int) -> dict[str, frozenset[str]]:
+    """The tables whose rows the database itself changes when a row goes, by that row's table."""
+    direct = defaultdict[str, set[str]](set)
+    for table in metadata.tables.values():
+        for key in table.foreign_keys:
+            if key.ondelete is not None:
+                direct[key.column.table.name].add(table.name)
+    found = {}
+    for name in direct:
+        seen, waiting = set[str](), [name]
+        while waiting:
+            new = direct.get(waiting.pop(), set()) - seen
+            seen |= new
+            waiting += new
+        found[name] = frozenset(seen)
+    return found
