@@ -76,7 +76,7 @@ def planted(directory: Path) -> list[str]:
     gc.disable()
     made = template.make(directory, 2)
     with mock.patch.object(Workflows, "recover", recovers_nothing):
-        for outcome in run_all(lambda seed: run(made, seed, nodes=1), range(1, 21), 2):
+        for outcome in run_all(lambda seed: run(made, seed, nodes=1), range(1, 21), 1):
             if outcome.problems:
                 return outcome.problems
     return []

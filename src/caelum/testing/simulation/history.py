@@ -10,10 +10,17 @@ import logging
 import re
 from collections import deque
 
+from sqlalchemy.exc import IntegrityError, InvalidRequestError
+from sqlalchemy.orm.exc import StaleDataError
+
 from caelum.testing.simulation.loop import VirtualLoop
 
 _ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
 _KEPT = 400_000
+_DEFECTS = (
+    AssertionError, AttributeError, IndexError, KeyError, NameError, NotImplementedError, RuntimeError, TypeError,
+    ValueError, IntegrityError, InvalidRequestError, StaleDataError,
+)  # fmt: skip
 
 
 class History(logging.Handler):
@@ -23,6 +30,8 @@ class History(logging.Handler):
         super().__init__(logging.INFO)
         self.lines: deque[str] = deque(maxlen=_KEPT)
         self.count = 0
+        self.defects: dict[str, None] = {}
+        """Errors in the log that no fault excuses: of a program that is wrong."""
         self._loop = loop
         self._hidden = hidden
         self._hash = hashlib.sha256()
@@ -45,6 +54,8 @@ class History(logging.Handler):
         """A log record of the program becomes a line."""
         text = f"{record.levelname} {record.name}: {record.getMessage()}"
         if record.exc_info and record.exc_info[1] is not None:
+            if isinstance(record.exc_info[1], _DEFECTS):
+                self.defects[f"{text}: {record.exc_info[1]!r}"] = None
             text += "\n" + logging.Formatter().formatException(record.exc_info)
         self.add(text)
 

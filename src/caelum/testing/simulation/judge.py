@@ -11,6 +11,7 @@ from typing import Any
 from caelum.cloud.audit.api import INFO, RunAudit
 from caelum.cloud.host.messages import ListHosts
 from caelum.kernel import context
+from caelum.kernel.errors import INTERNAL
 from caelum.kernel.node import Node
 from caelum.testing.dump import dump_database, transitional, unfinished
 from caelum.testing.simulation.client import Call, Client
@@ -50,6 +51,7 @@ class Judge:
         found = [problem for call in self._workload.calls for problem in await self._answer(client, call)]
         found += await self._states()
         found += self._cluster.hosts.doubles
+        found += [f"a defect in the log: {one}" for one in self._cluster.history.defects]
         return found + await self._audit()
 
     # --- rest ---------------------------------------------------------------------------------------------------------
@@ -89,6 +91,8 @@ class Judge:
             return [f"{what} was never answered"]
         if status == 404:
             return [f"{what} was accepted and is lost"]
+        if call.code == INTERNAL.code:
+            return [f"{what} met an error that nobody foresaw: {call.error}"]
         if call.ended is not None and body != call.body:
             return [f"{what} was answered {call.code}, and is now {status} {body.get('error', {}).get('code')}"]
         return []

@@ -15,6 +15,7 @@ import msgspec
 from caelum.kernel import context
 from caelum.kernel.node import Node
 from caelum.kernel.pki import CertificateAuthority
+from caelum.sdk import manifest
 from caelum.testing.simcloud import SimulatedCloud
 from caelum.testing.simulation.cluster import Cluster
 from caelum.testing.simulation.seams import unreal
@@ -57,6 +58,7 @@ class _Furnisher:
 def make(directory: Path, hosts: int) -> Template:
     """Make a cloud in an empty directory."""
     CertificateAuthority.open(directory / "pki")
+    manifest.load()  # once for all runs
     cluster = Cluster(_SEED, directory, nodes=1, hosts=hosts)
     with unreal(cluster.loop, cluster.database, cluster.broker, _SEED):
         asyncio.set_event_loop(cluster.loop)
