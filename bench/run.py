@@ -27,7 +27,8 @@ def main() -> int:
     chosen = [one for one in SCENARIOS if one.name in options.only] if options.only else None
     wanted = chosen or [one for one in SCENARIOS if options.full or one.quick]
     run, before = results.begin("full" if options.full else "quick"), results.last()
-    failed = uvloop.run(_all(wanted, Mode(options.full, options.profile), run))
+    mode = Mode(options.full, options.profile)
+    failed = uvloop.run(_all(wanted, mode, run, keep=not options.no_keep))
     print(f"\n{run.processors} processors ({run.processor}), load {run.load_before}\n")
     print(results.table(run.rows, before))
     if not options.no_keep and run.rows:
@@ -45,7 +46,7 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-async def _all(wanted: list[Scenario], mode: Mode, run: results.Run) -> list[str]:
+async def _all(wanted: list[Scenario], mode: Mode, run: results.Run, *, keep: bool) -> list[str]:
     failed = []
     for one in wanted:
         begun = time.perf_counter()
@@ -57,6 +58,8 @@ async def _all(wanted: list[Scenario], mode: Mode, run: results.Run) -> list[str
             failed.append(one.name)
             continue
         run.rows += rows
+        if keep:
+            results.keep(run)  # after each, so that a run that is cut off was not in vain
         print(f"{time.perf_counter() - begun:.0f} s", flush=True)
     return failed
 

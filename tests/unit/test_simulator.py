@@ -244,6 +244,16 @@ async def test_a_watch_ends_at_once_when_the_agent_dies(rig: Rig) -> None:
     await asyncio.wait_for(watch, 1)
 
 
+async def test_a_watch_does_not_end_because_this_node_does(rig: Rig) -> None:
+    await rig.client.run(rig.address(), p.Ping())
+    watch = asyncio.create_task(rig.client.watch(rig.address()))
+    await asyncio.sleep(0.1)
+    await rig.client.close()
+    await asyncio.sleep(0.3)
+    assert not watch.done()
+    watch.cancel()
+
+
 async def test_only_management_nodes_command_hosts(rig: Rig) -> None:
     url = f"https://{rig.hosts[0].ip}:{rig.hosts.port}/host/echo"
     async with (

@@ -20,6 +20,7 @@ from caelum.cloud.allocator.strategies import full_name
 from caelum.cloud.l2.messages import GetL2
 from caelum.cloud.l3.messages import GetL3
 from caelum.cloud.primary_storage.messages import FindStorage, ReleaseStorage, ReserveStorage, StorageCandidates
+from caelum.kernel.database import update_where
 from caelum.kernel.errors import CloudError
 from caelum.kernel.node import Node
 
@@ -140,8 +141,9 @@ class Chooser:
             self._without("HostPrimaryStorage", [], {host_uuid: error.details})
             return None
         async with self._node.db.transaction() as tx:
-            row = await tx.get_one(HostReservationModel, ask.vm_uuid)
-            row.disks = msgspec.json.encode(disks).decode()
+            row, taken = HostReservationModel, {"disks": msgspec.json.encode(disks).decode()}
+            if not await update_where(tx, row, taken, row.vm_uuid == ask.vm_uuid):
+                raise RuntimeError(f"the reservation of {ask.vm_uuid} is gone before it was complete")
         return disks
 
     async def _take_disk(self, disk: DiskRequest, host_uuid: str, storages: list[str]) -> str:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.host.connect import Connector
 from caelum.cloud.host.extension import HostPing, HypervisorDriver
@@ -193,8 +194,10 @@ class HostTracker:
             return self._interval()
 
     async def _look_closely(self, followed: _Followed) -> float | None:
-        async with self._node.db.read() as session:
-            host = await session.get(HostModel, followed.host_uuid)
+        async def load(session: AsyncSession) -> HostModel | None:
+            return await session.get(HostModel, followed.host_uuid)
+
+        host = await self._node.db.remember((HostTracker, followed.host_uuid), load)
         if host is None:
             return None
         if host.state in (PRE_MAINTENANCE, MAINTENANCE):

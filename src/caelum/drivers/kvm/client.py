@@ -120,11 +120,13 @@ class AgentClient:
         self.pending: dict[str, Pending] = {}
         self._pace = pace or Pace()
         self._errands: set[asyncio.Task[None]] = set()
+        self._closing = False
         self._lines = Lines(tls)
         self._http = aiohttp.ClientSession(connector=self._lines, cookie_jar=aiohttp.DummyCookieJar())
 
     async def close(self) -> None:
         """End all connections; whoever still waits is told."""
+        self._closing = True
         for task in self._errands:
             task.cancel()
         for waiting in list(self.pending.values()):
@@ -165,6 +167,8 @@ class AgentClient:
         closed = self._lines.latest.get(address.host_uuid)
         if closed is not None:
             await asyncio.wait([closed])
+        if self._closing:
+            await asyncio.get_running_loop().create_future()  # it is this node that ends, not the agent
 
     async def first_contact(self, tls: ssl.SSLContext, ip: str, port: int) -> Identity | None:
         """Whom the certificate at an address names; `tls` must not check the name."""
