@@ -16,6 +16,7 @@ from typing import Any
 from caelum.kernel.ids import derived_uuid
 
 _HISTORY = frozenset({"workflow_journal", "api_job", "garbage_collector", "alembic_version", "quota_usage", "session"})
+_OF_HOSTS = frozenset({"host", "host_capacity", "system_tag", "account_resource_ref"})
 _BATCH = 20_000
 Change = Callable[[int], Any]
 """A cell's value in the n-th copy."""
@@ -82,14 +83,14 @@ class Filler:
             "host.management_ip": lambda n: ips[n],
             "host.name": lambda n: f"host-{n:05d}",
         }
-        # The storage's mark is not on them yet, so that to the storage they are new.
+        # What lies on the host (guests, cached images, the storage's mark) is not on its copies.
         new = {host_uuid: lambda n: derived_uuid("simulated host", ips[n])}
-        self._copy(new, len(ips), special, leave=frozenset({"local_storage_host_ref"}))
+        self._copy(new, len(ips), special, only=_OF_HOSTS)
 
     def _copy(
-        self, own: dict[str, Change], count: int, special: dict[str, Change], leave: frozenset[str] = _HISTORY
+        self, own: dict[str, Change], count: int, special: dict[str, Change], only: frozenset[str] | None = None
     ) -> None:
-        templates = list(self._templates(own, special, leave | _HISTORY))
+        templates = list(self._templates(own, special, only))
         for begin in range(0, count, _BATCH):
             numbers = range(begin, min(count, begin + _BATCH))
             names = [{old: new(n) for old, new in own.items()} for n in numbers]
@@ -99,11 +100,12 @@ class Filler:
             self._db.execute("COMMIT")
 
     def _templates(
-        self, own: dict[str, Change], special: dict[str, Change], leave: frozenset[str]
+        self, own: dict[str, Change], special: dict[str, Change], only: frozenset[str] | None
     ) -> Iterator[tuple[str, list[Any], Any]]:
         """For each row to copy: the statement, the row, and what each changing cell becomes."""
         tables = [row[0] for row in self._db.execute("SELECT name FROM sqlite_master WHERE type='table'")]
-        for table in (one for one in tables if one not in leave and not one.startswith("sqlite_")):
+        wanted = set(tables) - _HISTORY if only is None else only
+        for table in (one for one in tables if one in wanted and not one.startswith("sqlite_")):
             columns = list(self._db.execute(f'PRAGMA table_info("{table}")'))
             names = [column[1] for column in columns]
             marks = ", ".join("?" * len(own))

@@ -8,7 +8,7 @@ PUT    /latencies [..]
 PUT    /cut [{"server": uuid, "callback": "https://127.0.0.1:8444/"}]      the management nodes that hosts do not reach
 POST   /hosts/{uuid}/die | revive | power-off
 POST   /hosts/{uuid}/vms/{vm} {"state": "Stopped"}     a guest changes by itself
-POST   /copies {"vm": .., "hosts": {host: [vm, ..]}}    guests like an existing one, without being told by the server
+POST   /copies {"vm": .., "hosts": {host: [vm, ..]}}    guests like an existing one, on hosts with its host's storages
 """
 
 from __future__ import annotations
@@ -121,15 +121,16 @@ class Control:
 
     async def _copy(self, request: web.Request) -> web.Response:
         wanted = await _read(request, Copies)
-        found = (host.world.vms.get(wanted.vm) for host in self._hosts.hosts)
-        guest = next((one for one in found if one is not None), None)
-        if guest is None or not wanted.hosts.keys() <= {host.uuid for host in self._hosts.hosts}:
+        origin = next((host.world for host in self._hosts.hosts if wanted.vm in host.world.vms), None)
+        if origin is None or not wanted.hosts.keys() <= {host.uuid for host in self._hosts.hosts}:
             raise web.HTTPNotFound(text=f"no guest {wanted.vm}, or not all of the hosts")
+        guest = origin.vms[wanted.vm]
         for host_uuid, vm_uuids in wanted.hosts.items():
-            host = self._hosts.by_uuid(host_uuid)
+            world = self._hosts.by_uuid(host_uuid).world
+            world.storages.update(origin.storages)
             for vm_uuid in vm_uuids:
                 definition = msgspec.structs.replace(guest.definition, vm_uuid=vm_uuid, disks=[], nics=[])
-                host.world.vms[vm_uuid] = msgspec.structs.replace(guest, definition=definition)
+                world.vms[vm_uuid] = msgspec.structs.replace(guest, definition=definition)
         return _json({})
 
     def _host(self, request: web.Request) -> SimulatedHost:
