@@ -198,7 +198,7 @@ async def test_a_host_that_connects_serves_exactly_its_guests(here: HostSite) ->
     await here.until_status(flat.host.uuid, "Disconnected")
     await flat.stop(leaves)
     assert await here.node.gc.open_jobs() == []
-    await here.sim[0].start(here.sim.port)
+    here.sim[0].start(here.sim.port)
     await here.until_status(flat.host.uuid, "Connected")
     assert [one.hostname for one in flat.leases.values()] == ["stays"]
     assert list(flat.world.metadata[flat.l3.uuid]) == [stays.nics[0].ips[0].ip]
@@ -264,7 +264,7 @@ async def test_a_host_that_is_away_removes_a_deleted_network_when_it_is_back(her
     await here.until_status(flat.host.uuid, "Disconnected")
     await flat.api(DeleteL3Network(uuid=flat.l3.uuid, delete_mode="Enforcing"))
     assert flat.world.dhcp
-    await here.sim[0].start(here.sim.port)
+    here.sim[0].start(here.sim.port)
     await here.cloud.until(lambda: not flat.world.dhcp and not flat.world.nat, 20)
 
 

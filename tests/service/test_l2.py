@@ -131,7 +131,7 @@ async def test_a_host_that_is_away_loses_the_bridge_when_it_comes_back(here: Hos
     await detach(here, l2)
     assert bridges(here) == {"br_eth0": "eth0"}
     assert await here.node.gc.open_jobs() == [f"l2.remove-from-host-{l2.uuid}-{host.uuid}"]
-    await here.sim[0].start(here.sim.port)
+    here.sim[0].start(here.sim.port)
     await here.cloud.until(lambda: bridges(here) == {}, 20)
 
 
@@ -143,7 +143,7 @@ async def test_a_late_removal_leaves_a_bridge_that_is_wanted_again(here: HostSit
     await here.until_status(host.uuid, "Disconnected")
     await detach(here, l2)
     await attach(here, l2)
-    await here.sim[0].start(here.sim.port)
+    here.sim[0].start(here.sim.port)
 
     async def done() -> bool:
         return not await here.node.gc.open_jobs()
