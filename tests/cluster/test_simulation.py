@@ -58,7 +58,7 @@ def test_every_seed_ends_in_order() -> None:
 
 
 @pytest.mark.timeout(0)
-@pytest.mark.parametrize("seed", [3, 5])
+@pytest.mark.parametrize("seed", [3])
 def test_a_seed_makes_one_history(seed: int) -> None:
     first, second = (simulate(SEED=seed, WORKERS=1).stdout for _ in range(2))
     assert _HISTORY.findall(first)
