@@ -159,7 +159,7 @@ def test_a_paused_machine_goes_on_where_it_was() -> None:
 
 
 def test_a_fuse_ends_a_machine_between_two_callbacks() -> None:
-    steps = []
+    steps: list[int] = []
 
     async def work() -> None:
         while True:
