@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import select, update
@@ -12,9 +14,10 @@ from tests.unit.kernel.bakery import FLOUR, BakeCake, BakeFlow, CakeModel, Flour
 
 from caelum.kernel import context, journal
 from caelum.kernel.crashpoints import Plan, ProcessDied
+from caelum.kernel.database import utcnow
 from caelum.kernel.errors import CloudError
 from caelum.kernel.gc import GarbageCollectorModel
-from caelum.kernel.ids import new_uuid
+from caelum.kernel.ids import derived_uuid, new_uuid
 from caelum.kernel.jobs import MANAGEMENT_NODE_UNAVAILABLE
 from caelum.kernel.journal import DONE, JournalModel, StaleAttempt
 from caelum.testing.cloud import EmbeddedCloud
@@ -200,6 +203,30 @@ async def test_new_work_of_a_resource_that_moved_waits_for_the_old_owners(tmp_pa
         async with second.node.db.read() as session:
             runs = list(await session.scalars(select(JournalModel).where(JournalModel.subject == cake)))
         assert sorted((run.state, run.owner == second.node.uuid) for run in runs) == [(DONE, True), ("Undone", False)]
+
+
+async def test_a_run_never_waits_for_what_it_is_part_of(tmp_path: Path) -> None:
+    async with Bakeries(tmp_path, 1) as cluster:
+        node = cluster.nodes[0]
+        names = ("outer", "middle", "inner")
+        rows = [JournalModel(**_row(name, names[:index], owner="e" * 32)) for index, name in enumerate(names)]
+        stranger = JournalModel(**_row("stranger", (), owner=node.uuid))
+        async with node.db.transaction() as tx:
+            tx.add_all(rows[:2])
+        part, whole = rows[2], rows[0]
+        part.owner = whole.owner = node.uuid
+        async with node.db.transaction() as tx:
+            assert not await journal.is_held_elsewhere(tx, part)
+            assert await journal.is_held_elsewhere(tx, stranger)
+            assert not await journal.is_held_elsewhere(tx, stranger, before=utcnow() - timedelta(hours=1))
+
+
+def _row(name: str, above: tuple[str, ...], *, owner: str) -> dict[str, Any]:
+    parent = f"{derived_uuid(above[-1])}/step/run" if above else None
+    return {
+        "uuid": derived_uuid(name), "name": "test", "subject": "s", "queue": "q", "parent": parent, "owner": owner,
+        "attempt": 1, "position": 0, "skipped": [], "state": journal.RUNNING, "ctx": "{}", "actor": {},
+    }  # fmt: skip
 
 
 async def test_an_answer_is_true_though_the_node_that_worked_died(tmp_path: Path) -> None:

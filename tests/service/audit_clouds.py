@@ -98,7 +98,8 @@ class AuditedCloud:
     async def remember(self) -> None:
         """This is how it should be."""
         async with self.made.cloud.node.db.read() as session:
-            for table in Base.metadata.sorted_tables:
+            # A node's own row belongs to the node: without it, the node is evicted.
+            for table in (one for one in Base.metadata.sorted_tables if one.name != "management_node"):
                 self._rows[table] = [dict(row) for row in (await session.execute(select(table))).mappings()]
         self._worlds = {one.uuid: copy.deepcopy(vars(one.world)) for one in self.made.hosts.hosts}
         self._images = {file: file.read_bytes() for file in self.backup.rglob("*") if file.is_file()}
@@ -106,8 +107,10 @@ class AuditedCloud:
     async def restore(self) -> None:
         """Put everything back."""
         async with self.made.cloud.node.db.transaction() as tx:
-            await tx.execute(text("PRAGMA defer_foreign_keys = ON"))
-            for table in reversed(Base.metadata.sorted_tables):
+            sqlite = self.made.cloud.node.db.sqlite
+            later = "PRAGMA defer_foreign_keys = ON" if sqlite else "SET LOCAL session_replication_role = replica"
+            await tx.execute(text(later))
+            for table in reversed(self._rows):
                 await tx.execute(delete(table))
             for table, rows in self._rows.items():
                 if rows:

@@ -212,10 +212,10 @@ class Membership:
         """Stop being given work: the others drop this node from their rings, but leave alone what it still does."""
         if self._node.uuid not in self._node.ring.members:
             return
-        self._tell("NodeLeft")
         if self.clustered and not self._lost:
             with contextlib.suppress(CloudError, SQLAlchemyError, TimeoutError):
                 await self._move(LEAVING)
+        self._tell("NodeLeft")
 
     async def leave(self) -> None:
         """Remove this node's row: from now on it commits nothing, and the others take over what it left."""
@@ -393,6 +393,12 @@ class Membership:
         if dead:
             taken = await self._node.workflows.recover(dead)
             log.info("took %d workflows over from nodes %s", taken, ", ".join(dead))
+
+    async def is_member(self, session: AsyncSession, uuid: str) -> bool:
+        """Whether a node has a row, so that what it owns is its own."""
+        if not self.clustered:
+            return uuid == self._node.uuid
+        return await session.scalar(select(_TABLE.c.uuid).where(_TABLE.c.uuid == uuid)) is not None
 
     async def dead_owners(self) -> list[str]:
         """The nodes that still own something and have no row."""

@@ -319,9 +319,7 @@ class Workflows:
 
     async def _wait_for_earlier(self, row: JournalModel) -> None:
         """Wait while another node drives an earlier run in the same queue: the ring had given it to that node."""
-        if self._node.ring.alone:
-            return
-        while True:
+        while not self._node.db.sqlite:
             async with self._node.db.transaction() as tx:
                 if not await journal.is_held_elsewhere(tx, row, before=row.create_date):
                     return
@@ -386,6 +384,8 @@ class Workflows:
             if row is None or row.state not in LIVE:
                 return True
             tx.expunge(row)
+            if row.owner != self._node.uuid and await self._node.membership.is_member(tx, row.owner):
+                return False  # it was taken over meanwhile, and goes on there
             cls = flows()[row.name]
             if not await journal.claim(tx, row, self._node.uuid):
                 return False
