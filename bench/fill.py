@@ -82,10 +82,14 @@ class Filler:
             "host.management_ip": lambda n: ips[n],
             "host.name": lambda n: f"host-{n:05d}",
         }
-        self._copy({host_uuid: lambda n: derived_uuid("simulated host", ips[n])}, len(ips), special)
+        # The storage's mark is not on them yet, so that to the storage they are new.
+        new = {host_uuid: lambda n: derived_uuid("simulated host", ips[n])}
+        self._copy(new, len(ips), special, leave=frozenset({"local_storage_host_ref"}))
 
-    def _copy(self, own: dict[str, Change], count: int, special: dict[str, Change]) -> None:
-        templates = list(self._templates(own, special))
+    def _copy(
+        self, own: dict[str, Change], count: int, special: dict[str, Change], leave: frozenset[str] = _HISTORY
+    ) -> None:
+        templates = list(self._templates(own, special, leave | _HISTORY))
         for begin in range(0, count, _BATCH):
             numbers = range(begin, min(count, begin + _BATCH))
             names = [{old: new(n) for old, new in own.items()} for n in numbers]
@@ -94,10 +98,12 @@ class Filler:
                 self._db.executemany(statement, _rows(row, changes, numbers, names))
             self._db.execute("COMMIT")
 
-    def _templates(self, own: dict[str, Change], special: dict[str, Change]) -> Iterator[tuple[str, list[Any], Any]]:
+    def _templates(
+        self, own: dict[str, Change], special: dict[str, Change], leave: frozenset[str]
+    ) -> Iterator[tuple[str, list[Any], Any]]:
         """For each row to copy: the statement, the row, and what each changing cell becomes."""
         tables = [row[0] for row in self._db.execute("SELECT name FROM sqlite_master WHERE type='table'")]
-        for table in (one for one in tables if one not in _HISTORY and not one.startswith("sqlite_")):
+        for table in (one for one in tables if one not in leave and not one.startswith("sqlite_")):
             columns = list(self._db.execute(f'PRAGMA table_info("{table}")'))
             names = [column[1] for column in columns]
             marks = ", ".join("?" * len(own))

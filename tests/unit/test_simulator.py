@@ -256,3 +256,28 @@ async def test_only_management_nodes_command_hosts(rig: Rig) -> None:
 def test_the_simulator_knows_every_command() -> None:
     # Other tests have commands of their own.
     assert known_paths() == {path for path, cls in p.commands().items() if cls.__module__ == p.__name__}
+
+
+async def test_a_dead_agent_is_not_reached_and_the_others_are(rig: Rig) -> None:
+    await rig.hosts[0].die()
+    with pytest.raises(CloudError) as refused:
+        await rig.client.run(rig.address(), p.Ping())
+    assert refused.value.kind is HOST_DISCONNECTED
+    assert (await rig.client.run(rig.address(1), p.Ping())).agent_uuid == rig.hosts[1].agent_uuid
+    await rig.hosts[0].revive()
+    assert (await rig.client.run(rig.address(), p.Ping())).host_uuid is None
+
+
+async def test_an_address_that_is_no_hosts_is_turned_away(rig: Rig) -> None:
+    stranger = Address(rig.hosts[0].uuid, "127.1.0.77", rig.hosts.port)
+    with pytest.raises(CloudError) as refused:
+        await rig.client.run(stranger, p.Ping())
+    assert refused.value.kind is HOST_DISCONNECTED
+
+
+async def test_each_host_shows_a_certificate_of_its_own(rig: Rig) -> None:
+    tls = pki.client_context(pki.Files.in_directory(rig.directory, "server"), check_name=False)
+    for host in rig.hosts.hosts:
+        identity = await rig.client.first_contact(tls, host.ip, rig.hosts.port)
+        assert identity is not None
+        assert identity.uuid == host.uuid

@@ -14,7 +14,6 @@ import msgspec
 from aiohttp import web
 
 from caelum.cloud.identity.errors import ACCESS_KEY_REFUSED
-from caelum.cloud.management.errors import NOT_READY
 from caelum.gateway.answer import error_body, with_schema
 from caelum.gateway.http import base_url, client_of, json_answer, oauth_session, raw_json, read_body
 from caelum.gateway.portal import Request
@@ -125,11 +124,7 @@ class Rest:
     async def _poll(self, request: web.BaseRequest, uuid: str) -> web.Response:
         if request.method not in ("GET", "HEAD"):
             raise Refusal(405, f"the method {request.method} is not allowed for jobs", {"Allow": "GET"})
-        try:
-            job = await self._job(uuid, _wait_seconds(request))
-        except CloudError as error:
-            # Not as itself: whoever polls would take it for the job's answer.
-            raise CloudError(NOT_READY, f"job[uuid:{uuid}] cannot be looked up now", cause=error) from error
+        job = await self._job(uuid, _wait_seconds(request))
         if job is None:
             raise Refusal(404, "the job has been expired")
         if not job.done:

@@ -417,7 +417,8 @@ async def insert_new(tx: AsyncSession, model: type[Base], **values: Any) -> bool
 @lru_cache
 def _insert_new(model: type[Base], postgresql: bool) -> Any:
     insert: Any = postgresql_insert if postgresql else sqlite_insert
-    return insert(cast("Table", model.__table__)).on_conflict_do_nothing()
+    statement = insert(cast("Table", model.__table__)).on_conflict_do_nothing()
+    return statement.inline().execution_options(preserve_rowcount=True)
 
 
 def is_unique_violation(error: BaseException) -> bool:

@@ -36,6 +36,7 @@ from caelum.kernel.context import SYSTEM, Actor
 from caelum.kernel.database import Base, insert_new, update_where, utcnow
 from caelum.kernel.errors import INVALID_ARGUMENT, CloudError, ErrorCode, error_type, to_wire
 from caelum.kernel.events import CanonicalEvent, canonical
+from caelum.kernel.postgresql import is_passing
 from caelum.kernel.settings import Seconds, setting
 from caelum.kernel.vault import PREFIX as SEALED
 from caelum.kernel.views import to_builtins
@@ -53,6 +54,8 @@ MANAGEMENT_NODE_UNAVAILABLE = error_type(
     "The node that did this work stopped before it was done; look at the resource, then repeat the request.",
     transient=True,
 )
+
+_LOOK_AGAIN = 0.5
 
 EXPIRED_PERIOD = setting(
     "rest", "completedApi.expiredPeriod", "10800", Seconds,
@@ -159,12 +162,35 @@ class Jobs:
         self, uuid: str, api: str, actor: Actor = SYSTEM, body: str | None = None, *, web_hook: str | None = None
     ) -> None:
         """Record a new job; from here on it gets an answer. INVALID_ARGUMENT when the UUID is used already."""
-        async with self._node.db.transaction() as tx:
-            if not await insert_new(
-                tx, JobModel, uuid=uuid, api=api, actor=msgspec.to_builtins(actor), body=body, web_hook=web_hook,
-                node_uuid=self._node.uuid,
-            ):  # fmt: skip
-                raise CloudError(INVALID_ARGUMENT, f"Duplicate job uuid[{uuid}]")
+        try:
+            async with self._node.db.transaction() as tx:
+                if not await insert_new(
+                    tx, JobModel, uuid=uuid, api=api, actor=msgspec.to_builtins(actor), body=body, web_hook=web_hook,
+                    node_uuid=self._node.uuid,
+                ):  # fmt: skip
+                    raise CloudError(INVALID_ARGUMENT, f"Duplicate job uuid[{uuid}]")
+        except CloudError as error:
+            if "ambiguous" not in error.facts or not await self._is_recorded(uuid):
+                raise
+            log.info("job %s was recorded though the connection was lost", uuid)
+
+    async def _is_recorded(self, uuid: str) -> bool:
+        """Whether this node's row was committed before the connection was lost, asked until the database answers.
+
+        A job that was recorded and that nobody works on would never have an answer.
+        """
+        while True:
+            try:
+                job = await self._row(uuid)
+                return job is not None and job.node_uuid == self._node.uuid
+            except CloudError as error:
+                if not is_passing(error):
+                    raise
+            await asyncio.sleep(_LOOK_AGAIN)
+
+    async def _row(self, uuid: str) -> JobModel | None:
+        async with self._node.db.read() as session:
+            return await session.get(JobModel, uuid)
 
     async def finish(self, uuid: str, answer: str | bytes | ErrorCode | BaseException) -> bool:
         """Answer the job: the body's JSON text, or an error. False when it has its answer already (or is unknown)."""
@@ -232,8 +258,7 @@ class Jobs:
 
     async def get(self, uuid: str) -> Job | None:
         """What is known of the job, or None when there is none (any more)."""
-        async with self._node.db.read() as session:
-            row = await session.get(JobModel, uuid)
+        row = await self._row(uuid)
         return None if row is None else self._job(row)
 
     async def wait(self, uuid: str) -> Job | None:

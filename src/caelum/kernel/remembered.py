@@ -30,7 +30,7 @@ class Remembered:
 
     def __init__(self, metadata: MetaData) -> None:
         self._metadata = metadata
-        self._kept: OrderedDict[Hashable, tuple[Any, Mapping[str, int]]] = OrderedDict()
+        self._kept: OrderedDict[Hashable, tuple[Any, Mapping[str, int], frozenset[str]]] = OrderedDict()
         self._versions: defaultdict[str, int] = defaultdict(int)
         self._written: set[str] = set()
 
@@ -54,11 +54,14 @@ class Remembered:
         found = self._kept.get(key)
         if found is None:
             return None
-        answer, versions = found
+        answer, versions, statements = found
         for table, version in versions.items():
             if self._versions[table] != version:
                 del self._kept[key]
                 return None
+        reading = _statements.get()
+        if reading is not None:
+            reading |= statements  # what is read with this answer depends on it
         return (answer,)
 
     def reader(self) -> Reader:
@@ -69,7 +72,8 @@ class Remembered:
         """Keep an answer that was read inside the reader's block."""
         named = set[str]().union(*(words_in(one) for one in reader.statements))
         tables = [EVERYTHING, *(named & self._metadata.tables.keys())]
-        self._kept[key] = answer, {table: reader.versions.get(table, 0) for table in tables}
+        versions = {table: reader.versions.get(table, 0) for table in tables}
+        self._kept[key] = answer, versions, frozenset(reader.statements)
         self._kept.move_to_end(key)
         while len(self._kept) > _MOST:
             self._kept.popitem(last=False)
@@ -94,6 +98,9 @@ class Reader:
 
     def __exit__(self, *_: object) -> None:
         _statements.reset(self._token)
+        around = _statements.get()
+        if around is not None:
+            around |= self.statements
 
 
 @lru_cache(maxsize=4096)

@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_MOST_KEPT = 1000
+"""Overrides of one setting that are kept in memory; nearly always there are none."""
+
 _UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
@@ -273,12 +276,25 @@ class Settings:
 
         Name the resource first, then what contains it (VM, cluster, zone).
         """
-        key = (setting.category, setting.name, *resource_uuids)
-        texts = await self._db.remember(key, lambda session: overrides(session, setting, resource_uuids))
+        texts = await self._overrides(setting)
+        if texts is None:
+            async with self._db.read() as session:
+                texts = await overrides(session, setting, resource_uuids)
         for uuid in resource_uuids:
             if uuid in texts:
                 return _value_of(setting, texts[uuid])
         return self.get(setting)
+
+    async def _overrides(self, setting: Setting[Any]) -> dict[str, str] | None:
+        """Every override of a setting, as text by resource UUID; None when there are too many to keep."""
+        row = ResourceConfigModel
+        query = select(row.resource_uuid, row.value).where(row.category == setting.category, row.name == setting.name)
+
+        async def load(session: AsyncSession) -> dict[str, str] | None:
+            found = (await session.execute(query.limit(_MOST_KEPT + 1))).all()
+            return None if len(found) > _MOST_KEPT else {one[0]: one[1] for one in found}
+
+        return await self._db.remember((ResourceConfigModel, setting.category, setting.name), load)
 
     async def set(self, setting: Setting[T], value: T | str) -> None:
         """Change the value, on every node; `INVALID_ARGUMENT` when the setting does not allow it."""

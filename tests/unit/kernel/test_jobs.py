@@ -1,11 +1,14 @@
 """API jobs: one answer each, progress, waiting, and what happens to them when a node dies."""
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
 import pytest
 from sqlalchemy import update
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.kernel.context import Actor
 from caelum.kernel.errors import INVALID_ARGUMENT, CloudError
@@ -14,6 +17,7 @@ from caelum.kernel.jobs import EXPIRED_PERIOD, Job, JobModel, reply_body
 from caelum.kernel.message import ApiMessage as Api
 from caelum.kernel.message import Inventory, Reply, rest
 from caelum.kernel.node import Node
+from caelum.kernel.postgresql import DATABASE_UNAVAILABLE
 
 ACTOR = Actor("acc", "usr", "ses")
 
@@ -175,3 +179,29 @@ async def test_old_jobs_are_forgotten(node: Node) -> None:
 )
 def test_bodies(api: str, reply: Any, body: dict[str, Any]) -> None:
     assert msgspec.json.decode(reply_body(api, reply)) == body
+
+
+@pytest.mark.parametrize("committed", [True, False])
+async def test_a_job_whose_commit_is_unknown_is_looked_up(
+    node: Node, monkeypatch: pytest.MonkeyPatch, committed: bool
+) -> None:
+    """A connection lost at the commit: what was recorded is accepted, so that somebody works on it."""
+    transaction = node.db.transaction
+
+    @contextlib.asynccontextmanager
+    async def lost_at_commit() -> AsyncIterator[AsyncSession]:
+        async with transaction() as tx:
+            yield tx
+            if not committed:
+                await tx.rollback()
+        raise CloudError(DATABASE_UNAVAILABLE, "connection lost", ambiguous=True)
+
+    uuid = new_uuid()
+    monkeypatch.setattr(node.db, "transaction", lost_at_commit)
+    if committed:
+        await node.jobs.create(uuid, "CreateTestNote", ACTOR)
+        assert (await _job(node, uuid)).state == "Processing"
+    else:
+        with pytest.raises(CloudError, match="connection lost"):
+            await node.jobs.create(uuid, "CreateTestNote", ACTOR)
+        assert await node.jobs.get(uuid) is None

@@ -115,7 +115,7 @@ async def test_a_cancelled_running_task_frees_its_turn(queues: WorkQueues, probe
     assert queues.dump() == {}
 
 
-@pytest.mark.parametrize("seconds", [0.2, -1.0])
+@pytest.mark.parametrize("seconds", [2.0, -1.0])
 async def test_a_deadline_takes_waiting_tasks_out(queues: WorkQueues, probe: Probe, seconds: float) -> None:
     async with queues.turn("sig"):
         with context.use(context.TaskContext(deadline=time.monotonic() + seconds)):

@@ -184,8 +184,11 @@ async def record(
     ref.status = CONNECTED
     if host_bound:
         await _derive(tx, ref, Place(ps_uuid, host_uuid, True), physical, terms)
+        # Thousands of hosts that connect after a restart, each as it was, must not each add all of them up.
+        changed = ref in tx.new or tx.is_modified(ref)
         await tx.flush()
-        await sum_hosts(tx, ps_uuid)
+        if changed:
+            await sum_hosts(tx, ps_uuid)
         return
     await tx.flush()
     whole = await tx.get_one(Capacity, ps_uuid, with_for_update=True)

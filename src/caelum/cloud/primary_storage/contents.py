@@ -77,7 +77,7 @@ class StorageContentsService(Service):
 
     @handles(ReserveStorage, queue="storage-{key}")
     async def reserve(self, msg: ReserveStorage) -> None:
-        ps = await self.storages.find(msg.primary_storage_uuid)
+        ps = await self.storages.known(msg.primary_storage_uuid)
         place, terms = self.storages.place(ps, msg.host_uuid), await self.storages.terms(ps.uuid)
         async with self.node.db.transaction() as tx:
             await reserve(tx, place, msg.key, msg.size, terms)
@@ -98,7 +98,7 @@ class StorageContentsService(Service):
 
     @handles(CreateVolumeOnStorage, queue="bits-{volume_uuid}")
     async def create_volume(self, msg: CreateVolumeOnStorage) -> VolumeBits:
-        ps = await self.storages.find(msg.primary_storage_uuid)
+        ps = await self.storages.known(msg.primary_storage_uuid)
         host_uuid, place = await self.storages.worker(ps, msg.host_uuid), self.storages.place(ps, msg.host_uuid)
         path = await self._choose_path(msg, ps, place)
         bits = await self._making.run(msg.volume_uuid, self._make(msg, ps, host_uuid, path))
@@ -159,7 +159,7 @@ class StorageContentsService(Service):
 
     async def _delete_bits(self, msg: DeleteBitsOnStorage) -> None:
         try:
-            ps = await self.storages.find(msg.primary_storage_uuid)
+            ps = await self.storages.known(msg.primary_storage_uuid)
         except CloudError as error:
             if error.code == RESOURCE_NOT_FOUND.code:
                 return  # the storage went, and what was on it with it
@@ -184,7 +184,7 @@ class StorageContentsService(Service):
 
     @handles(GetBitsOnStorage)
     async def get_bits(self, msg: GetBitsOnStorage) -> VolumeBits:
-        ps = await self.storages.find(msg.primary_storage_uuid)
+        ps = await self.storages.known(msg.primary_storage_uuid)
         known = await self._reservation(msg.volume_uuid)
         host_uuid = await self.storages.worker(ps, msg.host_uuid or (known.host_uuid if known else None) or None)
         bits = await self.storages.driver(ps).bits_info(ps, host_uuid, msg.install_path)
@@ -192,7 +192,7 @@ class StorageContentsService(Service):
 
     @handles(CacheImage)
     async def cache_image(self, msg: CacheImage) -> CachedImage:
-        ps = await self.storages.find(msg.primary_storage_uuid)
+        ps = await self.storages.known(msg.primary_storage_uuid)
         bits = await self.cache.ensure(ps, await self.storages.worker(ps, msg.host_uuid), msg.image_uuid)
         return CachedImage(bits.install_path, bits.size, bits.format)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select
+from typing import cast
+
+from sqlalchemy import Table, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.primary_storage.api import PrimaryStorageInventory
@@ -46,6 +48,19 @@ class Storages:
             return inventory
 
         return await self.node.db.remember((PrimaryStorageModel, uuid), load)
+
+    async def known(self, uuid: str) -> PrimaryStorageInventory:
+        """One storage without its capacity and its clusters: what does not change with every volume."""
+        table = cast("Table", PrimaryStorageModel.__table__)
+
+        async def load(session: AsyncSession) -> PrimaryStorageInventory:
+            row = (await session.execute(select(table).where(table.c.uuid == uuid))).mappings().one_or_none()
+            if row is None:
+                raise not_found("PrimaryStorageVO", uuid)
+            fields = PrimaryStorageInventory.__struct_fields__
+            return PrimaryStorageInventory(**{name: value for name, value in row.items() if name in fields})
+
+        return await self.node.db.remember((Storages.known, uuid), load)
 
     def driver(self, ps: PrimaryStorageInventory | PrimaryStorageModel) -> PrimaryStorageDriver:
         """The driver of the storage's type."""
@@ -91,7 +106,7 @@ class Storages:
 
     async def connect(self, ps: PrimaryStorageInventory, host_uuid: str) -> None:
         """Prepare the storage on a host and enter its capacity."""
-        known = host_uuid in await self.hosts_of(ps.uuid) or await self._has_contents(ps, host_uuid)
+        known = await self._has(ps, host_uuid) or await self._has_contents(ps, host_uuid)
         physical = await self.driver(ps).connect(ps, host_uuid, first=not known)
         await self.record(ps, host_uuid, physical)
 
@@ -99,6 +114,10 @@ class Storages:
         """Let a host forget a storage, unless it holds something of it that must be found again."""
         if not await self._has_contents(ps, host_uuid):
             await self.driver(ps).disconnect(ps, host_uuid)
+
+    async def _has(self, ps: PrimaryStorageInventory, host_uuid: str) -> bool:
+        async with self.node.db.read() as session:
+            return await session.get(HostRef, (ps.uuid, host_uuid)) is not None
 
     async def _has_contents(self, ps: PrimaryStorageInventory, host_uuid: str) -> bool:
         query = select(StorageReservationModel.key).where(

@@ -57,8 +57,8 @@ class FlatNetworkDriver(Service):
     async def ensure_server(self, msg: EnsureDhcpServer) -> UsedIpInventory:
         """The server's address; the tag tells clients which it is, or which the user wants."""
         uuid = msg.l3_network_uuid
-        async with self.node.db.read() as session:
-            tag = await DHCP_SERVER.get(session, uuid)
+        key = (DHCP_SERVER.format, uuid)
+        tag = await self.node.db.remember(key, lambda session: DHCP_SERVER.get(session, uuid))
         # With the UUID of an address it is our own note, and the address may have gone with its range since.
         wanted = None if tag is None or is_uuid(tag["ipUuid"]) else tag["ip"]
         request = AllocateIp(l3_network_uuid=uuid, holder=holder(uuid), required_ip=wanted, used_for="DhcpServer")

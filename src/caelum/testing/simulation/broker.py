@@ -29,6 +29,18 @@ _tags = itertools.count(1)
 Consumer = Callable[[Any], Awaitable[None]]
 
 
+class NoQueueError(PublishError):
+    """A message was returned."""
+
+    def __init__(self, key: str) -> None:
+        Exception.__init__(self, key)
+
+    def __repr__(self) -> str:
+        return f"NoQueueError({self.args[0]!r})"
+
+    __str__ = __repr__
+
+
 class Delivery:
     """A message on its way to a consumer: as `aio_pika.IncomingMessage`."""
 
@@ -143,7 +155,7 @@ class Exchange:
             queue.put(message)
         await connection.pass_wire()
         if mandatory and not queues:
-            raise PublishError(None, None)  # type: ignore[arg-type]
+            raise NoQueueError(key)
 
 
 class Channel:

@@ -110,6 +110,15 @@ class Client:
                 return status, body
             await self._after_refusal(status, body)
 
+    async def final_answer_of(self, job: str, patience: float) -> tuple[int, dict[str, Any]]:
+        """What some node says of a job that should have ended; a node in trouble may say that it does not know."""
+        end = asyncio.get_running_loop().time() + patience
+        while True:
+            status, body = await self.answer_of(job)
+            if status != 202 or asyncio.get_running_loop().time() > end:
+                return status, body
+            await asyncio.sleep(1)
+
     async def _to_the_end(self, made: Call) -> None:
         while made.ended is None:
             if not made.accepted:

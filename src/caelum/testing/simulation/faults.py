@@ -220,8 +220,6 @@ _FAULTS: list[tuple[Callable[[Nemesis], Coroutine[Any, Any, None]], float]] = [
     (Nemesis.pause, 2),
     (Nemesis.cut_host, 2),
     (Nemesis.slow_network, 1),
-    (Nemesis.database_away, 2),
-    (Nemesis.ambiguous_commit, 2),
     (Nemesis.command_fault, 4),
     (Nemesis.agent_dies, 2),
     (Nemesis.host_dies, 1),
@@ -231,8 +229,10 @@ _FAULTS: list[tuple[Callable[[Nemesis], Coroutine[Any, Any, None]], float]] = [
 _CLUSTER_FAULTS: list[tuple[Callable[[Nemesis], Coroutine[Any, Any, None]], float]] = [
     (Nemesis.kill, 3),
     (Nemesis.pause, 3),
+    (Nemesis.database_away, 2),
+    (Nemesis.ambiguous_commit, 3),
     (Nemesis.conflicts, 2),
     (Nemesis.broker_crashes, 1),
     (Nemesis.cut_broker, 2),
 ]
-"""What is more in a cloud of several nodes."""
+"""What is more in a cloud of several nodes: SQLite is a file of the only node, and is never away."""

@@ -21,6 +21,7 @@ from caelum.testing.simulation.workload import Workload
 REST = 1800.0
 """Seconds within which a mended cloud must come to rest."""
 _LOOK_AGAIN = 5.0
+_PATIENCE = 60.0
 _ENDS: dict[str, frozenset[str | None]] = {
     "CreateVmInstance": frozenset({"Running"}),
     "StartVmInstance": frozenset({"Running"}),
@@ -82,7 +83,7 @@ class Judge:
         """A job has one answer, and it is the one that the client was told."""
         if not call.accepted:
             return []
-        status, body = await client.answer_of(call.job)
+        status, body = await client.final_answer_of(call.job, _PATIENCE)
         what = f"job {call.job} ({call.name} {call.about or ''})"
         if status == 202:
             return [f"{what} was never answered"]

@@ -1,0 +1,112 @@
+"""Quick statements run at once, slow ones and whoever waits for another process in the thread."""
+
+import asyncio
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+from sqlalchemy import event, text
+
+from caelum.kernel import sqlite
+from caelum.kernel.database import Database
+
+
+@pytest.fixture
+async def threads(db: Database) -> set[str]:
+    """The names of the threads in which the database's functions ran."""
+    found: set[str] = set()
+
+    def note() -> int:
+        found.add(threading.current_thread().name)
+        return 1
+
+    for engine in (db._writer, db._reader):
+
+        @event.listens_for(engine.sync_engine, "connect")
+        def on_connect(connection: object, _record: object) -> None:
+            connection.create_function("note", 0, note)  # type: ignore[attr-defined]
+
+    await db._writer.dispose()
+    await db._reader.dispose()
+    return found
+
+
+async def ask(db: Database, statement: str) -> None:
+    async with db.read() as session:
+        await session.execute(text(statement))
+
+
+async def test_a_statement_that_was_quick_needs_no_thread(db: Database, threads: set[str]) -> None:
+    here = threading.current_thread().name
+    await ask(db, "SELECT note()")
+    assert here not in threads
+    sqlite._pace.took("SELECT note()", 0.0)
+    sqlite._pace._average["SELECT note()"] = 0.0
+    threads.clear()
+    await ask(db, "SELECT note()")
+    assert threads == {here}
+
+
+async def test_a_statement_that_becomes_slow_goes_back_to_the_thread(db: Database, threads: set[str]) -> None:
+    sqlite._pace._average["SELECT note() + 1"] = 0.0
+    for _ in range(10):
+        sqlite._pace.took("SELECT note() + 1", 0.01)
+    await ask(db, "SELECT note() + 1")
+    assert threading.current_thread().name not in threads
+
+
+async def test_the_loop_goes_on_while_another_process_holds_the_lock(db: Database, tmp_path: Path) -> None:
+    statement = "CREATE TABLE IF NOT EXISTS locked (x)"
+    other = sqlite3.connect(tmp_path / "test.db", isolation_level=None)
+    sqlite._pace._average[statement] = 0.0
+    other.execute("BEGIN IMMEDIATE")
+
+    async def write() -> None:
+        async with db.transaction() as tx:
+            await tx.execute(text(statement))
+
+    writing = asyncio.create_task(write())
+    await asyncio.sleep(0.2)
+    assert not writing.done()
+    other.execute("ROLLBACK")
+    other.close()
+    await writing
+
+
+async def test_many_quick_statements_let_others_have_their_turn(db: Database) -> None:
+    sqlite._pace._average["SELECT 1"] = 0.0
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(other())
+    async with db.read() as session:
+        for _ in range(500):
+            await session.execute(text("SELECT 1"))
+    task.cancel()
+    assert turns > 3
+
+
+async def test_a_transaction_without_statements_never_begins(db: Database) -> None:
+    async with db.transaction():
+        pass
+    async with db.read():
+        pass
+    async with db.transaction() as tx:
+        await tx.execute(text("CREATE TABLE empty_before (x)"))
+    await ask(db, "SELECT * FROM empty_before")
+
+
+async def test_a_checkpoint_empties_the_log(db: Database, tmp_path: Path) -> None:
+    async with db.transaction() as tx:
+        await tx.execute(text("CREATE TABLE logged (x)"))
+    await asyncio.to_thread(sqlite.checkpoint, str(tmp_path / "test.db"))
+    alone = tmp_path / "alone.db"
+    alone.write_bytes((tmp_path / "test.db").read_bytes())
+    with sqlite3.connect(alone) as copy:
+        assert copy.execute("SELECT count(*) FROM logged").fetchone() == (0,)
