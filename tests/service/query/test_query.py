@@ -347,6 +347,21 @@ class TestVisibility:
         assert await zoo.ask(tagged, actor=Actor(FRANK, FRANK)) == [mine]
         assert set(await zoo.ask(tagged)) == {mine, others}
 
+    async def test_conditions_on_what_is_joined_tell_nothing_of_others(self, zoo: Zoo) -> None:
+        """Keepers are everybody's; whether one keeps a pet of another account is not."""
+        frank = Actor(FRANK, FRANK)
+        shown = set(await zoo.ask(actor=frank))
+
+        async def keepers_of(row: dict[str, Any], actor: Actor | None) -> list[str]:
+            msg = QueryKeeper(conditions=[QueryCondition("pets.uuid", "=", row["uuid"])])
+            return [one.uuid for one in (await zoo.cloud.api(msg, actor)).inventories or []]
+
+        kept = [row for row in zoo.rows if row["keeperUuid"] is not None]
+        assert {row["uuid"] in shown for row in kept} == {True, False}
+        for row in kept:
+            assert await keepers_of(row, None) == [row["keeperUuid"]]
+            assert await keepers_of(row, frank) == ([row["keeperUuid"]] if row["uuid"] in shown else [])
+
 
 def zql_of(tree: Any) -> str:
     """A condition, or an operator with two trees, as ZQL."""

@@ -82,7 +82,7 @@ def compile_tree(
 
 
 def _where(found: Target, tree: Junction, actor: Actor) -> ColumnElement[bool]:
-    compiled = _Compiler().tree(found, tree)
+    compiled = _Compiler(actor).tree(found, tree)
     return compiled if actor.is_admin else and_(compiled, visible(found.model, actor.account_uuid))
 
 
@@ -108,10 +108,13 @@ def _switched(found: Target, conditions: list[QueryCondition]) -> Target:
 
 
 class _Compiler:
-    """Conditions of one query, with what they have cost so far."""
+    """Conditions of one query, with what they have cost so far.
 
-    def __init__(self) -> None:
-        self.joins = 0
+    A condition on what a row is joined with looks only at rows that the actor sees, or it would tell of the others.
+    """
+
+    def __init__(self, actor: Actor) -> None:
+        self.joins, self._actor = 0, actor
 
     def tree(self, at: Target, tree: Tree) -> ColumnElement[bool]:
         if isinstance(tree, QueryCondition):
@@ -142,7 +145,8 @@ class _Compiler:
         there = msgspec.structs.replace(leads_to, model=aliased(leads_to.model))
         here = at.attribute(snake(expand.foreign_key))
         linked = there.attribute(snake(expand.key)) == here
-        return exists().where(linked, self.condition(there, one, rest)).correlate(at.model)
+        seen = [] if self._actor.is_admin else [visible(there.model, self._actor.account_uuid)]
+        return exists().where(linked, *seen, self.condition(there, one, rest)).correlate(at.model)
 
     def _pay(self, one: QueryCondition) -> None:
         self.joins += 1
