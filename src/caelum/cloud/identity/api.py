@@ -171,7 +171,7 @@ class ValidateSession(ApiMessage[ValidateSessionReply], kw_only=True):
     session_uuid: str
 
 
-@rest("PUT /accounts/sessions/{sessionUuid}/renew", package=_PACKAGE)
+@rest("PUT /accounts/sessions/{sessionUuid}/renew", package=_PACKAGE, secret=True)
 class RenewSession(ApiMessage[SessionInventory], kw_only=True):
     """Let a session end `duration` seconds from now, by default after the usual time."""
 

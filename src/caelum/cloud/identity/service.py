@@ -62,7 +62,7 @@ from caelum.cloud.identity.sharing import revoke, share
 from caelum.kernel import context
 from caelum.kernel.context import ADMIN_ACCOUNT_UUID, Actor
 from caelum.kernel.database import is_unique_violation, unique
-from caelum.kernel.errors import INVALID_ARGUMENT, CloudError, invalid, not_found
+from caelum.kernel.errors import INVALID_ARGUMENT, RESOURCE_NOT_FOUND, CloudError, invalid, not_found
 from caelum.kernel.ids import new_uuid
 from caelum.kernel.resources import type_of
 from caelum.kernel.service import Service, handles, intercepts
@@ -154,7 +154,8 @@ class IdentityService(Service):
         except CloudError:
             actor = None
         if actor is None or not (asking.is_admin or actor.account_uuid == asking.account_uuid):
-            raise not_found("SessionVO", msg.session_uuid)
+            # Without its UUID, which this error would keep in the database: it may be somebody's.
+            raise CloudError(RESOURCE_NOT_FOUND, "no such session of this account")
         return await self.sessions.renew(msg.session_uuid, msg.duration)
 
     @handles(CheckSession)

@@ -17,7 +17,7 @@ import msgspec
 from sqlalchemy import delete, func, select
 
 from caelum.cloud.identity.api import SYSTEM_ADMIN, SessionInventory
-from caelum.cloud.identity.errors import MAX_SESSIONS_EXCEEDED, invalid_session
+from caelum.cloud.identity.errors import MAX_SESSIONS_EXCEEDED, invalid_session, wrong_credentials
 from caelum.cloud.identity.events import SessionEnded
 from caelum.cloud.identity.model import AccountModel, SessionModel
 from caelum.cloud.identity.settings import MAX_CONCURRENT_SESSIONS, SESSION_TIMEOUT
@@ -70,7 +70,9 @@ class Sessions:
                 SessionModel.account_uuid == account.uuid, SessionModel.expired_date > now
             )
             # Loaded and so locked: logins at several nodes are counted one after another.
-            await tx.get_one(AccountModel, account.uuid)
+            now_row = await tx.get_one(AccountModel, account.uuid)
+            if now_row.password != account.password:
+                raise wrong_credentials()  # it was changed while this one was checked
             count = await tx.scalar(active) or 0
             if count >= limit:
                 raise CloudError(
