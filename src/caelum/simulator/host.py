@@ -100,6 +100,7 @@ class SimulatedHost:
         for work in self._work - {current}:
             work.cancel()
         self._reports.clear()
+        self._reporting = False
         if server is not None:
             for connection in server.connections:
                 if connection.transport is not None:
@@ -280,10 +281,10 @@ class SimulatedHost:
         )  # fmt: skip
         self._reports.append(report)
         if not self._reporting:
+            self._reporting = True
             self._spawn(self._send_reports())
 
     async def _send_reports(self) -> None:
-        self._reporting = True
         try:
             while self._reports and self.world.report_url is not None:
                 await self._post_until_taken(self.world.report_url, _encode(self._reports[0]), _JSON)

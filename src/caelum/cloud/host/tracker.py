@@ -47,6 +47,7 @@ from caelum.kernel.views import view
 
 log = logging.getLogger(__name__)
 
+_RESCAN_PAUSE = 1.0
 _BACK_OFF = (1.0, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0, 34.0)
 """Seconds between attempts to connect a lost host; then the ping interval."""
 _STOP_PATIENCE = 0.5
@@ -91,7 +92,7 @@ class HostTracker:
         self._pinging = asyncio.Semaphore(self._node.settings.get(PING_PARALLELISM))
         self._deaf = self._node.ring.on_change(self._on_ring)
         settings = self._node.settings
-        await self._rescan(connect=settings.get(LOAD_ALL) and settings.get(RECONNECT_ON_BOOT))
+        await self._rescan_surely(connect=settings.get(LOAD_ALL) and settings.get(RECONNECT_ON_BOOT))
         self._started.set()
 
     @property
@@ -149,7 +150,17 @@ class HostTracker:
         return asyncio.get_running_loop().create_task(work, context=outside(deadline=False))
 
     def _on_ring(self, _change: RingChange) -> None:
-        self._scan = self._spawn(self._rescan(connect=True))
+        self._scan = self._spawn(self._rescan_surely(connect=True))
+
+    async def _rescan_surely(self, connect: bool) -> None:
+        """A host that nobody follows would stay as it is for ever."""
+        while not self._stopping:
+            try:
+                await self._rescan(connect)
+                return
+            except Exception:
+                log.exception("the hosts could not be listed; it is tried again")
+            await asyncio.sleep(_RESCAN_PAUSE)
 
     async def _rescan(self, connect: bool) -> None:
         async with self._node.db.read() as session:
@@ -167,7 +178,7 @@ class HostTracker:
         try:
             if connect:
                 async with self._loading:
-                    pause = await self._reconnect(followed)
+                    pause = await self._connect_first(followed)
             followed.tried.set()
             while pause is not None and not self._stopping:
                 with contextlib.suppress(TimeoutError):
@@ -181,6 +192,13 @@ class HostTracker:
                 followed.watch.cancel()
             if self._followed.get(followed.host_uuid) is followed:
                 del self._followed[followed.host_uuid]
+
+    async def _connect_first(self, followed: _Followed) -> float | None:
+        try:
+            return await self._reconnect(followed)
+        except Exception:
+            log.exception("host %s could not be connected; it is tried again", followed.host_uuid)
+            return _RESCAN_PAUSE
 
     def _interval(self) -> float:
         return self._node.settings.get(PING_INTERVAL) * random.uniform(0.9, 1.1)  # noqa: S311 - spreads load
@@ -210,6 +228,8 @@ class HostTracker:
         try:
             answer = await self._ping(host, self._node.settings.get(PING_FAILURES))
         except CloudError as error:
+            if self._connector.connecting(host.uuid):
+                return 1.0  # a connect that began meanwhile finds out by itself
             self._watch(followed, None)
             await self._connector.lost(host.uuid, error)
             return _BACK_OFF[0]

@@ -159,6 +159,11 @@ class AttachFlow(Workflow[AttachContext, PrimaryStorageInventory]):
     @step(no_undo="it only reads")
     async def find_hosts(self, run: Run[AttachContext]) -> None:
         found = await run.bus.call(ListHosts(cluster_uuids=[run.ctx.cluster_uuid]))
+        # One that is being connected may have looked before the reference was there.
+        late = [AwaitHost(host_uuid=one.uuid) for one in found.hosts if one.status == CONNECTING]
+        if late:
+            await run.bus.call_all(late)
+            found = await run.bus.call(ListHosts(cluster_uuids=[run.ctx.cluster_uuid]))
         run.ctx.host_uuids = [one.uuid for one in found.hosts if one.status == CONNECTED]
 
     @step(timeout=600)

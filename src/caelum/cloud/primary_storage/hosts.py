@@ -7,7 +7,7 @@ import logging
 from sqlalchemy import delete, func, select
 
 from caelum.cloud.host.api import HostInventory
-from caelum.cloud.host.extension import HostConnect, HostDisconnected
+from caelum.cloud.host.extension import HostBeforeDelete, HostConnect, HostDisconnected
 from caelum.cloud.primary_storage.api import PrimaryStorageInventory
 from caelum.cloud.primary_storage.capacity import drop_host, release
 from caelum.cloud.primary_storage.model import (
@@ -47,8 +47,13 @@ class NoteLostHost(HostDisconnected):
         await self._storages.host_lost(host.uuid, reason.to_wire())
 
 
-class HostShareCascade(CascadeExtension):
-    """A host that is deleted takes its shares of host-bound storages along, with everything that was on them."""
+class HostShareCascade(CascadeExtension, HostBeforeDelete):
+    """A host that is deleted takes its shares of host-bound storages along, with everything that was on them.
+
+    Also one that is not added after all, and a share that a connect has entered during the deletion.
+    """
+
+    order = 900
 
     resource = "LocalStorageHostRefVO"
     parents = ("HostVO",)
@@ -84,6 +89,9 @@ class HostShareCascade(CascadeExtension):
     async def delete(self, uuids: list[str], force: bool, issuer: str) -> None:
         for host_uuid in uuids:
             await self._forget(host_uuid)
+
+    async def before_delete(self, host: HostInventory, force: bool) -> None:
+        await self._forget(host.uuid)
 
     async def _forget(self, host_uuid: str) -> None:
         reservation, ref = StorageReservationModel, LocalStorageHostRefModel

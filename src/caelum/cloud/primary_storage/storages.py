@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
-from sqlalchemy import Table, select
+from sqlalchemy import Table, column, select, table
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.primary_storage.api import PrimaryStorageInventory
@@ -32,6 +32,7 @@ from caelum.kernel.node import Node
 from caelum.kernel.views import view
 
 HostRef = LocalStorageHostRefModel
+_HOST = table("host", column("uuid"))
 
 
 class Storages:
@@ -136,6 +137,10 @@ class Storages:
         """Enter what a host says; the host then counts as connected to the storage, and so does the storage."""
         terms = await self.terms(ps.uuid)
         async with self.node.db.transaction() as tx:
+            # Locked: nothing is written of a host that is being deleted.
+            known = select(_HOST.c.uuid).where(_HOST.c.uuid == host_uuid).with_for_update(read=True)
+            if await tx.scalar(known) is None:
+                raise not_found("HostVO", host_uuid)
             row = await get(tx, ps.uuid)
             ref = await tx.get(HostRef, (ps.uuid, host_uuid))
             if ref is None and only_known:
