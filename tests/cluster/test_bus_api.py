@@ -102,7 +102,11 @@ async def test_another_node_sends_the_answer_of_a_job_that_it_finishes(
     async with asyncio.timeout(30):
         while not await cloud[0].node.jobs.orphans(everybody):  # noqa: ASYNC110 - rows do not tell
             await asyncio.sleep(0.05)
-    await cloud[0].node.jobs.fail_orphans(everybody, [])
+
+    async def by_nobody(_tx: Any, _uuid: str) -> bool:
+        return False
+
+    await cloud[0].node.jobs.fail_orphans(everybody, by_nobody)
     answer = await asked
     assert (answer["success"], answer["error"]["code"]) == (False, jobs.MANAGEMENT_NODE_UNAVAILABLE.code)
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _HOOK = "amqp:"
+_LEASE_PAUSE = 0.2
 _UNREADABLE = "org.zstack.header.message.APIReply"
 
 
@@ -71,6 +72,9 @@ class AmqpPortal:
 
     async def handle(self, call: ApiCall) -> bytes | None:
         """Answer an operation; None: its job's answer follows."""
+        while self._node.ready and not self._node.serves:  # noqa: ASYNC110 - the lease has no event
+            # Without its lease this node could only refuse; when it loses more than that, another gets the message.
+            await asyncio.sleep(_LEASE_PAUSE)
         try:
             request = await self._read(call)
         except Refusal as refusal:

@@ -111,7 +111,11 @@ class Runner:
         """The job's answer after an error: a node that went away says nothing of what becomes of its work."""
         if error.kind not in (MANAGEMENT_NODE_UNAVAILABLE, CANCELED) and not is_of_cluster(error):
             return error
-        return await self._node.workflows.answer_of_job(uuid) or error
+        try:
+            return await self._node.workflows.answer_of_job(uuid) or error
+        except CloudError as unknown:
+            log.warning("what became of job %s cannot be found out: %s", uuid, unknown)
+            return error
 
     async def _finish(self, uuid: str, answer: str | Exception) -> None:
         for pause in (*_FINISH_RETRIES, None):

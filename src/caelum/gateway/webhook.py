@@ -128,7 +128,7 @@ class WebHooks:
             except DeniedAddressError as error:
                 log.warning("the web hook of job %s is not sent: %s", job.uuid, error)
                 return
-            except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
                 log.info("web hook of job %s, try %d of %d: %s", job.uuid, attempt, TRIES, error)
                 await asyncio.sleep(self._pause)
         log.warning("the web hook of job %s was not taken in %d tries", job.uuid, TRIES)

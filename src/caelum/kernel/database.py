@@ -52,6 +52,7 @@ T = TypeVar("T")
 BUSY_TIMEOUT = 30.0
 """Seconds that a statement waits for another process that writes to the same SQLite file."""
 
+_TURN_PAUSE = 0.5
 _CHECKPOINT_EVERY = 500
 """Transactions: a few MB of log."""
 _AFTER_COMMIT = "after_commit"
@@ -208,8 +209,9 @@ class Database:
     def _sqlite_engine(self, begin: str, *, pool_size: int, read_only: bool = False) -> AsyncEngine:
         # Sessions end every transaction themselves; a second rollback by the pool would be one more trip.
         engine = create_async_engine(
-            self.url, pool_size=pool_size, max_overflow=0, pool_timeout=BUSY_TIMEOUT, pool_reset_on_return=None
-        )
+            self.url, pool_size=pool_size, max_overflow=0, pool_timeout=BUSY_TIMEOUT, pool_reset_on_return=None,
+            hide_parameters=True,  # values may be secrets, and errors are logged
+        )  # fmt: skip
         pragmas = [
             f"busy_timeout={int(BUSY_TIMEOUT * 1000)}",
             "journal_mode=WAL",
@@ -234,14 +236,20 @@ class Database:
             session = self._write_session()
             token = _task_in_transaction.set(asyncio.current_task())
             try:
+                cancelled: asyncio.CancelledError | None = None
                 async with self._told(session):
                     yield session
                     self._refuse_severed()
-                    await uninterrupted(self._commit(session))
+                    try:
+                        await uninterrupted(self._commit(session))
+                    except asyncio.CancelledError as error:
+                        cancelled = error  # it is committed all the same
                 self._remembered.ended()
                 self._committed()
                 for callback in session.info.pop(_AFTER_COMMIT, ()):
                     callback()
+                if cancelled is not None:
+                    raise cancelled
             finally:
                 _task_in_transaction.reset(token)
                 self._remembered.ended()
@@ -286,9 +294,11 @@ class Database:
             return
         async with self._writer.connect() as connection:
             connection = await connection.execution_options(isolation_level="AUTOCOMMIT")
-            # The wait may be long, and it is no transaction. The lock goes with the connection.
-            await connection.execute(text("SET statement_timeout = 0"))
-            await connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": key})
+            # The wait is no transaction, and the lock goes with the connection.
+            # Asked again and again: one long statement would run into the driver's own limit.
+            mine = text("SELECT pg_try_advisory_lock(:key)")
+            while not (await connection.execute(mine, {"key": key})).scalar():  # noqa: ASYNC110 - other processes wake nobody
+                await asyncio.sleep(_TURN_PAUSE)
             try:
                 yield
             finally:

@@ -59,6 +59,7 @@ class Execution:
         self.run = Run(node, row.uuid, row.subject, row.attempt, ctx)
         self.run.error = row.cloud_error()
         self.stopping = False
+        self._unsure = False
         self._cancelled: str | None = None
         self._interruptible: asyncio.Task[Any] | None = None
 
@@ -282,7 +283,7 @@ class Execution:
             "ctx": self._ctx(),
             "error": journal.encode_error(self._why()),
         }
-        name = f"undo {self.flow.name}/{step.name} {self.row.uuid}"
+        name = undo_name(self.flow.name, step.name, self.row.uuid)
         await self.node.gc.submit(tx, name, UNDO_RUNNER, job, interval=10)
         await self._save_undo(tx)
 
@@ -319,14 +320,24 @@ class Execution:
         """Write in one transaction; after it, the journal is in this state at this position.
 
         A lost connection leaves open whether a commit happened: then the journal is asked before the error is raised.
+        So does a time-out or a cancellation during the commit: then it is asked before anything is written again.
         """
+        if self._unsure and await self._is_written(state, position):
+            self._unsure = False
+            return
+        self._unsure = True
         try:
             async with self.node.db.transaction() as tx:
                 await write(tx)
         except CloudError as error:
+            self._unsure = False
             if "ambiguous" not in error.facts or not await self._is_written(state, position):
                 raise
             log.info("the journal of %s was written though the connection was lost", self.row.uuid)
+        except Exception:
+            self._unsure = False
+            raise
+        self._unsure = False
 
     async def _is_written(self, state: str, position: int) -> bool:
         found: list[bool] = []
@@ -416,6 +427,11 @@ class Execution:
                 raise
             details = f"step {step.name} of {self.flow.name} took longer than {limit:.1f} s"
             raise CloudError(TIMEOUT, details, seconds=limit) from error
+
+
+def undo_name(flow: str, step: str, uuid: str) -> str:
+    """What the garbage collector calls the undo of a step that had failed."""
+    return f"undo {flow}/{step} {uuid}"
 
 
 async def call_undo(flow: Workflow[Any, Any], step: Step, tx: AsyncSession | None, run: Run[Any]) -> None:

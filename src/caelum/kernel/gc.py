@@ -176,6 +176,12 @@ class GarbageCollector:
         event.listen(tx.sync_session, "after_commit", lambda _session: self._wake.set())
         return job.uuid
 
+    async def close_in(self, tx: AsyncSession, name: str) -> bool:
+        """Note in the transaction of its effect that an open job is done; False when it is so already."""
+        row = GarbageCollectorModel
+        values = {"status": DONE, "open_name": None, "last_error": None}
+        return await update_where(tx, row, values, row.open_name == name) > 0
+
     async def trigger(self, uuid: str) -> bool:
         """Run an open job now, on this node; False when it runs already or is done."""
         row = GarbageCollectorModel
@@ -270,6 +276,7 @@ class GarbageCollector:
 
     async def _start_due(self) -> float:
         """Start what is due; the seconds until the next job is."""
+        await self._free_stranded()
         row = GarbageCollectorModel
         mine = (row.management_node_uuid == self._node.uuid, row.status == IDLE)
         room, now = PARALLELISM - len(self._running), utcnow()
@@ -283,6 +290,19 @@ class GarbageCollector:
         if following is None:
             return _LONGEST_SLEEP
         return min(_LONGEST_SLEEP, max(0.0, (following - utcnow()).total_seconds()))
+
+    async def _free_stranded(self) -> None:
+        """Have jobs run again whose end could not be written: they are Processing, and nobody here works on them."""
+        row = GarbageCollectorModel
+        stranded = (
+            row.management_node_uuid == self._node.uuid, row.status == PROCESSING, row.uuid.not_in(list(self._running)),
+        )  # fmt: skip
+        async with self._node.db.read() as session:
+            found = list(await session.scalars(select(row.uuid).where(*stranded)))
+        if found:
+            log.warning("%d clean-ups did not get to note their end, and are repeated", len(found))
+            async with self._node.db.transaction() as tx:
+                await update_where(tx, row, {"status": IDLE}, row.uuid.in_(found), *stranded)
 
     async def _run(self, uuid: str) -> None:
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
@@ -135,6 +135,7 @@ class Job(msgspec.Struct, frozen=True):
 
 
 Listener = Callable[[Job], None]
+IsAnswered = Callable[["AsyncSession", str], Awaitable[bool]]
 
 
 class Jobs:
@@ -317,15 +318,31 @@ class Jobs:
         async with self._node.db.read() as session:
             return list(await session.scalars(select(row.uuid).where(row.state == PROCESSING, theirs)))
 
-    async def fail_orphans(self, dead: Sequence[str] | None, alive: Sequence[str]) -> list[str]:
-        """Answer the jobs that dead nodes left, except `alive`, which resumed workflows will answer."""
-        orphans = set(await self.orphans(dead)) - set(alive)
+    async def fail_orphans(self, dead: Sequence[str] | None, is_answered: IsAnswered) -> list[str]:
+        """Answer the jobs that dead nodes left, except those for which `is_answered(tx, uuid)`: a workflow does it."""
         error = CloudError(
             MANAGEMENT_NODE_UNAVAILABLE, "the management node was restarted before it had done what was asked"
         )
-        for uuid in orphans:
-            await self.finish(uuid, error)
-        return sorted(orphans)
+        failed = []
+        for uuid in await self.orphans(dead):
+            async with self._node.db.transaction() as tx:
+                # Locked first: from here on no workflow begins that would answer it.
+                await tx.get(JobModel, uuid, with_for_update=True)
+                gone = not await is_answered(tx, uuid) and await self._finish_in(tx, uuid, error)
+            if gone:
+                failed.append(uuid)
+                await self.tell(uuid)
+        return sorted(failed)
+
+    async def is_given_up(self, tx: AsyncSession, uuid: str) -> bool:
+        """Whether the job has its answer already, given for a node that died; it stays as it is while `tx` is open.
+
+        Asked in clusters only: a single node has no work of others in its queues.
+        """
+        if self._node.db.sqlite:
+            return False
+        state = await tx.scalar(select(JobModel.state).where(JobModel.uuid == uuid).with_for_update())
+        return state == DONE
 
     async def tell_undelivered(self, limit: int) -> None:
         """Tell those of `on_finish` again of answered jobs of this node whose hook is neither settled nor given up."""

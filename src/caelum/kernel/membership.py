@@ -203,9 +203,8 @@ class Membership:
             await asyncio.sleep(random.uniform(0, self._node.settings.get(JOIN_DELAY)))  # noqa: S311 - spreads joins
             await self._move(RUNNING)
             await self._beat()
-            self._tell("NodeJoin")
             await self.take_over()
-            return
+        # Last: whoever hears of it may give this node work at once.
         self._tell("NodeJoin")
 
     async def withdraw(self) -> None:
@@ -288,7 +287,7 @@ class Membership:
             try:
                 async with asyncio.timeout(self.lease.seconds):
                     await self._beat()
-            except (CloudError, SQLAlchemyError, OSError, TimeoutError) as error:
+            except Exception as error:
                 log.warning("the heartbeat could not be written (lease: %.1f s left): %s", self.lease.left, error)
                 if self.lease.left < -self._patience:
                     self._lose(f"the database could not be reached for {self.lease.seconds - self.lease.left:.1f} s")
@@ -404,7 +403,7 @@ class Membership:
         """The nodes that still own something and have no row."""
         owners = union(
             select(JournalModel.owner.label("owner")).where(JournalModel.state.in_(journal.LIVE)),
-            select(JobModel.node_uuid).where(JobModel.state == PROCESSING),
+            select(JobModel.node_uuid).where((JobModel.state == PROCESSING) | JobModel.web_hook.is_not(None)),
             select(GarbageCollectorModel.management_node_uuid).where(GarbageCollectorModel.status != GC_DONE),
             select(WorkQueueEntryModel.node_uuid).where(WorkQueueEntryModel.state.in_(work_queue.OPEN)),
         ).subquery()

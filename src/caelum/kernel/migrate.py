@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 SCRIPTS = Path(__file__).parent.parent / "migrations"
 _VERSION_TABLE = "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"
+_TURN_PAUSE = 0.5
 _ADVISORY_LOCK = 0x0CAE1
 """The key under which nodes that start together take turns on PostgreSQL."""
 
@@ -60,7 +61,10 @@ async def upgrade(db: Database) -> None:
             # Whoever waits for its turn is idle for the server, and a change of the schema may take its time.
             await connection.execute(text("SET LOCAL statement_timeout = 0"))
             await connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
-            await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
+            mine = text("SELECT pg_try_advisory_xact_lock(:key)")
+            # Asked again and again: one long statement would run into the driver's own limit.
+            while not (await connection.execute(mine, {"key": _ADVISORY_LOCK})).scalar():  # noqa: ASYNC110 - as above
+                await asyncio.sleep(_TURN_PAUSE)
         await connection.run_sync(_upgrade)
 
 

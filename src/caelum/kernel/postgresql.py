@@ -63,6 +63,7 @@ def make_engine(url: str, limits: Limits) -> AsyncEngine:
         pool_size=limits.pool,
         max_overflow=limits.extra,
         pool_pre_ping=True,
+        hide_parameters=True,  # values may be secrets, and errors are logged
         connect_args={
             "async_creator_fn": _connect,
             "timeout": _CONNECT_SECONDS,

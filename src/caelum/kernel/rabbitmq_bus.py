@@ -24,7 +24,7 @@ from caelum.kernel import context
 from caelum.kernel.bus import BUS_UNAVAILABLE, ApiCall, ApiHandler, BusBase
 from caelum.kernel.context import TaskContext
 from caelum.kernel.database import refuse_in_transaction
-from caelum.kernel.errors import TIMEOUT, UNDELIVERABLE, CloudError
+from caelum.kernel.errors import TIMEOUT, UNDELIVERABLE, CloudError, as_cloud_error
 from caelum.kernel.events import CanonicalEvent, EventHub
 from caelum.kernel.ids import new_uuid
 from caelum.kernel.message import Message
@@ -174,6 +174,7 @@ class RabbitMqBus(BusBase):
         for call in self._calls.values():
             # Whether it had arrived, or its answer was lost, nobody can know. The receiver recognises it.
             if call.item is not None and not call.item.waiting:
+                call.item.doubtful = True
                 self._put(call)
         if again:
             self._spawn(self.reconnected())
@@ -299,7 +300,8 @@ class RabbitMqBus(BusBase):
             # It comes back from the same loss of the broker as we did, only later.
             asyncio.get_running_loop().call_later(_RETRY_PAUSE, self._put, call)
         else:
-            call.fail(self._undeliverable(call, f"no queue[{call.keys[0]}] exists", left=True, undelivered=True))
+            certain = call.item is not None and not call.item.doubtful
+            call.fail(self._undeliverable(call, f"no queue[{call.keys[0]}] exists", left=True, undelivered=certain))
 
     def _settling(self) -> bool:
         return self._link.returned_at > 0 and time.monotonic() - self._link.returned_at < SETTLE_SECONDS
@@ -320,6 +322,10 @@ class RabbitMqBus(BusBase):
                 call.answer.set_result(decode_reply(envelope.body, call.msg.__meta__.reply))
             except CloudError as error:
                 call.answer.set_exception(error)
+            except Exception as error:
+                # The others in the same bundle must not wait for it.
+                log.exception("the answer of message %s cannot be read", call.msg.__meta__.name)
+                call.answer.set_exception(as_cloud_error(error))
 
     # --- the handler's side -------------------------------------------------------------------------------------------
 
@@ -429,7 +435,7 @@ class RabbitMqBus(BusBase):
             await quietly(message.nack(requeue=True))
             return
         call = ApiCall(
-            id=message.message_id or message.correlation_id or new_uuid(),
+            id=message.message_id or new_uuid(),
             correlation=message.correlation_id or message.message_id or "",
             reply_to=message.reply_to,
             body=message.body,

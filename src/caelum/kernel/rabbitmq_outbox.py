@@ -35,10 +35,11 @@ _JSON = "application/json"
 class Item:
     """A message to send. `returned()` is called when there is no such queue; `wanted` turns false to drop it.
 
-    `key` is a routing key of its own, where the outbox is not one of a single queue.
+    `key` is a routing key of its own, where the outbox is not one of a single queue. `doubtful` turns true when the
+    connection was lost while it was under way: then it may have arrived.
     """
 
-    __slots__ = ("deadline", "envelope", "key", "returned", "waiting", "wanted")
+    __slots__ = ("deadline", "doubtful", "envelope", "key", "returned", "waiting", "wanted")
 
     def __init__(
         self,
@@ -53,6 +54,7 @@ class Item:
         self.key = key
         self.wanted = True
         self.waiting = False
+        self.doubtful = False
 
     def stamp(self, now: float) -> bool:
         """Note the time that is left; false when there is none."""
@@ -140,6 +142,8 @@ class Outbox:
         try:
             await self._link.publish(self._exchange, batch[0].key or self._key, message, mandatory=self._mandatory)
         except LinkDownError:
+            for item in batch:
+                item.doubtful = True
             return False
         except ReturnedError as error:
             self._settle(batch)

@@ -154,7 +154,10 @@ class Topology:
 
     async def _delete(self, names: list[str]) -> None:
         for name in names:
-            queue, tag = self._queues.pop(name)
+            known = self._queues.pop(name, None)
+            if known is None:  # a reconnection has just dropped it
+                continue
+            queue, tag = known
             await quietly(queue.cancel(tag))
             await quietly(queue.delete(if_unused=False, if_empty=False))
 

@@ -20,8 +20,8 @@ from sqlalchemy import select
 from caelum.kernel import context, journal
 from caelum.kernel.crashpoints import Crashpoints, ProcessDied
 from caelum.kernel.database import refuse_in_transaction, update_where, utcnow
-from caelum.kernel.engine import RESUME_RUNNER, UNDO_RUNNER, Abandoned, Execution, call_undo
-from caelum.kernel.errors import UNDELIVERABLE, CloudError
+from caelum.kernel.engine import RESUME_RUNNER, UNDO_RUNNER, Abandoned, Execution, call_undo, undo_name
+from caelum.kernel.errors import CANCELED, UNDELIVERABLE, CloudError
 from caelum.kernel.flow import (
     BEGIN,
     DEFAULT_STEP_TIMEOUT,
@@ -41,6 +41,8 @@ from caelum.kernel.journal import DONE, LIVE, UNDONE, JournalModel, StaleAttempt
 from caelum.kernel.postgresql import is_passing
 
 if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
+
     from caelum.kernel.node import Node
 
 __all__ = [
@@ -173,6 +175,9 @@ class Workflows:
             async with self._node.db.transaction() as tx:
                 if await journal.is_held_elsewhere(tx, row):
                     return False
+                if row.answers and row.job_uuid is not None and await self._node.jobs.is_given_up(tx, row.job_uuid):
+                    details = f"{row.name} does not begin: its job was answered when the node died that had taken it"
+                    raise CloudError(CANCELED, details)
                 await flow.begin(tx, ctx)
                 row.ctx = msgspec.json.encode(ctx).decode()
                 tx.add(row)
@@ -275,22 +280,47 @@ class Workflows:
     # --- recovery -----------------------------------------------------------------------------------------------------
 
     async def _take_over(self, dead: Sequence[str] | None) -> list[Execution]:
-        me, taken = self._node.uuid, []
-        async with self._node.db.transaction() as tx:
-            for row in await journal.unfinished(tx, dead):
-                if row.uuid in self._live or row.uuid in self._waiting:
-                    continue
-                if dead is not None and not self._node.ring.owns(row.subject):
-                    continue
-                cls = flows().get(row.name)
-                if cls is None:
-                    log.error(
-                        "workflow %s of %s cannot be resumed: %s is not installed", row.uuid, row.subject, row.name
-                    )
-                elif await journal.claim(tx, row, me):
-                    ctx = msgspec.json.decode(row.ctx, type=cls.context_type)
-                    taken.append(Execution(self._node, cls(self._node), row, ctx, resumed=True))
+        taken: list[Execution] = []
+        try:
+            async with self._node.db.transaction() as tx:
+                for row in await journal.unfinished(tx, dead):
+                    if row.uuid in self._live or row.uuid in self._waiting:
+                        continue
+                    if dead is not None and not self._node.ring.owns(row.subject):
+                        continue
+                    execution = self._resumable(row)
+                    if execution is not None and await journal.claim(tx, row, self._node.uuid):
+                        execution.run.attempt = row.attempt
+                        taken.append(execution)
+        except CloudError as error:
+            if "ambiguous" not in error.facts or not taken or not await self._is_mine(taken[0].row):
+                raise
         return taken
+
+    def _resumable(self, row: JournalModel) -> Execution | None:
+        """What goes on with a run; None, and the run stays where it is, when this version cannot."""
+        cls = flows().get(row.name)
+        if cls is None:
+            log.error("workflow %s of %s cannot be resumed: %s is not installed", row.uuid, row.subject, row.name)
+            return None
+        try:
+            ctx = msgspec.json.decode(row.ctx, type=cls.context_type)
+        except msgspec.MsgspecError:
+            log.exception("workflow %s of %s cannot be resumed: its context is of another version", row.uuid, row.name)
+            return None
+        return Execution(self._node, cls(self._node), row, ctx, resumed=True)
+
+    async def _is_mine(self, row: JournalModel) -> bool:
+        """Whether a take-over was committed before the connection was lost, asked until the database answers."""
+        while True:
+            try:
+                async with self._node.db.read() as session:
+                    kept = await session.get_one(JournalModel, row.uuid)
+                    return (kept.owner, kept.attempt) == (row.owner, row.attempt)
+            except CloudError as error:
+                if not is_passing(error):
+                    raise
+            await asyncio.sleep(_LOOK_AGAIN)
 
     def _enqueue(self, execution: Execution) -> None:
         """Enter the queue of the subject now; the run begins when its turn comes."""
@@ -320,9 +350,13 @@ class Workflows:
     async def _wait_for_earlier(self, row: JournalModel) -> None:
         """Wait while another node drives an earlier run in the same queue: the ring had given it to that node."""
         while not self._node.db.sqlite:
-            async with self._node.db.transaction() as tx:
-                if not await journal.is_held_elsewhere(tx, row, before=row.create_date):
-                    return
+            try:
+                async with self._node.db.transaction() as tx:
+                    if not await journal.is_held_elsewhere(tx, row, before=row.create_date):
+                        return
+            except CloudError as error:
+                if not is_passing(error):
+                    raise
             await asyncio.sleep(_LOOK_AGAIN)
 
     async def _answer(self, execution: Execution, task: asyncio.Task[Any]) -> None:
@@ -343,7 +377,7 @@ class Workflows:
         for row in answering:
             if row.state in (DONE, UNDONE):
                 await self._answer_ended(row)
-        await self._node.jobs.fail_orphans(dead, [row.job_uuid for row in answering if row.job_uuid is not None])
+        await self._node.jobs.fail_orphans(dead, _is_answered)
         await self._node.jobs.inherit_hooks(dead)
 
     async def _answer_ended(self, row: JournalModel) -> None:
@@ -367,12 +401,16 @@ class Workflows:
         row = JournalModel
         query = select(row).where(row.job_uuid == job_uuid, row.answers.is_(True)).order_by(row.create_date.desc())
         while True:
-            async with self._node.db.read() as session:
-                found = await session.scalar(query.limit(1))
-            if found is None:
-                return None
-            if found.state not in LIVE:
-                return await self._answer_of(found)
+            try:
+                async with self._node.db.read() as session:
+                    found = await session.scalar(query.limit(1))
+                if found is None:
+                    return None
+                if found.state not in LIVE:
+                    return await self._answer_of(found)
+            except CloudError as error:
+                if not is_passing(error):
+                    raise
             await asyncio.sleep(_LOOK_AGAIN)
 
     async def take_up(self, uuid: str) -> bool:
@@ -396,6 +434,12 @@ class Workflows:
         return execution.row.state not in LIVE
 
 
+async def _is_answered(tx: AsyncSession, job_uuid: str) -> bool:
+    """Whether a run answers, or has answered, this job."""
+    row = JournalModel
+    return await tx.scalar(select(row.uuid).where(row.job_uuid == job_uuid, row.answers.is_(True)).limit(1)) is not None
+
+
 def _summary(row: JournalModel) -> dict[str, Any]:
     fields = ("uuid", "name", "subject", "state", "position", "attempt", "job_uuid")
     return {name: getattr(row, name) for name in fields}
@@ -417,7 +461,9 @@ async def _undo(node: Node, job: dict[str, Any]) -> bool:
                 await call_undo(flow, one, None, run)
                 return True
             async with node.db.transaction() as tx:
-                await call_undo(flow, one, tx, run)
+                # Its end is noted with its effect: an undo of the database alone happens exactly once.
+                if await node.gc.close_in(tx, undo_name(job["name"], job["step"], job["uuid"])):
+                    await call_undo(flow, one, tx, run)
     return True
 
 

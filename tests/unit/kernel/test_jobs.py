@@ -148,7 +148,11 @@ async def test_jobs_of_dead_nodes_are_answered_unless_a_workflow_does(node: Node
         await node.jobs.create(uuid, "x")
     async with node.db.transaction() as tx:
         await tx.execute(update(JobModel).where(JobModel.uuid != mine).values(node_uuid="dead"))
-    assert await node.jobs.fail_orphans(["dead"], [alive]) == [orphan]
+
+    async def answered(_tx: Any, uuid: str) -> bool:
+        return uuid == alive
+
+    assert await node.jobs.fail_orphans(["dead"], answered) == [orphan]
     error = (await _job(node, orphan)).error
     assert error is not None
     assert error.code == "SYS.1012"
