@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ from caelum.onemachine.access import ACCOUNT, FIRST_PASSWORD
 from caelum.onemachine.layout import Layout
 from caelum.sdk.client import ApiError, Client, request_parts
 from caelum.sdk.manifest import load
+from caelum.sdk.transport import NOT_READY, Ask
 
 _CLONE_NEWNET = 0x40000000
 _PR_SET_PDEATHSIG = 1
@@ -251,17 +253,22 @@ class LabCloud:
         """Begin an operation as a job of this UUID; False when the server was gone before it said that it took it."""
         operation = load()[operation_name]
         path, body, query = request_parts(operation, parameters)
+        tail = f"/zstack/v1{path}" + (f"?{urllib.parse.urlencode(query)}" if query else "")
+        data = None if body is None else json.dumps(body).encode()
         try:
-            self.client._send(operation.method, path, body, query, {"X-Job-UUID": job_uuid})
-        except (OSError, urllib.error.URLError):
+            self.client._transport.send(Ask(operation.method, tail, data, self.client._headers(), job=job_uuid))
+        except OSError:
             return False
         return True
 
     def job(self, job_uuid: str) -> tuple[str, Any]:
         """What became of a job: Processing, Succeeded with its answer, Failed with its error, or Unknown."""
+        ask = Ask("GET", f"/zstack/v1/api-jobs/{job_uuid}", headers=self.client._headers(), safe=True, poll=True)
         try:
-            status, answer = self.client._send("GET", f"/api-jobs/{job_uuid}", None, [], {})
+            status, answer = self.client._transport.send(ask)
         except ApiError as error:
+            if error.code == NOT_READY:
+                return "Processing", {}
             return ("Unknown" if error.code in ("HTTP.404", "SYS.1003") else "Failed"), error.error
         return ("Processing" if status == 202 else "Succeeded"), answer
 

@@ -55,7 +55,7 @@ def _engine(url: str, limits: postgresql.Limits, begin: str, pragmas: tuple[str,
     def translate(
         _connection: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool
     ) -> tuple[str, Any]:
-        foreign = statement.startswith("SET ") or "pg_advisory" in statement
+        foreign = statement.startswith("SET ") or "_advisory_" in statement
         return ("SELECT 1", ()) if foreign else (statement, parameters)
 
     return made
