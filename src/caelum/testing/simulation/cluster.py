@@ -153,8 +153,14 @@ class Cluster:
 
     async def on(self, process: Process, work: Coroutine[Any, Any, T], seconds: float) -> T:
         """Run something on a node. Raises TimeoutError when it does not end, as when the node dies."""
-        async with asyncio.timeout(seconds):
-            return await self.loop.run_on(process.machine, work)
+        # A task of a dead machine never ends, not even by being cancelled: so it is looked at and not awaited.
+        task = asyncio.ensure_future(self.loop.run_on(process.machine, work))
+        end = self.loop.time() + seconds
+        while not task.done():
+            if not process.machine.alive or self.loop.time() > end:
+                raise TimeoutError(f"{process.machine.name} gave no answer")
+            await asyncio.wait([task], timeout=1.0)
+        return task.result()
 
     async def until(self, condition: Any, seconds: float) -> None:
         """Wait, by the virtual clock. Raises TimeoutError."""
