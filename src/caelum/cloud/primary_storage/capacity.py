@@ -228,6 +228,8 @@ async def sum_hosts(tx: AsyncSession, ps_uuid: str) -> None:
         "available_physical_capacity",
         "system_used_capacity",
     )
+    # Locked before the look: of two that sum at once, the second sees what the first has written.
+    await tx.execute(select(Capacity.uuid).where(Capacity.uuid == ps_uuid).with_for_update())
     sums = [func.coalesce(func.sum(getattr(HostRef, name)), 0) for name in names]
     row = (await tx.execute(select(*sums).where(HostRef.primary_storage_uuid == ps_uuid))).one()
     await update_where(tx, Capacity, dict(zip(names, row, strict=True)), Capacity.uuid == ps_uuid)
