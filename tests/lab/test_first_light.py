@@ -96,7 +96,8 @@ def test_names_of_the_world_are_forwarded(cloud: LabCloud, web: Guest) -> None:
 
 def test_a_forged_address_reaches_nobody(web: Guest, peer: Guest) -> None:
     assert web.sh(f"ping -c 1 -W 5 {peer.address}")
-    forged = web.address.rpartition(".")[0] + ".240"
+    network = web.nic["l3NetworkUuid"]  # an address that is nobody's: the DHCP server's is drawn from the same range
+    forged = web._lab.client.call("GetFreeIp", l3NetworkUuid=network, limit=1)[0]["ip"]
     web.sh(f"ip address add {forged}/32 dev eth0")
     try:
         assert web.ssh(f"ping -c 2 -W 2 -I {forged} {peer.address}").returncode != 0
