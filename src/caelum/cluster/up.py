@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import time
 import urllib.request
 
@@ -21,9 +20,17 @@ from caelum.cluster.postgres import binaries
 from caelum.cluster.provision import ClusterProvisioner
 from caelum.cluster.rabbitmq import RabbitMq
 from caelum.onemachine import processes
-from caelum.onemachine.access import ACCOUNT, FIRST_PASSWORD, VARIABLE, NoAccessError, log_in
+from caelum.onemachine.access import ACCOUNT, FIRST_PASSWORD, VARIABLE, log_in
 from caelum.onemachine.progress import Progress
-from caelum.onemachine.start import RefusedError, answers_ready, check_ports, only_one, start_parts, wait_ready
+from caelum.onemachine.start import (
+    RefusedError,
+    answers_ready,
+    check_ports,
+    explained,
+    only_one,
+    start_parts,
+    wait_ready,
+)
 from caelum.sdk import ApiError, Client
 
 MEET_TIMEOUT = 60.0
@@ -33,20 +40,10 @@ def main() -> None:
     """Bring the cluster up and say what runs."""
     argparse.ArgumentParser(prog="caelum.cluster.up", description="Start a cluster on this machine.").parse_args()
     layout, progress = ClusterLayout.from_environment(), Progress()
-    try:
+    with explained("cluster", "make cluster", "`make cluster-down` removes what there is", layout.logs):
         check()
         with only_one(layout, progress):
             bring_up(layout, progress)
-    except RefusedError as reason:
-        sys.exit(f"\n{reason}")
-    except NoAccessError as reason:
-        sys.exit(f"\nThe cluster runs, but {reason}:\n  {VARIABLE}=... make cluster")
-    except ApiError as error:
-        sys.exit(f"\nThe cluster refused:\n{error}\nLogs are in {layout.logs}.")
-    except (OSError, TimeoutError) as error:
-        sys.exit(f"\nThe cluster did not answer: {error}\nLogs are in {layout.logs}.")
-    except KeyboardInterrupt:
-        sys.exit("\nInterrupted. `make cluster` goes on from here, `make cluster-down` removes what there is.")
     progress.say(f"up after {progress.seconds:.1f} s: {progress.times()}")
     _summary(layout)
 

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from caelum.onemachine import processes
+from caelum.onemachine.access import VARIABLE, NoAccessError
 from caelum.onemachine.progress import Progress
+from caelum.sdk import ApiError
 
 READY_TIMEOUT = 120.0
 DEATHS = 3
@@ -44,6 +46,24 @@ class Home(Protocol):
     @property
     def logs(self) -> Path:
         """What the parts print."""
+
+
+@contextmanager
+def explained(what: str, command: str, end: str, logs: Path) -> Iterator[None]:
+    """End the program with a sentence when bringing up the cloud breaks off: `what` it is ("cloud"), the `command` that
+    goes on from there, and what the command `end` ("`make down` stops what runs") would do."""
+    try:
+        yield
+    except RefusedError as reason:
+        sys.exit(f"\n{reason}")
+    except NoAccessError as reason:
+        sys.exit(f"\nThe {what} runs, but {reason}:\n  {VARIABLE}=... {command}")
+    except ApiError as error:
+        sys.exit(f"\nThe {what} refused:\n{error}\nLogs are in {logs}.")
+    except (OSError, TimeoutError) as error:
+        sys.exit(f"\nThe {what} did not answer: {error}\nLogs are in {logs}.")
+    except KeyboardInterrupt:
+        sys.exit(f"\nInterrupted. `{command}` goes on from here, {end}.")
 
 
 @contextmanager

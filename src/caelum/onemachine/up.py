@@ -8,18 +8,25 @@ from __future__ import annotations
 import argparse
 import os
 import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from caelum.onemachine import guest_image, libvirtd, processes
-from caelum.onemachine.access import ACCOUNT, FIRST_PASSWORD, VARIABLE, NoAccessError, log_in
+from caelum.onemachine.access import ACCOUNT, FIRST_PASSWORD, VARIABLE, log_in
 from caelum.onemachine.layout import Layout
 from caelum.onemachine.parts import PARTS, host_identity, parts
 from caelum.onemachine.progress import Progress
 from caelum.onemachine.provision import Provisioner
-from caelum.onemachine.start import RefusedError, answers_ready, check_ports, only_one, start_parts, wait_ready
+from caelum.onemachine.start import (
+    RefusedError,
+    answers_ready,
+    check_ports,
+    explained,
+    only_one,
+    start_parts,
+    wait_ready,
+)
 from caelum.sdk import ApiError, Client
 
 GUEST_TIMEOUT = 180.0
@@ -30,20 +37,10 @@ def main() -> None:
     """Bring the cloud up and say what runs."""
     argparse.ArgumentParser(prog="caelum up", description="Start a cloud on this machine.").parse_args()
     layout, progress = Layout.from_environment(), Progress()
-    try:
+    with explained("cloud", "make up", "`make down` stops what runs", layout.logs):
         check(layout)
         with only_one(layout, progress):
             vm, client = bring_up(layout, progress)
-    except RefusedError as reason:
-        sys.exit(f"\n{reason}")
-    except NoAccessError as reason:
-        sys.exit(f"\nThe cloud runs, but {reason}:\n  {VARIABLE}=... make up")
-    except ApiError as error:
-        sys.exit(f"\nThe cloud refused:\n{error}\nLogs are in {layout.logs}.")
-    except (OSError, TimeoutError) as error:
-        sys.exit(f"\nThe cloud did not answer: {error}\nLogs are in {layout.logs}.")
-    except KeyboardInterrupt:
-        sys.exit("\nInterrupted. `make up` goes on from here, `make down` stops what runs.")
     progress.say(f"up after {progress.seconds:.1f} s: {progress.times()}")
     _summary(layout, client, vm)
 
