@@ -89,11 +89,12 @@ class Gateway:
         if self._listener is not None:
             self._listener.close()
         await self.feed.stop()
-        await self._amqp.stop()
+        await self._amqp.close()
         if self._server is not None:
             self._server.pre_shutdown()  # idle connections go at once
             await self._server.shutdown(seconds)
         await self.runner.stop(seconds)
+        await self._amqp.stop()
         await self._web_hooks.stop()
 
     # --- one request --------------------------------------------------------------------------------------------------
