@@ -184,7 +184,9 @@ class Node:
         async with self._phase(f"the database {self.db.url.rpartition('@')[2]}"):
             await self.db.migrate()
         # What nodes make that find an empty database is made once.
-        async with self.db.turn(_START_TURN):
+        async with contextlib.AsyncExitStack() as turn:
+            async with self._phase("its turn, because another node starts"):
+                await turn.enter_async_context(self.db.turn(_START_TURN))
             await self._start_parts(found)
         async with self._phase("unfinished workflows to be taken up"):
             await self.workflows.recover([] if self.membership.clustered else None)
