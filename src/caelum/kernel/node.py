@@ -85,6 +85,7 @@ class Node:
         self.bus: BusBase = (bus or make_bus)(self)
         self.db = Database(config.resolved_database_url(), limits=_limits(config))
         self.settings = Settings(self.db, self.bus, self.uuid)
+        self.ring.on_gone(self._gone)
         self.timers = Timers(self.setting)
         self.resources = Resources(self.db)
         self.vault = Vault(config.data_dir / "pki")
@@ -103,6 +104,10 @@ class Node:
         self._failed: list[Any] = []
         self._checks: list[tuple[int, type[Message[Any]], Check]] = []
         self._checks_of: dict[type, tuple[Check, ...]] = {}
+
+    def _gone(self, node: str) -> None:
+        if node != self.uuid:
+            self.settings.look_again()
 
     def setting(self, setting: Any) -> Any:
         """The value of a setting now."""
