@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 from tests.cluster.clouds import AmqpClient, Member, nodes
 from tests.cluster.peers import until
 
@@ -16,6 +17,8 @@ from caelum.cluster.rabbitmq import RabbitMq
 from caelum.gateway.portal import Portal, Request
 from caelum.kernel import jobs
 from caelum.kernel.bus import ApiCall
+from caelum.kernel.node import Node
+from caelum.kernel.rabbitmq_link import Link
 
 ZONE = "org.zstack.header.zone."
 
@@ -130,3 +133,53 @@ async def test_a_node_that_stops_hands_over_what_it_did_not_answer(tmp_path: Pat
         answers = await asyncio.gather(*asked)
     assert all(one["success"] for one in answers)
     assert alive is not stopping
+
+
+def _mute(node: Node, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Answers that this node sends get lost on the way to the broker; the queues they were for."""
+    sent: list[str] = []
+
+    async def publish(exchange: str, key: str, message: Any, *, mandatory: bool = True) -> None:
+        if exchange:
+            await Link.publish(link, exchange, key, message, mandatory=mandatory)
+        else:
+            sent.append(key)
+            await asyncio.Event().wait()
+
+    link = node.bus._link  # type: ignore[attr-defined]
+    monkeypatch.setattr(link, "publish", publish)
+    return sent
+
+
+async def test_an_answer_that_the_broker_never_got_is_given_by_another_node(
+    cloud: list[Member], client: AmqpClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mute = cloud[0].node
+    sent = _mute(mute, monkeypatch)
+    asked = [asyncio.create_task(client.ask(ZONE + "APIQueryZoneMsg", conditions=[])) for _ in range(9)]
+    await until(lambda: bool(sent) and sum(one.done() for one in asked) == 6)
+    await mute.bus._link.stop()  # type: ignore[attr-defined]
+    answers = await asyncio.wait_for(asyncio.gather(*asked), 30)
+    assert all(one["success"] for one in answers)
+
+
+async def test_an_answer_of_a_job_that_the_broker_never_got_is_sent_by_another_node(
+    cloud: list[Member], client: AmqpClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mute, other = cloud[0].node, cloud[1].node
+    sent = _mute(mute, monkeypatch)
+    asked = [asyncio.create_task(client.ask(ZONE + "APICreateZoneMsg", name=f"zone-{n}")) for n in range(6)]
+    await until(lambda: bool(sent) and sum(one.done() for one in asked) == 4)
+    await mute.jobs.tell_undelivered(100)  # what is on its way already is not sent again
+    await mute.bus._link.stop()  # type: ignore[attr-defined]
+    await other.jobs.inherit_hooks([mute.uuid])
+    await other.jobs.tell_undelivered(100)
+    answers = await asyncio.wait_for(asyncio.gather(*asked), 30)
+    assert all(one["success"] for one in answers)
+    assert len({one["inventory"]["uuid"] for one in answers}) == 6
+
+    async def settled() -> bool:
+        async with other.db.read() as session:
+            return await session.scalar(select(jobs.JobModel.uuid).where(jobs.JobModel.web_hook.is_not(None))) is None
+
+    await cloud[1].cloud.until(settled)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
 from tests.cluster.bakeries import Bakeries
 
 from caelum.kernel import context
 from caelum.kernel.errors import OPERATION_ERROR, TIMEOUT, CloudError
 from caelum.kernel.jobs import MANAGEMENT_NODE_UNAVAILABLE
+from caelum.kernel.node import Node
+from caelum.kernel.postgresql import DATABASE_UNAVAILABLE
 from caelum.kernel.queue import QUEUE_REENTERED
 from caelum.kernel.work_queue import WorkQueueEntryModel, queue_runner
 from caelum.testing.cloud import EmbeddedCloud
@@ -198,6 +202,59 @@ async def test_an_entry_that_failed_with_its_node_says_so(tmp_path: Path, shop: 
         entry = await cluster.until(failed, 30)
         assert MANAGEMENT_NODE_UNAVAILABLE.code in (entry.error or "")
         asked.cancel()
+
+
+class Trouble:
+    """The next transactions of a node are committed, but whoever waits for the commit hears something else."""
+
+    def __init__(self, node: Node, monkeypatch: pytest.MonkeyPatch, *, after: int, how: str) -> None:
+        self._transaction, self._how = node.db.transaction, how
+        self.left = after
+        monkeypatch.setattr(node.db, "transaction", self.transaction)
+
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncSession]:
+        async with self._transaction() as tx:
+            yield tx
+        self.left -= 1
+        if self.left == -1 and self._how == "lost":
+            raise CloudError(DATABASE_UNAVAILABLE, "the connection was lost", ambiguous=True)
+        if self.left == -1:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("how", ["lost", "cancelled"])
+@pytest.mark.parametrize("after", [0, 1], ids=["enter", "claim"])
+async def test_a_caller_that_leaves_in_a_commit_leaves_nothing_behind(
+    tmp_path: Path, shop: Workshop, monkeypatch: pytest.MonkeyPatch, after: int, how: str
+) -> None:
+    async with EmbeddedCloud(tmp_path, [], database_url=f"sqlite+aiosqlite:///{tmp_path}/one.db") as cloud:
+        Trouble(cloud.node, monkeypatch, after=after, how=how)
+        [left] = await asyncio.gather(_ask(cloud, "left"), return_exceptions=True)
+        assert isinstance(left, CloudError if how == "lost" else asyncio.CancelledError)
+        assert (await asyncio.wait_for(_ask(cloud, "next"), 10))["name"] == "next"
+        assert shop.log == ["next"]
+
+
+async def test_what_is_taken_over_in_a_commit_that_is_lost_runs(
+    tmp_path: Path, shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.go.set()
+    async with EmbeddedCloud(tmp_path, [], database_url=f"sqlite+aiosqlite:///{tmp_path}/one.db") as cloud:
+        async with cloud.node.db.transaction() as tx:
+            tx.add(
+                WorkQueueEntryModel(
+                    uuid="e" * 32, queue="q", running="q", runner="test.again", context='{"name": "router"}',
+                    state="Processing", node_uuid="dead", attempt=1,
+                )
+            )  # fmt: skip
+        Trouble(cloud.node, monkeypatch, after=0, how="lost")
+        await cloud.node.workqueue.adopt(None)
+        assert (await asyncio.wait_for(_ask(cloud, "next"), 10))["name"] == "next"
+        assert shop.log == ["router", "next"]
 
 
 async def test_on_sqlite_it_is_a_queue_like_any_other(tmp_path: Path, shop: Workshop) -> None:

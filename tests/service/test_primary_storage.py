@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,27 @@ async def test_zones_do_not_mix(world: SimulatedCloud) -> None:
         await world.api(
             AttachPrimaryStorageToCluster(cluster_uuid=cluster.uuid, primary_storage_uuid=world.primary_storage)
         )
+
+
+async def test_takers_and_lookers_at_once_get_in_nobodys_way(world: SimulatedCloud) -> None:
+    """Each locks several rows of the same books: in one order, or two would wait for each other."""
+    bus, before = world.cloud.node.bus, (await share(world, 0)).available_capacity
+    ratios = itertools.cycle(["1.0", "2.0"])
+
+    async def take(host: int) -> None:
+        for _ in range(4):
+            uuid = new_uuid()
+            await bus.call(ReserveStorage(uuid, world.primary_storage, world.hosts[host].uuid, GIB))
+            await bus.call(ReleaseStorage(uuid))
+
+    async def look() -> None:
+        for _ in range(4):
+            await world.cloud.node.settings.set(OVER_PROVISIONING, next(ratios))
+            await world.api(ReconnectPrimaryStorage(uuid=world.primary_storage))
+
+    await asyncio.gather(*[take(number % 2) for number in range(8)], look(), look())
+    assert (await share(world, 0)).available_capacity == before
+    assert (await storage(world)).available_capacity == 2 * before
 
 
 async def test_search_says_where_it_fits_and_why_not(world: SimulatedCloud) -> None:

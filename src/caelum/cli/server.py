@@ -1,14 +1,16 @@
 """`caelum server`: one management node with its gateway, until a signal ends it.
 
-Invariant: the first SIGTERM or SIGINT ends the process in order (no new requests, running ones end, then the node); a
-second one ends it at once, which is as safe as a crash: what was under way is taken up at the next start. A node that
-is no longer part of its cloud ends at once too, with `EVICTED`, so that whoever supervises it starts a new one.
+Invariant: the first SIGTERM or SIGINT ends the process in order (no new requests, running ones end, then the node; a
+start that still waits for something is given up); a second one ends it at once, which is as safe as a crash: what was
+under way is taken up at the next start. A node that is no longer part of its cloud ends at once too, with `EVICTED`, so
+that whoever supervises it starts a new one.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -56,7 +58,8 @@ async def serve(config: Config) -> None:
     _on_signals(stopped)
     await gateway.start()
     try:
-        await node.start()
+        if not await _started(node, stopped):
+            return
         # What was loaded stays; collecting it again and again would only cost time.
         gc.collect()
         gc.freeze()
@@ -66,6 +69,19 @@ async def serve(config: Config) -> None:
     finally:
         await gateway.stop(config.stop_seconds / 2)
         await node.stop()
+
+
+async def _started(node: Node, stopped: asyncio.Event) -> bool:
+    """Start the node; false when a signal came first, however long the start would still have waited."""
+    start, end = asyncio.create_task(node.start()), asyncio.create_task(stopped.wait())
+    await asyncio.wait([start, end], return_when=asyncio.FIRST_COMPLETED)
+    end.cancel()
+    if not start.done():
+        log.info("the start waited for %s; it is given up, because a signal came", node.waiting_for or "nothing")
+        start.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await start
+    return not start.cancelled()
 
 
 def _end(node: Node, reason: str) -> None:

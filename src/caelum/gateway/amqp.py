@@ -1,8 +1,9 @@
 """Operations by AMQP: messages of the queue that all nodes share, answered to the queue that the client names.
 
 Invariant: it is another spelling of the same operations: the same portal, the same jobs. A message is acknowledged
-when its answer is sent (synchronous operations) or its job is recorded (others), so a node that dies before leaves it
-to another; the answer of a job is sent by whichever node finishes it.
+when the broker has its answer (synchronous operations) or its job is recorded (others), so a node that dies before
+leaves it to another; the answer of a job is sent by whichever node finishes it, and again by another one if the broker
+did not confirm it. So an answer may come twice after a failure, but it comes.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ log = logging.getLogger(__name__)
 
 _HOOK = "amqp:"
 _LEASE_PAUSE = 0.2
+_MOST_PENDING = 10_000
+_STOP_SECONDS = 2.0
+"""How long a node that stops waits for the broker to take answers of jobs; others send what is left."""
 _UNREADABLE = "org.zstack.header.message.APIReply"
 
 
@@ -54,17 +58,25 @@ class AmqpPortal:
     def __init__(self, node: Node, runner: Runner) -> None:
         self._node = node
         self._runner = runner
-        self._settling: set[asyncio.Task[None]] = set()
+        self._settling: dict[str, asyncio.Task[None]] = {}
 
     def start(self) -> None:
         """Take operations from the moment on at which the node is ready."""
         self._node.bus.subscribe(NodeLifecycle, self._on_lifecycle)
         self._node.jobs.on_finish(self._finished)
 
-    async def stop(self) -> None:
+    async def close(self) -> None:
         """Take no more operations."""
         await self._node.bus.close_api()
-        await asyncio.gather(*self._settling, return_exceptions=True)
+
+    async def stop(self) -> None:
+        """Send the answers that are there; called when no more jobs end."""
+        tasks = list(self._settling.values())
+        if tasks:
+            await asyncio.wait(tasks, timeout=_STOP_SECONDS)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _on_lifecycle(self, event: NodeLifecycle) -> None:
         if event.node_uuid == self._node.uuid and event.life_cycle == "NodeJoin":
@@ -110,17 +122,26 @@ class AmqpPortal:
             if job is None or job.web_hook not in (None, hook):
                 raise
             log.info("the operation %s of job %s was delivered again", request.meta.name, uuid)
-            return _answer_of(job) if job.done else None
+            # An answer that is not settled is on its way already.
+            return _answer_of(job) if job.done and job.web_hook is None else None
         return None
 
     def _finished(self, job: Job) -> None:
         if job.web_hook is None or not job.web_hook.startswith(_HOOK):
             return
+        if job.uuid in self._settling or len(self._settling) >= _MOST_PENDING:
+            return  # what finds no room is told again
         to = msgspec.json.decode(job.web_hook.removeprefix(_HOOK), type=_ReplyTo)
-        self._node.bus.answer(to.queue, to.correlation, _answer_of(job))
-        task = asyncio.get_running_loop().create_task(self._node.jobs.hook_settled(job.uuid), name=f"amqp:{job.uuid}")
-        self._settling.add(task)
-        task.add_done_callback(self._settling.discard)
+        task = asyncio.get_running_loop().create_task(self._settle(job, to), name=f"amqp:{job.uuid}")
+        self._settling[job.uuid] = task
+        task.add_done_callback(lambda _task: self._settling.pop(job.uuid, None))
+
+    async def _settle(self, job: Job, to: _ReplyTo) -> None:
+        try:
+            if await self._node.bus.answer(to.queue, to.correlation, _answer_of(job)):
+                await self._node.jobs.hook_settled(job.uuid)
+        except CloudError as error:
+            log.info("the answer of job %s is sent, which could not be noted; it will be again: %s", job.uuid, error)
 
 
 def _answer_of(job: Job) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ from caelum.gateway.runner import Runner
 from caelum.gateway.settings import BURST, MAX_CONCURRENT, RATE
 from caelum.gateway.webhook import WebHooks
 from caelum.kernel.errors import CloudError, to_wire
+from caelum.kernel.log import MASK
 from caelum.kernel.membership import is_of_cluster
 from caelum.kernel.message import apis
 
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_SESSION = re.compile("(?<=/sessions/)[^/]+")
+"""What a path tells that no log may: who ends a session names it."""
 _API_PREFIXES = (("zstack", "v1"), ("v1",))
 _LEGACY_PREFIXES = (("zstack", "api"), ("api",))
 
@@ -89,11 +93,12 @@ class Gateway:
         if self._listener is not None:
             self._listener.close()
         await self.feed.stop()
-        await self._amqp.stop()
+        await self._amqp.close()
         if self._server is not None:
             self._server.pre_shutdown()  # idle connections go at once
             await self._server.shutdown(seconds)
         await self.runner.stop(seconds)
+        await self._amqp.stop()
         await self._web_hooks.stop()
 
     # --- one request --------------------------------------------------------------------------------------------------
@@ -108,7 +113,7 @@ class Gateway:
         except (asyncio.CancelledError, ConnectionError):
             raise
         except Exception as error:
-            log.exception("the request %s %s failed", request.method, request.path)
+            log.exception("the request %s %s failed", request.method, _SESSION.sub(MASK, request.path))
             return refusal_answer(Refusal(500, f"internal error: {to_wire(error).details}"))
 
     async def _dispatch(self, request: web.BaseRequest) -> web.StreamResponse:

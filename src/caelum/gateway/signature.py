@@ -3,13 +3,15 @@
     Authorization: ZStack <AccessKeyID>:<Base64(HMAC-SHA1(secret, "METHOD\\nDATE\\n/v1<path>"))>
     Date: Sun, 22 Nov 2026 19:22:02 UTC
 
-Invariant: a signature is good for one method and path, and for at most `MOST_SKEW` around what its date means in its
-zone; a zone that is not known is refused, never guessed. Refusals are the original's plain texts.
+Invariant: a signature is good for one method and path, and for at most `MOST_SKEW` around the one moment that its date
+means; a zone that is not known is refused, never guessed. An abbreviation of several zones is this server's own if it
+has it, else the one of the table below, as in the original. Refusals are the original's plain texts.
 """
 
 from __future__ import annotations
 
 import re
+import time
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 from urllib.parse import unquote
@@ -27,13 +29,12 @@ MOST_SKEW = timedelta(minutes=15)
 _DATE = re.compile(r"(?:[A-Z][a-z]{2}, )?(\d{1,2}) ([A-Z][a-z]{2}) (\d{4}) (\d{2}):(\d{2}):(\d{2}) (\S+)")
 _MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
 _OFFSET = re.compile(r"(?:GMT|UTC)?([+-])(\d{1,2}):?(\d{2})?")
-_ABBREVIATIONS: dict[str, tuple[float, ...]] = {
-    "UTC": (0,), "GMT": (0,), "Z": (0,), "WET": (0,), "BST": (1,), "CET": (1,), "CEST": (2,), "EET": (2,),
-    "EEST": (3,), "MSK": (3,), "PKT": (5,), "IST": (5.5,), "MMT": (6.5,), "ICT": (7,), "WIB": (7,), "HKT": (8,),
-    "SGT": (8,), "CST": (8, -6), "JST": (9,), "KST": (9,), "AEST": (10,), "AEDT": (11,), "NZST": (12,), "EST": (-5,),
-    "EDT": (-4,), "CDT": (-5,), "MST": (-7,), "MDT": (-6,), "PST": (-8,), "PDT": (-7,),
+_ABBREVIATIONS = {
+    "UTC": 0, "GMT": 0, "Z": 0, "WET": 0, "BST": 1, "CET": 1, "CEST": 2, "EET": 2, "EEST": 3, "MSK": 3, "PKT": 5,
+    "IST": 5.5, "MMT": 6.5, "ICT": 7, "WIB": 7, "HKT": 8, "SGT": 8, "JST": 9, "KST": 9, "AEST": 10, "AEDT": 11,
+    "NZST": 12, "EST": -5, "EDT": -4, "CST": -6, "CDT": -5, "MST": -7, "MDT": -6, "PST": -8, "PDT": -7,
 }  # fmt: skip
-"""Hours east of Greenwich; CST is China's and America's, and either is accepted."""
+"""Hours east of Greenwich. CST is America's, as where no server's zone says that it is China's."""
 
 
 class Signed(msgspec.Struct, frozen=True):
@@ -61,33 +62,34 @@ def signed(request: web.BaseRequest) -> Signed | None:
     date = request.headers.get("Date")
     if date is None:
         raise Refusal(400, "missing header 'Date'")
-    now = utcnow()
-    if all(abs(one - now) > MOST_SKEW for one in moments(date)):
+    if abs(moment(date) - utcnow()) > MOST_SKEW:
         raise Refusal(403, "requestTimeTooSkewed")
     return Signed(key, signature, date)
 
 
-def moments(date: str) -> list[datetime]:
-    """What the date of a request may mean, in UTC."""
+def moment(date: str) -> datetime:
+    """What the date of a request means, in UTC."""
     found = _DATE.fullmatch(date.strip())
     if found is None or found[2] not in _MONTHS:
         raise _bad(date)
     day, year, hour, minute, second = (int(found[one]) for one in (1, 3, 4, 5, 6))
     try:
         local = datetime(year, _MONTHS.index(found[2]) + 1, day, hour, minute, second)
-        return [local - offset for offset in _offsets(found[7], local)]
+        return local - _offset(found[7], local)
     except (ValueError, OverflowError):
         raise _bad(date) from None
 
 
-def _offsets(zone: str, local: datetime) -> list[timedelta]:
-    """How far a zone may be ahead of UTC at a local time. Raises ValueError for one that is not known."""
+def _offset(zone: str, local: datetime) -> timedelta:
+    """How far a zone is ahead of UTC at a local time. Raises ValueError for one that is not known."""
+    if zone in time.tzname:
+        return timedelta(seconds=-(time.timezone, time.altzone)[time.tzname.index(zone)])
     if zone in _ABBREVIATIONS:
-        return [timedelta(hours=one) for one in _ABBREVIATIONS[zone]]
+        return timedelta(hours=_ABBREVIATIONS[zone])
     if found := _OFFSET.fullmatch(zone):
         size = timedelta(hours=int(found[2]), minutes=int(found[3] or 0))
-        return [timezone(-size if found[1] == "-" else size).utcoffset(None)]
-    return [_zone(zone).utcoffset(local) or timedelta()]
+        return timezone(-size if found[1] == "-" else size).utcoffset(None)
+    return _zone(zone).utcoffset(local) or timedelta()
 
 
 @lru_cache(maxsize=64)

@@ -307,8 +307,10 @@ class BusBase:
     async def close_api(self) -> None:
         """Take no more of them."""
 
-    def answer(self, reply_to: str, request: str, body: bytes) -> None:
-        """Send an answer to an operation that came by AMQP."""
+    async def answer(self, reply_to: str, request: str, body: bytes) -> bool:
+        """Send an answer to an operation that came by AMQP, and wait, however long, until the broker has it or knows
+        nobody who takes it; false when it was given up before, because the node stops or too much waits."""
+        raise NotImplementedError(f"no answer to {reply_to}: this bus takes no operations")
 
     # --- end --------------------------------------------------------------------------------------------------------
 

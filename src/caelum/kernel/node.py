@@ -85,6 +85,7 @@ class Node:
         self.bus: BusBase = (bus or make_bus)(self)
         self.db = Database(config.resolved_database_url(), limits=_limits(config))
         self.settings = Settings(self.db, self.bus, self.uuid)
+        self.ring.on_gone(self._gone)
         self.timers = Timers(self.setting)
         self.resources = Resources(self.db)
         self.vault = Vault(config.data_dir / "pki")
@@ -103,6 +104,10 @@ class Node:
         self._failed: list[Any] = []
         self._checks: list[tuple[int, type[Message[Any]], Check]] = []
         self._checks_of: dict[type, tuple[Check, ...]] = {}
+
+    def _gone(self, node: str) -> None:
+        if node != self.uuid:
+            self.settings.look_again()
 
     def setting(self, setting: Any) -> Any:
         """The value of a setting now."""
@@ -184,7 +189,9 @@ class Node:
         async with self._phase(f"the database {self.db.url.rpartition('@')[2]}"):
             await self.db.migrate()
         # What nodes make that find an empty database is made once.
-        async with self.db.turn(_START_TURN):
+        async with contextlib.AsyncExitStack() as turn:
+            async with self._phase("its turn, because another node starts"):
+                await turn.enter_async_context(self.db.turn(_START_TURN))
             await self._start_parts(found)
         async with self._phase("unfinished workflows to be taken up"):
             await self.workflows.recover([] if self.membership.clustered else None)

@@ -13,10 +13,12 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import Select, event, inspect
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import DBAPIError, InvalidatePoolError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.orm import ORMExecuteState, Session
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from caelum.kernel.errors import CloudError, error_type
 
@@ -28,6 +30,7 @@ PASSING = (DATABASE_UNAVAILABLE, CONFLICT)
 """Errors that say nothing of what was asked: the same may be tried again."""
 
 _CONNECT_SECONDS = 5.0
+_NEW = "new"
 _CONFLICTS = frozenset({"40001", "40P01", "55P03"})
 _AWAY = frozenset({"25P03", "53300", "57014", "57P01", "57P02", "57P03", "57P05"})
 """Besides class 08, lost connections: ended by a time limit, by an administrator or a restart, or never begun."""
@@ -40,12 +43,14 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     extra: int = 20
     statement: float = 60.0
     """A statement that takes longer is ended."""
+    grace: float = 5.0
+    """How much longer than the server works on it this node waits for an answer: then the connection counts as lost."""
     idle: float = 5.0
     """A transaction whose client does nothing for so long is ended, so that a paused node holds no locks."""
 
 
 def make_engine(url: str, limits: Limits) -> AsyncEngine:
-    """An engine whose connections are looked at before they are used, so that a dead one is replaced."""
+    """An engine whose connections are tried before they are used, so that a dead one is replaced."""
     settings = {
         "application_name": "caelum",
         "timezone": "UTC",
@@ -58,19 +63,22 @@ def make_engine(url: str, limits: Limits) -> AsyncEngine:
         "tcp_keepalives_count": "3",
         "tcp_user_timeout": "10000",
     }
-    return create_async_engine(
+    engine = create_async_engine(
         url,
         pool_size=limits.pool,
         max_overflow=limits.extra,
-        pool_pre_ping=True,
         hide_parameters=True,  # values may be secrets, and errors are logged
         connect_args={
             "async_creator_fn": _connect,
             "timeout": _CONNECT_SECONDS,
-            "command_timeout": limits.statement + _CONNECT_SECONDS,
+            "command_timeout": limits.statement + limits.grace,
             "server_settings": settings,
         },
     )
+    event.listen(engine.sync_engine, "connect", _note_new)
+    event.listen(engine.sync_engine, "checkout", _try_out)
+    event.listen(engine.sync_engine, "handle_error", _tell_silence)
+    return engine
 
 
 async def _connect(*arguments: Any, **options: Any) -> Any:
@@ -84,6 +92,29 @@ async def _connect(*arguments: Any, **options: Any) -> Any:
             raise
         details = f"no connection to PostgreSQL: {type(error).__name__}: {error}"
         raise CloudError(DATABASE_UNAVAILABLE, details) from error
+
+
+def _note_new(_connection: Any, record: ConnectionPoolEntry) -> None:
+    record.info[_NEW] = True
+
+
+def _try_out(connection: Any, record: ConnectionPoolEntry, _proxy: PoolProxiedConnection) -> None:
+    """Before a connection is used again. Not by the engine's own ping, which takes three trips and has no limit."""
+    if record.info.pop(_NEW, False):
+        return
+    try:
+        connection.run_async(lambda inner: inner.execute("SELECT 1", timeout=_CONNECT_SECONDS))
+    except Exception as error:  # whatever the driver makes of a connection that ended while nobody listened
+        raise InvalidatePoolError(f"{type(error).__name__}: {error}") from error
+
+
+def _tell_silence(context: ExceptionContext) -> DBAPIError | None:
+    """An answer that did not come in time is a lost connection, and so is what the driver has no word for."""
+    error = context.original_exception
+    if not isinstance(error, (OSError, importlib.import_module("asyncpg").InternalClientError)):
+        return None  # the driver's TimeoutError is an OSError
+    context.is_disconnect, context.invalidate_pool_on_disconnect = True, False
+    return DBAPIError(context.statement, None, error, hide_parameters=True, connection_invalidated=True)
 
 
 class LockingSession(Session):

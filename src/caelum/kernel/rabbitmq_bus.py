@@ -106,6 +106,7 @@ class RabbitMqBus(BusBase):
         self._event_outbox: Outbox | None = None
         self._known_events: OrderedDict[str, None] = OrderedDict()
         self._api_handler: ApiHandler | None = None
+        self._answers: set[Item] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._impatience: asyncio.TimerHandle | None = None
         self._started = False
@@ -148,6 +149,8 @@ class RabbitMqBus(BusBase):
         for task in [*self._served.tasks(), *self._tasks]:
             task.cancel()
         await asyncio.gather(*self._tasks, *[one.close() for one in boxes], return_exceptions=True)
+        for item in self._answers:
+            item.end(left=False)
         await self._topology.remove()
         await self._link.stop()
 
@@ -367,13 +370,22 @@ class RabbitMqBus(BusBase):
 
     def _reply(self, envelope: Envelope, body: bytes) -> None:
         if envelope.reply_to:
-            self.answer(envelope.reply_to, envelope.id, body)
+            self._send_back(envelope.reply_to, Item(_reply_envelope(envelope.id, body)))
 
-    def answer(self, reply_to: str, request: str, body: bytes) -> None:
-        """See `BusBase.answer`."""
-        item = Item(Envelope(kind="reply", id=request, body=msgspec.Raw(body)))
+    def _send_back(self, reply_to: str, item: Item) -> None:
         bundles = reply_to.startswith(NODE_REPLIES)
         self._outbox("", reply_to, bundles=bundles, most=_REPLY_BACKLOG).put(item)
+
+    async def answer(self, reply_to: str, request: str, body: bytes) -> bool:
+        """See `BusBase.answer`."""
+        outcome: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        item = Item(_reply_envelope(request, body), outcome=outcome)
+        self._answers.add(item)
+        self._send_back(reply_to, item)
+        try:
+            return await outcome
+        finally:
+            self._answers.discard(item)
 
     def _cancel(self, request: str) -> None:
         known = self._served.find(request)
@@ -442,9 +454,13 @@ class RabbitMqBus(BusBase):
             timeout=_seconds((message.headers or {}).get("timeout")),
         )
         answer = await handler(call)
-        if answer is not None and call.reply_to:
-            self.answer(call.reply_to, call.correlation, answer)
-        await quietly(message.ack())
+        # Until the broker has the answer the operation is not settled: when this node dies, another one answers.
+        if answer is None or not call.reply_to or await self.answer(call.reply_to, call.correlation, answer):
+            await quietly(message.ack())
+
+
+def _reply_envelope(request: str, body: bytes) -> Envelope:
+    return Envelope(kind="reply", id=request, body=msgspec.Raw(body))
 
 
 def _seconds(value: Any) -> float | None:

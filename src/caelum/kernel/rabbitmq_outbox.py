@@ -36,10 +36,11 @@ class Item:
     """A message to send. `returned()` is called when there is no such queue; `wanted` turns false to drop it.
 
     `key` is a routing key of its own, where the outbox is not one of a single queue. `doubtful` turns true when the
-    connection was lost while it was under way: then it may have arrived.
+    connection was lost while it was under way: then it may have arrived. `outcome` tells whether it left (true) or was
+    given up.
     """
 
-    __slots__ = ("deadline", "doubtful", "envelope", "key", "returned", "waiting", "wanted")
+    __slots__ = ("deadline", "doubtful", "envelope", "key", "outcome", "returned", "waiting", "wanted")
 
     def __init__(
         self,
@@ -47,14 +48,22 @@ class Item:
         deadline: float | None = None,
         returned: Callable[[], None] | None = None,
         key: str | None = None,
+        outcome: asyncio.Future[bool] | None = None,
     ) -> None:
         self.envelope = envelope
         self.deadline = deadline
         self.returned = returned
         self.key = key
+        self.outcome = outcome
         self.wanted = True
         self.waiting = False
         self.doubtful = False
+
+    def end(self, left: bool) -> None:
+        """It left, or was given up: whoever waits for that is told."""
+        self.waiting = False
+        if self.outcome is not None and not self.outcome.done():
+            self.outcome.set_result(left)
 
     def stamp(self, now: float) -> bool:
         """Note the time that is left; false when there is none."""
@@ -88,6 +97,7 @@ class Outbox:
             if not self._dropped:
                 log.warning("%d messages wait for RabbitMQ to take them; the oldest are dropped", len(self._items))
             self._dropped += 1
+            self._items.popleft().end(left=False)
         item.waiting = True
         self._items.append(item)
         if self._sender is None:
@@ -159,7 +169,7 @@ class Outbox:
 
     def _settle(self, batch: Sequence[Item]) -> None:
         for item in batch:
-            item.waiting = False
+            item.end(left=True)
 
     def _return(self, batch: Sequence[Item], error: Exception) -> None:
         for item in batch:

@@ -1,15 +1,19 @@
 """Settings: declared once in code, changed at run time, overridden for single resources.
 
 Invariant: every declared setting has its row in `global_config`, so that a query sees it; the value in memory is
-the row's on every node, because each change is published. Overrides live in `resource_config`.
+the row's on every node, because each change is published, and whoever hears of one reads the row: of two changes at
+once, the later one holds everywhere, in whatever order the news arrive. Overrides live in `resource_config`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 import re
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from sqlalchemy import String, Text, UniqueConstraint, delete, select
@@ -20,6 +24,7 @@ from caelum.kernel.database import Database, Resource, Row, is_unique_violation,
 from caelum.kernel.errors import INVALID_ARGUMENT, RESOURCE_NOT_FOUND, CloudError
 from caelum.kernel.events import CanonicalEvent, canonical
 from caelum.kernel.ids import new_uuid
+from caelum.kernel.postgresql import is_passing
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -30,6 +35,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_LOOK_AGAIN = 0.5
 _MOST_KEPT = 1000
 """Overrides of one setting that are kept in memory; nearly always there are none."""
 
@@ -230,6 +236,9 @@ class Settings:
         self._db, self._bus, self._node_uuid = db, bus, node_uuid
         self._values: dict[tuple[str, str], Any] = {}
         self._callbacks: dict[tuple[str, str], list[Callback]] = {}
+        self._reading = asyncio.Lock()
+        self._telling: defaultdict[Setting[Any], asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._looking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Make the rows of new settings, load all values, and follow the changes that other nodes make."""
@@ -257,15 +266,12 @@ class Settings:
 
     async def reload(self) -> None:
         """Read all values again, and tell those who follow a setting whose value was changed unheard."""
-        async with self._db.read() as session:
-            rows = {(row.category, row.name): row.value for row in await session.scalars(select(GlobalConfigModel))}
-        for key, one in list(_declared.items()):
-            if key not in rows:
-                continue
-            try:
-                await self._take(one, rows[key])
-            except Exception:
-                log.exception("whoever follows setting %r failed on its new value", one)
+        await self._refresh()
+
+    def look_again(self) -> None:
+        """`reload` in the background: a node died, perhaps before it told of its last change."""
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.get_running_loop().create_task(self._refresh(), name="settings", context=Context())
 
     def get(self, setting: Setting[T]) -> T:
         """The value."""
@@ -301,16 +307,23 @@ class Settings:
         text = setting.text(value)
         setting.parse(text)
         row = GlobalConfigModel
-        async with self._db.transaction() as tx:
-            here = (row.category == setting.category, row.name == setting.name)
-            old = await tx.scalar(select(row.value).where(*here))
-            await update_where(tx, row, {"value": text}, *here)
-        event = GlobalConfigUpdated(
-            category=setting.category, name=setting.name, node_uuid=self._node_uuid,
-            old_value=old or setting.default_text, new_value=text,
+        old: str | None = None
+        try:
+            async with self._db.transaction() as tx:
+                here = (row.category == setting.category, row.name == setting.name)
+                old = await tx.scalar(select(row.value).where(*here))
+                await update_where(tx, row, {"value": text}, *here)
+        except CloudError as error:
+            if "ambiguous" not in error.facts or (await self._stored(setting)).get(setting) != text:
+                raise
+        # Told first: what follows may fail, or be cancelled.
+        self._bus.publish(
+            GlobalConfigUpdated(
+                category=setting.category, name=setting.name, node_uuid=self._node_uuid,
+                old_value=old or setting.default_text, new_value=text,
+            )
         )  # fmt: skip
-        await self._changed(event)
-        self._bus.publish(event)
+        await self._refresh(setting)
 
     async def set_for(self, setting: Setting[T], resource_uuid: str, resource_type: str, value: T | str | None) -> None:
         """Override the value for a resource; None removes the override."""
@@ -333,18 +346,51 @@ class Settings:
     async def _changed(self, event: GlobalConfigUpdated) -> None:
         one = _declared.get((event.category, event.name))
         if one is not None:
-            await self._take(one, event.new_value)
+            await self._refresh(one)
 
-    async def _take(self, setting: Setting[Any], text: str) -> None:
-        """The setting has this value now; whoever follows it hears of a change."""
-        key, value = (setting.category, setting.name), _value_of(setting, text)
-        if key in self._values and self._values[key] == value:
-            return
-        self._values[key] = value
-        for callback in self._callbacks.get(key, []):
-            result = callback(value)
-            if inspect.isawaitable(result):
-                await result
+    async def _refresh(self, setting: Setting[Any] | None = None) -> None:
+        """Take what the table holds now, of one setting or of all, and tell those who follow what changed.
+
+        One reading after the other, so that what was read later is never replaced by what was read before.
+        """
+        changed = []
+        async with self._reading:
+            for one, text in (await self._stored(setting)).items():
+                key, value = (one.category, one.name), _value_of(one, text)
+                if key not in self._values or self._values[key] != value:
+                    self._values[key] = value
+                    changed.append(one)
+        for one in changed:
+            await self._tell(one)
+
+    async def _stored(self, setting: Setting[Any] | None) -> dict[Setting[Any], str]:
+        """The values in the table, asked until the database answers: without it nobody knows what is true."""
+        row = GlobalConfigModel
+        query = select(row.category, row.name, row.value)
+        if setting is not None:
+            query = query.where(row.category == setting.category, row.name == setting.name)
+        while True:
+            try:
+                async with self._db.read() as session:
+                    found = (await session.execute(query)).all()
+                break
+            except CloudError as error:
+                if not is_passing(error):
+                    raise
+            await asyncio.sleep(_LOOK_AGAIN)
+        return {_declared[one[0], one[1]]: one[2] for one in found if (one[0], one[1]) in _declared}
+
+    async def _tell(self, setting: Setting[Any]) -> None:
+        """Call those who follow a setting with its value. In turns, so that the newest is what they hear last."""
+        key = (setting.category, setting.name)
+        async with self._telling[setting]:
+            for callback in self._callbacks.get(key, []):
+                try:
+                    result = callback(self._values[key])
+                    if inspect.isawaitable(result):
+                        await result
+                except Exception:
+                    log.exception("whoever follows setting %r failed on its new value", setting)
 
 
 def _value_of(setting: Setting[T], text: str) -> T:

@@ -4,7 +4,8 @@ A virtual router that several nodes need for a network at the same moment is suc
 owns it. Everything else belongs into the queues of `queue.py`, which cost nothing.
 
 Invariant: of a queue's entries one is Processing at a time, in the order in which they came, whatever nodes ask; a
-unique column holds that. An entry runs at the node that asked. When that node dies, an entry that waited goes, and one
+unique column holds that. An entry runs at the node that asked, and goes with a caller that leaves before, though its
+commit was lost or nobody knows whether it happened. When that node dies, an entry that waited goes, and one
 that was under way is run again by another node if its runner is `restartable`, else it has failed.
 """
 
@@ -108,7 +109,7 @@ class WorkQueue:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._tasks: dict[str, asyncio.Task[Any]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._moved = asyncio.Event()
 
     async def start(self) -> None:
@@ -118,7 +119,7 @@ class WorkQueue:
 
     async def stop(self) -> None:
         """Abandon what runs, as a crash would."""
-        tasks = list(self._tasks.values())
+        tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -173,6 +174,9 @@ class WorkQueue:
             if not is_unique_violation(error):
                 raise
             return False
+        except BaseException:
+            self._abandon(uuid, queue)
+            raise
         return True
 
     async def _wait_and_run(self, uuid: str, queue: str) -> Any:
@@ -180,7 +184,7 @@ class WorkQueue:
             while (entry := await self._claim(uuid)) is None:
                 await self._pause()
         except BaseException:
-            self._keep(uuid, asyncio.get_running_loop().create_task(self._drop(uuid, queue), context=Context()))
+            self._abandon(uuid, queue)
             raise
         return _outcome(await asyncio.shield(self._begin(entry)))
 
@@ -206,12 +210,12 @@ class WorkQueue:
     def _begin(self, entry: WorkQueueEntryModel) -> asyncio.Task[WorkQueueEntryModel]:
         # Its own task: a caller that leaves does not tear what has begun.
         task = asyncio.get_running_loop().create_task(self._work(entry), context=outside(deadline=False))
-        self._keep(entry.uuid, task)
+        self._keep(task)
         return task
 
-    def _keep(self, uuid: str, task: asyncio.Task[Any]) -> None:
-        self._tasks[uuid] = task
-        task.add_done_callback(lambda _task: self._tasks.pop(uuid, None))
+    def _keep(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _work(self, entry: WorkQueueEntryModel) -> WorkQueueEntryModel:
         _inside.set((*_inside.get(), entry.queue))
@@ -237,10 +241,15 @@ class WorkQueue:
         await self._surely(lambda tx: update_where(tx, row, values, *mine, row.state == PROCESSING))
         self._tell(entry.queue)
 
+    def _abandon(self, uuid: str, queue: str) -> None:
+        """The caller leaves before its work has begun. It may be cancelled, so this is done by a task of its own."""
+        self._keep(asyncio.get_running_loop().create_task(self._drop(uuid, queue), context=Context()))
+
     async def _drop(self, uuid: str, queue: str) -> None:
-        """Leave the queue; nothing when the entry has begun."""
+        """Leave the queue, also where the entry counts as under way: nobody has begun it."""
         row = WorkQueueEntryModel
-        await self._surely(lambda tx: tx.execute(delete(row).where(row.uuid == uuid, row.state == PENDING)))
+        mine = (row.uuid == uuid, row.node_uuid == self._node.uuid, row.state.in_(OPEN))
+        await self._surely(lambda tx: tx.execute(delete(row).where(*mine)))
         self._tell(queue)
 
     async def _surely(self, write: Callable[[AsyncSession], Awaitable[Any]]) -> None:
@@ -274,9 +283,7 @@ class WorkQueue:
             row.attempt == entry.attempt,
         )  # fmt: skip
         if entry.state == PROCESSING and declared is not None and declared.restartable:
-            values: dict[str, Any] = {"node_uuid": self._node.uuid, "attempt": entry.attempt + 1}
-            if await self._change(values, as_it_was):
-                entry.node_uuid, entry.attempt = values["node_uuid"], values["attempt"]
+            if await self._take(entry, as_it_was):
                 log.info("work %s of queue %s is run again", entry.uuid, entry.queue)
                 self._begin(entry)
             return
@@ -292,6 +299,33 @@ class WorkQueue:
     async def _change(self, values: dict[str, Any], conditions: tuple[ColumnElement[bool], ...]) -> bool:
         async with self._node.db.transaction() as tx:
             return await update_where(tx, WorkQueueEntryModel, values, *conditions) > 0
+
+    async def _take(self, entry: WorkQueueEntryModel, as_it_was: tuple[ColumnElement[bool], ...]) -> bool:
+        """Make an entry of a dead node this node's; whether it is."""
+        values: dict[str, Any] = {"node_uuid": self._node.uuid, "attempt": entry.attempt + 1}
+        try:
+            taken = await self._change(values, as_it_was)
+        except CloudError as error:
+            if "ambiguous" not in error.facts:
+                raise
+            taken = await self._is_ours(entry.uuid, values["attempt"])
+        if taken:
+            entry.node_uuid, entry.attempt = values["node_uuid"], values["attempt"]
+        return taken
+
+    async def _is_ours(self, uuid: str, attempt: int) -> bool:
+        """Whether a commit happened whose connection was lost, asked until the database answers: an entry that is this
+        node's and that it does not know of would hold up its queue."""
+        row = WorkQueueEntryModel
+        ours = select(row.id).where(row.uuid == uuid, row.node_uuid == self._node.uuid, row.attempt == attempt)
+        while True:
+            try:
+                async with self._node.db.read() as session:
+                    return await session.scalar(ours) is not None
+            except CloudError as error:
+                if not is_passing(error):
+                    raise
+            await asyncio.sleep(_LOOK_AGAIN)
 
     # --- turns --------------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -11,6 +12,19 @@ from caelum.kernel.ids import new_uuid
 from gateway.conftest import Client
 
 V1 = "/zstack/v1"
+
+
+async def test_no_log_names_a_session_that_a_path_names(
+    admin: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(*_: Any) -> None:
+        raise RuntimeError("unexpected")
+
+    monkeypatch.setattr("caelum.gateway.rest.Rest.handle", broken)
+    assert (await admin.send("DELETE", f"{V1}/accounts/sessions/{admin.session}")).status == 500
+    assert f"DELETE {V1}/accounts/sessions/****** failed" in caplog.text
+    assert admin.session is not None
+    assert admin.session not in caplog.text
 
 
 class TestAnswers:

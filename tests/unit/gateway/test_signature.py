@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from base64 import b64decode
+from collections.abc import Callable, Iterator
 from datetime import datetime
 
 import pytest
 
 from caelum.cloud.identity.access_keys import sign
 from caelum.gateway.refusal import Refusal
-from caelum.gateway.signature import Signed, moments
+from caelum.gateway.signature import Signed, moment
 
 NOON = datetime(2026, 11, 22, 12)
 
@@ -30,12 +32,33 @@ NOON = datetime(2026, 11, 22, 12)
     ],
 )
 def test_dates_that_clients_send(date: str) -> None:
-    assert moments(date) == [NOON]
+    assert moment(date) == NOON
 
 
-def test_an_abbreviation_of_two_zones_means_either() -> None:
-    assert NOON in moments("Sun, 22 Nov 2026 20:00:00 CST")
-    assert NOON in moments("Sun, 22 Nov 2026 06:00:00 CST")
+@pytest.fixture
+def server_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    def move(zone: str) -> None:
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+
+    yield move
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.parametrize(
+    ("zone", "date"),
+    [
+        ("UTC", "Sun, 22 Nov 2026 06:00:00 CST"),
+        ("America/Chicago", "Sun, 22 Nov 2026 06:00:00 CST"),
+        ("Asia/Shanghai", "Sun, 22 Nov 2026 20:00:00 CST"),
+        ("Asia/Jerusalem", "Sun, 22 Nov 2026 14:00:00 IST"),
+        ("Europe/Berlin", "Sun, 22 Nov 2026 14:00:00 CEST"),
+    ],
+)
+def test_an_abbreviation_of_several_zones_means_one(server_in: Callable[[str], None], zone: str, date: str) -> None:
+    server_in(zone)
+    assert moment(date) == NOON
 
 
 @pytest.mark.parametrize(
@@ -55,7 +78,7 @@ def test_an_abbreviation_of_two_zones_means_either() -> None:
 )
 def test_what_is_no_date_is_refused(date: str) -> None:
     with pytest.raises(Refusal) as refused:
-        moments(date)
+        moment(date)
     assert refused.value.status == 400
 
 

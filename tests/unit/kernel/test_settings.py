@@ -1,5 +1,7 @@
 """Settings: typed values, validation, overrides, changes that reach everybody."""
 
+import asyncio
+
 import pytest
 from sqlalchemy import select
 
@@ -9,6 +11,7 @@ from caelum.kernel.events import EventHub
 from caelum.kernel.node import Node
 from caelum.kernel.settings import (
     GlobalConfigModel,
+    GlobalConfigUpdated,
     ResourceConfigModel,
     Seconds,
     Setting,
@@ -92,6 +95,55 @@ async def test_changes_that_no_event_told_are_found_by_a_reload(node: Node) -> N
     assert (node.settings.get(LIMIT), node.settings.get(PERIOD)) == (9, 3 * 86400)
     await node.bus.reconnected()
     assert seen == [9], "only what differs is told, and one that fails keeps nobody else from hearing"
+
+
+async def test_news_that_arrive_in_the_wrong_order_change_nothing(node: Node) -> None:
+    """Two nodes change a setting at once; the news of the first change are the last to arrive."""
+    seen: list[int] = []
+    node.settings.on_change(LIMIT, seen.append)
+    await node.settings.set(LIMIT, 8)
+    node.bus.publish(
+        GlobalConfigUpdated(category="test", name="limit", node_uuid="another", old_value="5", new_value="6")
+    )
+    await node.events.idle()
+    assert (node.settings.get(LIMIT), seen) == (8, [8])
+
+
+async def test_a_slow_follower_hears_the_newest_value_last(node: Node) -> None:
+    heard: list[int] = []
+
+    async def slow(value: int) -> None:
+        await asyncio.sleep(0.02 if value == 6 else 0)
+        heard.append(value)
+
+    node.settings.on_change(LIMIT, slow)
+    await asyncio.gather(*[node.settings.set(LIMIT, value) for value in (6, 7, 8)])
+    await node.events.idle()
+    async with node.db.read() as session:
+        stored = await session.scalar(select(GlobalConfigModel.value).where(GlobalConfigModel.name == "limit"))
+    assert str(node.settings.get(LIMIT)) == stored == str(heard[-1])
+
+
+async def test_a_change_that_fails_to_be_taken_here_is_told_to_others_all_the_same(node: Node) -> None:
+    def broken(value: int) -> None:
+        raise ValueError(value)
+
+    node.settings.on_change(LIMIT, broken)
+    other = Settings(node.db, node.bus, "another")
+    await other.start()
+    await node.settings.set(LIMIT, 4)
+    await node.events.idle()
+    assert other.get(LIMIT) == node.settings.get(LIMIT) == 4
+
+
+async def test_a_change_of_a_node_that_died_before_it_told_is_found(node: Node) -> None:
+    async with node.db.transaction() as tx:
+        await update_where(tx, GlobalConfigModel, {"value": "9"}, GlobalConfigModel.name == "limit")
+    node.ring.join("f" * 32)
+    node.ring.leave("f" * 32)
+    async with asyncio.timeout(5):
+        while node.settings.get(LIMIT) != 9:  # noqa: ASYNC110 - a reading in the background tells nobody
+            await asyncio.sleep(0.01)
 
 
 async def test_overrides_by_resource(node: Node) -> None:

@@ -3,6 +3,9 @@
 Invariant: a reservation and the capacity that it takes change in one transaction, by one conditional statement, so two
 takers at once cannot both get the last byte. What is given back is what the reservation's row says was taken. Available
 capacity can be derived anew from the reservations at any time, and is at every look at the physical capacity.
+
+Rows are locked in this order: storage, reservations, the host's share, the storage's capacity. So no two wait for each
+other, and whoever holds the share (of a shared storage: the capacity) sees every charge that counts in it.
 """
 
 from __future__ import annotations
@@ -208,14 +211,19 @@ async def _derive(
 
 
 async def _recharge(tx: AsyncSession, place: Place, terms: Terms) -> int:
-    """The sum of all charges at a place, each at today's ratio."""
-    query = select(Reservation).where(
-        Reservation.primary_storage_uuid == place.ps_uuid, Reservation.host_uuid == place.host_uuid
-    )
-    total = 0
-    for one in await tx.scalars(query):
-        one.charged = terms.charge(one.size, one.scaled)
-        total += one.charged
+    """The sum of all charges at a place, each at today's ratio; the place is locked."""
+    row = Reservation
+    here = (row.primary_storage_uuid == place.ps_uuid, row.host_uuid == place.host_uuid)
+    found = (await tx.execute(select(row.key, row.size, row.scaled, row.charged).where(*here))).all()
+    total = sum(int(one.charged) for one in found)
+    outdated = [one.key for one in found if one.charged != terms.charge(one.size, one.scaled)]
+    if outdated:
+        # Those that somebody else holds wait for the place, which is ours: they keep their charge until the next look.
+        unheld = select(row).where(row.key.in_(outdated), *here).with_for_update(skip_locked=True, key_share=True)
+        for one in await tx.scalars(unheld):
+            charged = terms.charge(one.size, one.scaled)
+            total += charged - one.charged
+            one.charged = charged
     return total
 
 
@@ -235,8 +243,9 @@ async def sum_hosts(tx: AsyncSession, ps_uuid: str) -> None:
     await update_where(tx, Capacity, dict(zip(names, row, strict=True)), Capacity.uuid == ps_uuid)
 
 
-async def drop_host(tx: AsyncSession, ps_uuid: str, host_uuid: str, host_bound: bool) -> None:
-    """Take a host, and of a host-bound storage its share, out. Reservations stay: the bits are still there."""
-    await tx.execute(delete(HostRef).where(HostRef.primary_storage_uuid == ps_uuid, HostRef.host_uuid == host_uuid))
+async def drop_hosts(tx: AsyncSession, ps_uuid: str, host_uuids: list[str], host_bound: bool) -> None:
+    """Take hosts, and of a host-bound storage their shares, out. Reservations stay: the bits are still there."""
+    theirs = HostRef.host_uuid.in_(host_uuids)
+    await tx.execute(delete(HostRef).where(HostRef.primary_storage_uuid == ps_uuid, theirs))
     if host_bound:
         await sum_hosts(tx, ps_uuid)

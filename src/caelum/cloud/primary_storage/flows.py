@@ -10,8 +10,8 @@ from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.host.messages import AwaitHost, ListHosts
+from caelum.cloud.primary_storage import capacity
 from caelum.cloud.primary_storage.api import PRIMARY_STORAGE, PrimaryStorageInventory
-from caelum.cloud.primary_storage.capacity import drop_host
 from caelum.cloud.primary_storage.errors import ATTACH_ERROR
 from caelum.cloud.primary_storage.extension import PrimaryStorageBeforeDetach
 from caelum.cloud.primary_storage.model import (
@@ -283,9 +283,7 @@ async def leave_hosts(storages: Storages, uuid: str, host_uuids: list[str]) -> N
 
 async def drop_hosts(storages: Storages, tx: AsyncSession, uuid: str, host_uuids: list[str]) -> None:
     """Take hosts, and what they add to its capacity, from a storage."""
-    host_bound = storages.driver(await get(tx, uuid)).host_bound
-    for host_uuid in host_uuids:
-        await drop_host(tx, uuid, host_uuid, host_bound)
+    await capacity.drop_hosts(tx, uuid, host_uuids, storages.driver(await get(tx, uuid)).host_bound)
 
 
 async def on_hosts(host_uuids: list[str], work: Any) -> dict[str, CloudError]:

@@ -9,7 +9,7 @@ from sqlalchemy import delete, func, select
 from caelum.cloud.host.api import HostInventory
 from caelum.cloud.host.extension import HostBeforeDelete, HostConnect, HostDisconnected
 from caelum.cloud.primary_storage.api import PrimaryStorageInventory
-from caelum.cloud.primary_storage.capacity import drop_host, release
+from caelum.cloud.primary_storage.capacity import drop_hosts, release
 from caelum.cloud.primary_storage.model import (
     ImageCacheModel,
     LocalStorageHostRefModel,
@@ -96,10 +96,16 @@ class HostShareCascade(CascadeExtension, HostBeforeDelete):
     async def _forget(self, host_uuid: str) -> None:
         reservation, ref = StorageReservationModel, LocalStorageHostRefModel
         async with self._node.db.transaction() as tx:
-            for key in (await tx.scalars(select(reservation.key).where(reservation.host_uuid == host_uuid))).all():
-                await release(tx, key)
-            await tx.execute(delete(ImageCacheModel).where(ImageCacheModel.host_uuid == host_uuid))
             shares = (await tx.scalars(select(ref.primary_storage_uuid).where(ref.host_uuid == host_uuid))).all()
-            for ps_uuid in shares:
-                row = await tx.get_one(PrimaryStorageModel, ps_uuid)
-                await drop_host(tx, ps_uuid, host_uuid, self._storages.driver(row).host_bound)
+            # All of them are locked before anything changes, in the order of `capacity.py`.
+            storages = [await tx.get_one(PrimaryStorageModel, ps_uuid) for ps_uuid in sorted(shares)]
+            held = (
+                select(reservation)
+                .where(reservation.host_uuid == host_uuid)
+                .order_by(reservation.primary_storage_uuid, reservation.key)
+            )
+            for one in (await tx.scalars(held)).all():
+                await release(tx, one.key)
+            await tx.execute(delete(ImageCacheModel).where(ImageCacheModel.host_uuid == host_uuid))
+            for storage in storages:
+                await drop_hosts(tx, storage.uuid, [host_uuid], self._storages.driver(storage).host_bound)

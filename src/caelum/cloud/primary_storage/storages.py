@@ -156,7 +156,8 @@ class Storages:
         here = (HostRef.host_uuid == host_uuid, HostRef.status == CONNECTED)
         async with self.node.db.transaction() as tx:
             # Each storage is locked before its host, as whoever connects does it; and two hosts see each other go.
-            for ps_uuid in (await tx.scalars(select(HostRef.primary_storage_uuid).where(*here))).all():
+            storages = select(HostRef.primary_storage_uuid).where(*here).order_by(HostRef.primary_storage_uuid)
+            for ps_uuid in (await tx.scalars(storages)).all():
                 row = await get(tx, ps_uuid)
                 if await update_where(
                     tx, HostRef, {"status": DISCONNECTED}, *here, HostRef.primary_storage_uuid == ps_uuid
