@@ -13,9 +13,11 @@ from sqlalchemy import inspect, make_url, text
 from tests.cluster.bakeries import Bakeries
 
 from caelum.kernel import backup, membership, migrate, schema
+from caelum.kernel.config import Config
 from caelum.kernel.database import Database
 from caelum.kernel.ids import new_uuid
 from caelum.kernel.migrate import Rules
+from caelum.kernel.preflight import inspect_cloud
 from caelum.testing import databases
 
 EXPANSION = "    op.add_column('zone', sa.Column('note', sa.Text(), nullable=True))\n"
@@ -219,6 +221,28 @@ async def test_without_a_dump_nothing_is_changed(
     assert not list((tmp_path / "dumps").glob("*.dump"))
     await migrate.upgrade(db)
     assert await _has_note(db)
+
+
+async def test_the_look_before_an_upgrade(
+    tmp_path: Path, db: Database, newer: Newer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer.now_knows("expand", EXPANSION)
+    newer.now_knows("contract", CONTRACTION)
+    member = await _join(db, None, None)
+    config = Config(data_dir=tmp_path, database_url=db.url)
+    report = await inspect_cloud(config)
+    assert not report.findings
+    assert any(member in one and one.startswith("member: ") for one in report.facts)
+    assert any(one.startswith("revision that waits for management nodes of a former") for one in report.facts)
+    assert any("the server is PostgreSQL" in one for one in report.facts)
+    program = tmp_path / "9" / "bin" / "pg_dump"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\necho 'pg_dump (PostgreSQL) 9.6.1'\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(backup, "PROGRAMS", tmp_path)
+    assert [one.kind for one in (await inspect_cloud(config)).findings] == ["OldDump"]
+    config.upgrade_backup = "elsewhere"
+    assert not (await inspect_cloud(config)).findings
 
 
 def test_the_password_goes_by_the_environment() -> None:

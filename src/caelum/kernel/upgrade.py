@@ -12,6 +12,8 @@ import importlib
 import logging
 from contextvars import Context
 
+import msgspec
+
 from caelum.kernel import migrate
 from caelum.kernel.config import Config
 from caelum.kernel.database import Database
@@ -31,6 +33,11 @@ def rules(config: Config) -> migrate.Rules:
         dumps=config.data_dir / BACKUPS if config.upgrade_backup == "dump" else None,
         silence=config.node_lease_seconds + config.node_eviction_seconds,
     )
+
+
+async def finish(db: Database, config: Config) -> migrate.Plan:
+    """Run what may run, also what waits for the order. Raises what `migrate.upgrade` does."""
+    return await migrate.upgrade(db, msgspec.structs.replace(rules(config), finish=True))
 
 
 class Upgrade:

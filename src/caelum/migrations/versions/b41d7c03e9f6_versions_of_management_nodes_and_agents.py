@@ -1,4 +1,4 @@
-"""programs of management nodes."""
+"""versions of management nodes and agents."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -19,3 +19,9 @@ def upgrade() -> None:
     with op.batch_alter_table("management_node", schema=None) as batch_op:
         batch_op.add_column(sa.Column("version", sa.String(length=64), nullable=True))
         batch_op.add_column(sa.Column("revision", sa.String(length=32), nullable=True))
+
+    with op.batch_alter_table("host", schema=None) as batch_op:
+        batch_op.add_column(sa.Column("agent_version", sa.String(length=64), nullable=True))
+        batch_op.add_column(
+            sa.Column("agent_protocol", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=True)
+        )
