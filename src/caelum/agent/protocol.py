@@ -27,6 +27,8 @@ import msgspec
 A = TypeVar("A")
 
 PROTOCOL_VERSION = 1
+OLDEST_PROTOCOL = 1
+"""What a server of this version still speaks: that of the version before."""
 
 
 class _Struct(msgspec.Struct, rename="camel", kw_only=True, omit_defaults=True):

@@ -1,4 +1,4 @@
-"""`caelum admin`: what operators do beside the API's operations: audits, the list of nodes, certificates for hosts."""
+"""`caelum admin`: what operators do beside the API's operations: audits, nodes, certificates for hosts, upgrades."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from caelum.cli import output, session
+from caelum.cli import output, session, upgrade
 from caelum.kernel.ring import Ring
 from caelum.sdk.client import ApiError
 
@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--output", "-o", choices=("table", "json"), default="table")
         command.set_defaults(run=run)
     _add_certificate(commands)
+    upgrade.add_to(commands)
     return parser
 
 

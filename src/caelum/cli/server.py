@@ -24,6 +24,7 @@ from caelum import __version__
 from caelum.gateway.server import Gateway
 from caelum.kernel.config import Config, load
 from caelum.kernel.node import Node
+from caelum.kernel.schema import UpgradeError
 
 log = logging.getLogger(__name__)
 
@@ -108,12 +109,20 @@ def main(argv: list[str] | None = None) -> int:
         print(f"caelum server: {error}", file=sys.stderr)
         return 2
     try:
+        _run(config)
+    except UpgradeError as error:
+        print(f"caelum server: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(config: Config) -> None:
+    try:
         import uvloop
     except ImportError:
         asyncio.run(serve(config))
     else:
         uvloop.run(serve(config))
-    return 0
 
 
 if __name__ == "__main__":

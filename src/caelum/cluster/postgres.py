@@ -12,8 +12,6 @@ import contextlib
 import logging
 import os
 import pwd
-import re
-import shutil
 import signal
 import socket
 import sys
@@ -24,6 +22,8 @@ from types import TracebackType
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
+
+from caelum.kernel import backup
 
 log = logging.getLogger(__name__)
 
@@ -43,14 +43,7 @@ _SETTINGS = {
 
 def binaries() -> Path | None:
     """The directory of PostgreSQL's newest programs on this machine, or None when it is not installed."""
-    versions = sorted(
-        (path for path in Path("/usr/lib/postgresql").glob("*/bin") if (path / "postgres").exists()),
-        key=lambda path: int(re.sub(r"\D", "", path.parent.name) or 0),
-    )
-    if versions:
-        return versions[-1]
-    found = shutil.which("initdb")
-    return Path(found).parent if found else None
+    return backup.programs("initdb")
 
 
 class Postgres:

@@ -74,6 +74,10 @@ class Config(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A node whose heartbeat is older is evicted by the others, which take its work over. Longer than the lease."""
     node_patience_seconds: float = 10.0
     """How long a node without its lease waits for the database before its process ends."""
+    upgrade_finish: Literal["automatic", "manual"] = "automatic"
+    """`manual`: what a former version needs stays in the database until `caelum admin upgrade finish`."""
+    upgrade_backup: Literal["dump", "elsewhere"] = "dump"
+    """Dump PostgreSQL to `data_dir`/backup before an upgrade changes it; `elsewhere`: you have a backup."""
     stop_seconds: float = 20.0
     """How long a stopping node waits for running work."""
     queue_cap: int = 50_000

@@ -98,6 +98,11 @@ def gc_runner(name: str) -> Callable[[R], R]:
     return declare
 
 
+def runners() -> frozenset[str]:
+    """The names of all declared runners."""
+    return frozenset(_runners)
+
+
 class GarbageCollector:
     """The garbage collector of one node."""
 

@@ -33,7 +33,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
-from caelum.kernel import journal, postgresql, work_queue
+from caelum import __version__
+from caelum.kernel import journal, postgresql, schema, work_queue
 from caelum.kernel.bus import BUS_UNAVAILABLE
 from caelum.kernel.database import Row, utcnow
 from caelum.kernel.errors import UNDELIVERABLE, CloudError, ErrorCode, error_type
@@ -95,6 +96,9 @@ class ManagementNodeModel(Row):
     join_date: Mapped[datetime]
     heart_beat: Mapped[datetime]
     state: Mapped[str] = mapped_column(String(16), default=RUNNING)
+    version: Mapped[str | None] = mapped_column(String(64))
+    revision: Mapped[str | None] = mapped_column(String(32))
+    """The newest revision of the schema that the node's program knows."""
 
 
 _TABLE = cast("Table", ManagementNodeModel.__table__)
@@ -149,6 +153,7 @@ class Membership:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._joined = utcnow()
+        self._history = schema.History()
         config = node.config
         self.clustered = not node.db.sqlite
         self.lease = Lease(config.node_lease_seconds)
@@ -184,9 +189,13 @@ class Membership:
             await self._show()
             self._node.ring.join(self._node.uuid)
             return
-        begun = self.lease.now()
-        row = {"uuid": self._node.uuid, "host_name": self._node.config.resolved_host(), "state": JOINING}
+        row = {
+            "uuid": self._node.uuid, "host_name": self._node.config.resolved_host(), "state": JOINING,
+            "version": __version__, "revision": self._history.newest,
+        }  # fmt: skip
         async with self._engine.begin() as connection:
+            await schema.admit(connection, self._history)
+            begun = self.lease.now()
             await connection.execute(insert(_TABLE).values(**row, join_date=_clock(), heart_beat=_clock()))
         self.lease.renew(begun)
         self._node.db.fence = self
@@ -439,8 +448,9 @@ class Membership:
         now = utcnow()
         lost = now - timedelta(seconds=LOST_AFTER * self._node.settings.get(HEARTBEAT_INTERVAL))
         row = ManagementNodeModel(
-            uuid=self._node.uuid, host_name=self._node.config.resolved_host(), join_date=self._joined, heart_beat=now
-        )
+            uuid=self._node.uuid, host_name=self._node.config.resolved_host(), join_date=self._joined, heart_beat=now,
+            version=__version__, revision=self._history.newest,
+        )  # fmt: skip
         async with self._node.db.transaction() as tx:
             await tx.merge(row)
             await tx.execute(delete(_TABLE).where(_TABLE.c.heart_beat < lost))

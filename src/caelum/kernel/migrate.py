@@ -1,9 +1,10 @@
 """Schema migrations, run by every node as it starts, and the tool that writes new ones.
 
-Invariant: after `upgrade` the schema is the models'. An empty database gets its tables from the models, which is many
-times faster, and is marked as being at the newest revision; any other one is led there by the revisions in
-`caelum/migrations/versions`. A test holds both ways equal. So a revision changes structure and the rows that are there;
-the first rows of a new cloud are made by the services. Tables of separately installed plugins are created beside these.
+Invariant: after `upgrade` the schema is the models', but for contract revisions that wait until no node of a former
+version is left (`schema.py`). An empty database gets its tables from the models, which is many times faster, and is
+marked as being at the newest revision; any other one is led there by the revisions in `caelum/migrations/versions`. A
+test holds both ways equal. So a revision changes structure and the rows that are there; the first rows of a new cloud
+are made by the services. Tables of separately installed plugins are created beside these.
 
 `python -m caelum.kernel.migrate "what changed"` writes a revision with the difference between the newest revision and
 the models of everything that ships with Caelum.
@@ -18,54 +19,156 @@ import logging
 import re
 import sqlite3
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Table, inspect, text
+import msgspec
+from sqlalchemy import Connection, Table, delete, insert, inspect, text
+from sqlalchemy.exc import DBAPIError
 
 from caelum import builtin
+from caelum.kernel import backup, postgresql, schema
 from caelum.kernel.database import Base, Database
+from caelum.kernel.schema import CompatibilityModel, History, Member, Revision
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
 log = logging.getLogger(__name__)
 
-SCRIPTS = Path(__file__).parent.parent / "migrations"
 _VERSION_TABLE = "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"
-_TURN_PAUSE = 0.5
-_ADVISORY_LOCK = 0x0CAE1
+_TURN = 0x0CAE1
 """The key under which nodes that start together take turns on PostgreSQL."""
+_LOCK_SECONDS = 0.5
+"""How long a change of a table waits for those who use it: less than PostgreSQL takes to look for deadlocks, so that
+nobody else's transaction is ended for it."""
+_LOCK_PAUSE = 0.5
+_LOCK_PATIENCE = 120.0
 
 
-class NewerDatabaseError(RuntimeError):
-    """The database belongs to a newer version of the program."""
+class UpgradeWaitsError(schema.UpgradeError):
+    """This version cannot start yet: the upgrade to the version before is not finished."""
 
 
-async def upgrade(db: Database) -> None:
-    """Run all missing revisions in one transaction; nodes that start at once take turns.
+class Rules(msgspec.Struct, frozen=True, kw_only=True):
+    """How an upgrade is done."""
 
-    A SQLite database is copied first, beside itself: `caelum.db.<its revision>`. Raises NewerDatabaseError.
+    finish: bool = True
+    """Run contract revisions as soon as no node of a former version is left."""
+    dumps: Path | None = None
+    """Where a PostgreSQL database is dumped to before revisions run; None: it is not."""
+    silence: float = 8.0
+    """Seconds without a heartbeat after which a member that stands in the way is dead."""
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What an upgrade does with a database at `version`: the revisions that run now, and those that wait."""
+
+    version: str | None
+    now: list[Revision]
+    later: list[Revision] = []
+    blockers: list[Member] = []
+    """The members whose programs do not know the first of `later`; none: it waits for the order to finish."""
+
+    @property
+    def stuck(self) -> bool:
+        """Whether something waits that this program needs."""
+        return any(not one.contracts for one in self.later)
+
+    def why(self) -> str:
+        """What those that wait, wait for."""
+        if self.blockers:
+            return f"management nodes of a former version: {', '.join(map(str, self.blockers))}"
+        return "`caelum admin upgrade finish`"
+
+
+def make_plan(connection: Connection, history: History, *, finish: bool) -> Plan:
+    """What to do with a database. Raises NewerDatabaseError."""
+    schema.check_compatible(connection, history)
+    version = schema.version_of(connection)
+    pending = history.pending(version)
+    living = schema.members(connection) if any(one.contracts for one in pending) else []
+    finish = finish or not inspect(connection).get_table_names()
+    for place, one in enumerate(pending):
+        blockers = [member for member in living if one.contracts and not history.admits(member, one)]
+        if blockers or (one.contracts and not finish):
+            return Plan(version=version, now=pending[:place], later=pending[place:], blockers=blockers)
+    return Plan(version=version, now=pending)
+
+
+async def upgrade(db: Database, rules: Rules | None = None) -> Plan:
+    """Run the revisions that may run, in one transaction; nodes that start at once take turns. Returns what was done.
+
+    Before that a SQLite database is copied beside itself, `caelum.db.<its revision>`, and one of PostgreSQL is dumped.
+    Raises NewerDatabaseError, UpgradeWaitsError, BackupError; the database is then as it was.
     """
+    rules, history = rules or Rules(), History()
+    async with db.turn(_TURN):
+        plan = await _settled_plan(db, history, rules)
+        if plan.now and plan.version is not None:
+            await _keep_copy(db, plan.version, rules)
+        plan = await _run(db, history, finish=rules.finish and any(one.contracts for one in plan.now))
+    for one in plan.now if plan.version is not None else ():
+        log.info("the schema's revision %s has been run", one)
+    if plan.later:
+        log.info("the schema's revisions %s wait for %s", ", ".join(map(str, plan.later)), plan.why())
+    return plan
+
+
+async def _settled_plan(db: Database, history: History, rules: Rules) -> Plan:
+    """The plan, once members that died in the way of it are evicted. Raises UpgradeWaitsError."""
+    plan = await look(db, history, finish=rules.finish)
+    if plan.stuck and plan.blockers:
+        # Nobody else may be left to do it, and this node is no member yet.
+        await asyncio.sleep(rules.silence)
+        async with db.engine.begin() as connection:
+            await connection.run_sync(schema.evict, plan.blockers)
+        plan = await look(db, history, finish=rules.finish)
+    if plan.stuck:
+        waiting = ", ".join(map(str, plan.later))
+        raise UpgradeWaitsError(f"this version needs the schema's revisions {waiting}, which wait for {plan.why()}")
+    return plan
+
+
+async def look(db: Database, history: History, *, finish: bool) -> Plan:
+    """What an upgrade would do now. Raises NewerDatabaseError."""
     async with db.engine.connect() as connection:
-        version = await connection.run_sync(_version)
-    if version is not None and version not in _revisions():
-        raise NewerDatabaseError(
-            f"the database is at revision {version}, which this version of Caelum does not know: it was used by a newer"
-            " one. Install that again, or restore the copy of the database from before the upgrade"
-        )
-    if db.sqlite and version not in (None, newest_revision()):
-        await asyncio.to_thread(_keep_copy, db.url, str(version))
+        return await connection.run_sync(lambda one: make_plan(one, history, finish=finish))
+
+
+async def _keep_copy(db: Database, version: str, rules: Rules) -> None:
+    if db.sqlite:
+        await asyncio.to_thread(_copy_file, db.url, version)
+    elif rules.dumps is not None:
+        kept = await backup.dump(db.url, rules.dumps, version)
+        log.info("the database is upgraded from revision %s; a dump of it is in %s", version, kept)
+
+
+async def _run(db: Database, history: History, *, finish: bool) -> Plan:
+    """Run what may run; a table that is in use is asked for again and again, and holds nobody up for long."""
+    end = time.monotonic() + _LOCK_PATIENCE
+    while True:
+        try:
+            return await _run_once(db, history, finish=finish)
+        except DBAPIError as error:
+            conflict = postgresql.passing(error)
+            if conflict is None or conflict.kind is not postgresql.CONFLICT or time.monotonic() > end:
+                raise
+            log.info("the schema cannot be changed yet, a table is in use: %s", conflict.details)
+        await asyncio.sleep(_LOCK_PAUSE)
+
+
+async def _run_once(db: Database, history: History, *, finish: bool) -> Plan:
     async with db.engine.begin() as connection:
         if not db.sqlite:
-            # Whoever waits for its turn is idle for the server, and a change of the schema may take its time.
+            # A change of the schema may take its time, but not while others wait for the locks that it waits for.
             await connection.execute(text("SET LOCAL statement_timeout = 0"))
             await connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
-            mine = text("SELECT pg_try_advisory_xact_lock(:key)")
-            # Asked again and again: one long statement would run into the driver's own limit.
-            while not (await connection.execute(mine, {"key": _ADVISORY_LOCK})).scalar():  # noqa: ASYNC110 - as above
-                await asyncio.sleep(_TURN_PAUSE)
-        await connection.run_sync(_upgrade)
+            await connection.execute(text(f"SET LOCAL lock_timeout = {int(_LOCK_SECONDS * 1000)}"))
+        if finish:
+            await schema.exclude_joins(connection)
+        return await connection.run_sync(lambda one: _upgrade(one, history, finish=finish))
 
 
 async def differences(db: Database) -> list[Any]:
@@ -74,25 +177,7 @@ async def differences(db: Database) -> list[Any]:
         return await connection.run_sync(_differences)
 
 
-def newest_revision() -> str | None:
-    """The revision that no other one follows, or None while there is none."""
-    revisions = _revisions()
-    return next(iter(revisions.keys() - set(revisions.values())), None)
-
-
-def _revisions() -> dict[str, str | None]:
-    """Every revision, and the one before it."""
-    found = {}
-    for path in (SCRIPTS / "versions").glob("*.py"):
-        written = path.read_text()
-        one = re.search(r"^revision = [\"'](\w+)", written, re.MULTILINE)
-        before = re.search(r"^down_revision = [\"'](\w+)", written, re.MULTILINE)
-        if one is not None:
-            found[one[1]] = None if before is None else before[1]
-    return found
-
-
-def _keep_copy(url: str, version: str) -> None:
+def _copy_file(url: str, version: str) -> None:
     """Copy the database as it is before an upgrade, unless an earlier try has."""
     path = Path(url.partition("///")[2])
     copy = path.with_name(f"{path.name}.{version}")
@@ -112,7 +197,7 @@ def write_revision(connection: Connection, message: str) -> None:
     from alembic.script import Script
 
     config = _config(connection)
-    if newest_revision() is not None:
+    if History().newest is not None:
         command.upgrade(config, "head")
     written = command.revision(config, message, autogenerate=True)
     if isinstance(written, Script):
@@ -120,28 +205,37 @@ def write_revision(connection: Connection, message: str) -> None:
         path.write_text(re.sub(r"^ *# ###.*\n", "", path.read_text(), flags=re.MULTILINE))
 
 
-def run_revisions(connection: Connection) -> None:
-    """Run all missing revisions, one after another."""
+def run_revisions(connection: Connection, until: str = "head") -> None:
+    """Run the missing revisions until this one, one after another."""
     from alembic import command
 
-    command.upgrade(_config(connection), "head")
+    command.upgrade(_config(connection), until)
 
 
-def _upgrade(connection: Connection) -> None:
-    newest = newest_revision()
-    # Looked up without Alembic: loading it takes longer than the rest of a start.
-    if newest is not None and newest != _version(connection):
+def _upgrade(connection: Connection, history: History, *, finish: bool) -> Plan:
+    plan = make_plan(connection, history, finish=finish)
+    if plan.now:
+        # Looked up without Alembic: loading it takes longer than the rest of a start.
         if inspect(connection).get_table_names() or not _all_models_loaded():
-            run_revisions(connection)
+            run_revisions(connection, plan.now[-1].name)
         else:
-            _create(connection, newest)
-    Base.metadata.create_all(connection, tables=_plugin_tables() if newest else None)
+            _create(connection, plan.now[-1].name)
+        _record(connection, history.needed(plan.now[-1].name))
+    Base.metadata.create_all(connection, tables=_plugin_tables() if history.newest else None)
+    return plan
 
 
 def _create(connection: Connection, newest: str) -> None:
     Base.metadata.create_all(connection, checkfirst=False, tables=_our_tables())
     connection.execute(text(_VERSION_TABLE))
     connection.execute(text("INSERT INTO alembic_version (version_num) VALUES (:newest)"), {"newest": newest})
+
+
+def _record(connection: Connection, needed: str | None) -> None:
+    """Write down which programs may use the database from now on."""
+    if inspect(connection).has_table(CompatibilityModel.__tablename__):
+        connection.execute(delete(CompatibilityModel))
+        connection.execute(insert(CompatibilityModel).values(revision=needed))
 
 
 def _all_models_loaded() -> bool:
@@ -152,13 +246,6 @@ def _all_models_loaded() -> bool:
         # A broken service is reported elsewhere and must not keep the rest from starting.
         return False
     return True
-
-
-def _version(connection: Connection) -> str | None:
-    if not inspect(connection).has_table("alembic_version"):
-        return None
-    version: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
-    return version
 
 
 def _differences(connection: Connection) -> list[Any]:
@@ -173,7 +260,7 @@ def _config(connection: Connection) -> Config:
     from alembic.config import Config
 
     config = Config()
-    config.set_main_option("script_location", str(SCRIPTS))
+    config.set_main_option("script_location", str(schema.SCRIPTS))
     config.attributes.update(connection=connection, metadata=_our_metadata(), include_name=_is_ours)
     return config
 

@@ -40,6 +40,7 @@ from caelum.kernel.ring import Ring
 from caelum.kernel.service import Check, Service, handlings, interceptings
 from caelum.kernel.settings import Settings
 from caelum.kernel.timers import Timers
+from caelum.kernel.upgrade import Upgrade
 from caelum.kernel.vault import Vault
 from caelum.kernel.work_queue import WorkQueue
 from caelum.kernel.workflow import Workflows
@@ -84,6 +85,7 @@ class Node:
         self.cascade = Cascade(self.extensions)
         self.bus: BusBase = (bus or make_bus)(self)
         self.db = Database(config.resolved_database_url(), limits=_limits(config))
+        self.upgrade = Upgrade(self.db, config)
         self.settings = Settings(self.db, self.bus, self.uuid)
         self.ring.on_gone(self._gone)
         self.timers = Timers(self.setting)
@@ -187,7 +189,7 @@ class Node:
         async with self._phase("the modules of the services"):
             found = self._find_parts()
         async with self._phase(f"the database {self.db.url.rpartition('@')[2]}"):
-            await self.db.migrate()
+            await self.upgrade.begin()
         # What nodes make that find an empty database is made once.
         async with contextlib.AsyncExitStack() as turn:
             async with self._phase("its turn, because another node starts"):
@@ -201,6 +203,7 @@ class Node:
         for part in [one for one in self._parts if one not in self._failed]:
             await self._begin(part, "serve")
         await self.membership.serve()
+        self.upgrade.start()
         self.timers.start()
 
     async def _start_parts(self, found: list[Part]) -> None:
@@ -243,6 +246,7 @@ class Node:
         self.ready = False
         await self._ending("the membership", self.membership.withdraw())
         await self._ending("the timers", self.timers.stop())
+        await self._ending("the upgrade", self.upgrade.stop())
         for part in reversed(self._begun):
             if (stop := getattr(part, "stop", None)) is not None:
                 await self._ending(_name(part), stop())

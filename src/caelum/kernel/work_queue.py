@@ -104,6 +104,11 @@ def queue_runner(name: str, *, restartable: bool = False) -> Callable[[R], R]:
     return declare
 
 
+def runners() -> frozenset[str]:
+    """The names of all declared runners."""
+    return frozenset(_runners)
+
+
 class WorkQueue:
     """The work queues of the cloud, seen from one node."""
 

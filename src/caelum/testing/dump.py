@@ -24,6 +24,7 @@ NOT_STATE = frozenset(
         "api_job",
         "garbage_collector",
         "alembic_version",
+        "schema_compatibility",
         "used_ip.ip_in_long",
         "used_ip.ip_offset",
         "session",

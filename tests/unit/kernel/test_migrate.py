@@ -2,13 +2,14 @@
 
 import shutil
 import sqlite3
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 from sqlalchemy import inspect, text
 
 from caelum import builtin
-from caelum.kernel import migrate
+from caelum.kernel import migrate, schema
 from caelum.kernel.database import Base, Database
 from caelum.kernel.settings import GlobalConfigModel
 
@@ -26,9 +27,9 @@ async def _tables(db: Database) -> set[str]:
 def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the migrations without any revision."""
     copy = tmp_path / "migrations"
-    shutil.copytree(migrate.SCRIPTS, copy, ignore=shutil.ignore_patterns("versions", "__pycache__"))
+    shutil.copytree(schema.SCRIPTS, copy, ignore=shutil.ignore_patterns("versions", "__pycache__"))
     (copy / "versions").mkdir()
-    monkeypatch.setattr(migrate, "SCRIPTS", copy)
+    monkeypatch.setattr(schema, "SCRIPTS", copy)
     return copy
 
 
@@ -54,12 +55,12 @@ async def test_without_a_revision_the_tables_come_from_the_models(tmp_path: Path
 
 
 async def test_the_tool_writes_what_is_missing_and_upgrades_keep_the_rows(tmp_path: Path, scripts: Path) -> None:
-    assert migrate.newest_revision() is None
+    assert schema.History().newest is None
     assert GlobalConfigModel.__tablename__ in Base.metadata.tables
     db = _database(tmp_path / "tool.db")
     async with db.engine.begin() as connection:
         await connection.run_sync(migrate.write_revision, "first")
-    first = migrate.newest_revision()
+    first = schema.History().newest
     assert first is not None
     await db.close()
 
@@ -72,11 +73,11 @@ async def test_the_tool_writes_what_is_missing_and_upgrades_keep_the_rows(tmp_pa
         raw.execute("INSERT INTO global_config (category, name, default_value, value) VALUES ('c', 'n', 'd', 'v')")
 
     (scripts / "versions" / "second.py").write_text(
-        f"revision = 'second'\ndown_revision = '{first}'\n"
+        f"revision = 'second'\ndown_revision = '{first}'\nphase = 'expand'\n"
         "import sqlalchemy as sa\nfrom alembic import op\n"
         "def upgrade():\n    op.add_column('global_config', sa.Column('note', sa.String(8), nullable=True))\n"
     )
-    assert migrate.newest_revision() == "second"
+    assert schema.History().newest == "second"
     db = _database(tmp_path / "x.db")
     for _ in range(2):
         await db.migrate()
@@ -90,7 +91,7 @@ async def test_the_tool_writes_what_is_missing_and_upgrades_keep_the_rows(tmp_pa
 
 async def test_a_revision_that_fails_changes_nothing(tmp_path: Path, scripts: Path) -> None:
     (scripts / "versions" / "bad.py").write_text(
-        "revision = 'bad'\ndown_revision = None\n"
+        "revision = 'bad'\ndown_revision = None\nphase = 'expand'\n"
         "import sqlalchemy as sa\nfrom alembic import op\n"
         "def upgrade():\n    op.create_table('half', sa.Column('a', sa.Integer))\n    raise ValueError('broken')\n"
     )
@@ -103,27 +104,78 @@ async def test_a_revision_that_fails_changes_nothing(tmp_path: Path, scripts: Pa
     await db.close()
 
 
-async def test_before_an_upgrade_the_database_is_copied_and_an_older_program_refuses_it(
-    tmp_path: Path, scripts: Path
-) -> None:
-    versions, file = scripts / "versions", tmp_path / "x.db"
-    write = (
+def _write(scripts: Path, name: str, before: str | None, phase: str, *, table: str | None = None) -> None:
+    (scripts / "versions" / f"{name}.py").write_text(
+        f"revision = {name!r}\ndown_revision = {before!r}\nphase = {phase!r}\n"
         "import sqlalchemy as sa\nfrom alembic import op\n"
-        "def upgrade():\n    op.create_table('{0}', sa.Column('n', sa.Integer))\n"
+        f"def upgrade():\n    op.create_table({table or name!r}, sa.Column('revision', sa.String(32)))\n"
     )
-    for name, before in (("first", None), ("second", "first")):
-        (versions / f"{name}.py").write_text(f"revision = {name!r}\ndown_revision = {before!r}\n" + write.format(name))
-        if name == "first":
-            with sqlite3.connect(file) as raw:
-                raw.execute("CREATE TABLE alembic_version (version_num VARCHAR(32))")
-                raw.execute("INSERT INTO alembic_version VALUES ('first')")
-    db = _database(file)
+
+
+def _begun(file: Path, version: str) -> None:
+    """A database that Alembic has brought to a revision."""
+    with sqlite3.connect(file) as raw:
+        raw.execute("CREATE TABLE alembic_version (version_num VARCHAR(32))")
+        raw.execute("INSERT INTO alembic_version VALUES (?)", (version,))
+
+
+async def test_before_an_upgrade_the_database_is_copied(tmp_path: Path, scripts: Path) -> None:
+    _write(scripts, "first", None, "expand")
+    _write(scripts, "second", "first", "expand")
+    _begun(tmp_path / "x.db", "first")
+    db = _database(tmp_path / "x.db")
     for _ in range(2):
         await db.migrate()
     with sqlite3.connect(tmp_path / "x.db.first") as copy:
         assert copy.execute("SELECT version_num FROM alembic_version").fetchall() == [("first",)]
     assert not (tmp_path / "x.db.second").exists()
-    (versions / "second.py").unlink()
-    with pytest.raises(migrate.NewerDatabaseError, match="revision second"):
+    await db.close()
+
+
+async def test_an_older_program_goes_on_after_additions_and_refuses_what_was_taken_away(
+    tmp_path: Path, scripts: Path
+) -> None:
+    _write(scripts, "first", None, "expand", table="schema_compatibility")
+    _write(scripts, "second", "first", "expand")
+    _begun(tmp_path / "x.db", "nothing")
+    db = _database(tmp_path / "x.db")
+    with pytest.raises(schema.NewerDatabaseError, match="revision nothing"):
+        await db.migrate()
+    async with db.engine.begin() as connection:
+        await connection.execute(text("DELETE FROM alembic_version"))
+    assert [one.name for one in (await migrate.upgrade(db)).now] == ["first", "second"]
+
+    (scripts / "versions" / "second.py").unlink()
+    assert (await migrate.upgrade(db)).now == [], "the older program leaves the newer schema alone"
+    async with db.engine.connect() as connection:
+        assert await connection.run_sync(schema.version_of) == "second"
+
+    _write(scripts, "second", "first", "expand")
+    _write(scripts, "third", "second", "contract")
+    held = await migrate.upgrade(db, migrate.Rules(finish=False))
+    assert (held.now, [one.name for one in held.later], held.stuck) == ([], ["third"], False)
+    _write(scripts, "fourth", "third", "expand")
+    with pytest.raises(migrate.UpgradeWaitsError, match=r"third \(contract\), fourth \(expand\), which wait"):
+        await migrate.upgrade(db, migrate.Rules(finish=False))
+    (scripts / "versions" / "fourth.py").unlink()
+    assert [one.name for one in (await migrate.upgrade(db)).now] == ["third"]
+
+    (scripts / "versions" / "third.py").unlink()
+    with pytest.raises(schema.NewerDatabaseError, match="removed by revision third: a newer version has finished"):
         await db.migrate()
     await db.close()
+
+
+def test_a_contract_revision_waits_for_every_member_that_does_not_know_it(scripts: Path) -> None:
+    for name, before, phase in (("a", None, "expand"), ("b", "a", "contract"), ("c", "b", "expand")):
+        _write(scripts, name, before, phase)
+    history = schema.History()
+    contraction = history.revisions[1]
+    moment = datetime(2026, 1, 1)  # noqa: DTZ001 - as the database has it
+    for revision, admitted in ((None, False), ("a", False), ("b", True), ("c", True), ("of a newer one", True)):
+        member = schema.Member("u", "h", moment, "1.0", revision)
+        assert history.admits(member, contraction) is admitted, revision
+    assert [history.needed(one) for one in (None, "a", "b", "c")] == [None, "a", "b", "b"]
+    (scripts / "versions" / "d.py").write_text("revision = 'd'\ndown_revision = 'c'\n")
+    with pytest.raises(ValueError, match=r"d\.py must declare its phase"):
+        schema.History()

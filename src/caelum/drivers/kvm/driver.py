@@ -195,6 +195,8 @@ def _connection(answer: p.ConnectHostAnswer) -> HostConnection:
             "os_distribution": facts.os_distribution,
             "os_release": facts.os_version,
             "os_version": facts.os_version,
+            "agent_version": answer.version,
+            "agent_protocol": answer.protocol,
         },
         tags=[
             (tags.QEMU_IMG_VERSION, {"version": facts.qemu_version}),

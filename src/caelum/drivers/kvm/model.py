@@ -23,3 +23,5 @@ class KvmHostModel(HostModel):
     os_distribution: Mapped[str | None] = mapped_column(String(64), nullable=True)
     os_release: Mapped[str | None] = mapped_column(String(64), nullable=True)
     os_version: Mapped[str | None] = mapped_column(String(64), nullable=True)
+    agent_version: Mapped[str | None] = mapped_column(String(64), nullable=True)
+    agent_protocol: Mapped[int | None] = mapped_column(nullable=True)

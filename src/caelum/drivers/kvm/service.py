@@ -18,6 +18,7 @@ from caelum.cloud.host.events import HostStatusChanged
 from caelum.cloud.host.extension import HypervisorDriver
 from caelum.cloud.host.messages import AddHost, UpdateHostRecord
 from caelum.cloud.host.settings import SYNC_LEVEL
+from caelum.drivers.kvm import preflight  # noqa: F401 - declares a check
 from caelum.drivers.kvm.agents import DISCONNECTED, Agents
 from caelum.drivers.kvm.api import AddKVMHost, UpdateKVMHost
 from caelum.drivers.kvm.driver import ForgetLostHosts, KvmDriver

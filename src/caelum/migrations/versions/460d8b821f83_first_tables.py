@@ -7,6 +7,7 @@ revision = "460d8b821f83"
 down_revision = None
 branch_labels = None
 depends_on = None
+phase = "expand"
 
 
 def upgrade() -> None:

@@ -7,6 +7,7 @@ revision = "7c1e5a90d2b4"
 down_revision = "460d8b821f83"
 branch_labels = None
 depends_on = None
+phase = "expand"
 
 
 def upgrade() -> None:

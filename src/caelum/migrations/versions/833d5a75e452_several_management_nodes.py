@@ -7,6 +7,8 @@ revision = "833d5a75e452"
 down_revision = "906eceb988e3"
 branch_labels = None
 depends_on = None
+# Nodes of the version before do not write the column `state`, which has no default, and lose their rows.
+phase = "contract"
 
 
 def upgrade() -> None:

@@ -7,6 +7,7 @@ revision = "906eceb988e3"
 down_revision = "7c1e5a90d2b4"
 branch_labels = None
 depends_on = None
+phase = "expand"
 
 
 def upgrade() -> None:

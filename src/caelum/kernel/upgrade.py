@@ -1,0 +1,79 @@
+"""A node's share in the upgrade of its cluster.
+
+Invariant: a node starts with every addition that its version needs in the schema; what it takes away goes when no node
+of a former version is a member any more, by whichever node sees that first. Until then the former version can be
+started again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+from contextvars import Context
+
+import msgspec
+
+from caelum.kernel import migrate
+from caelum.kernel.config import Config
+from caelum.kernel.database import Database
+from caelum.kernel.schema import History
+
+log = logging.getLogger(__name__)
+
+BACKUPS = "backup"
+"""The folder of the data directory for dumps."""
+_LOOK_INTERVAL = 3.0
+
+
+def rules(config: Config) -> migrate.Rules:
+    """How the configuration wants upgrades done."""
+    return migrate.Rules(
+        finish=config.upgrade_finish == "automatic",
+        dumps=config.data_dir / BACKUPS if config.upgrade_backup == "dump" else None,
+        silence=config.node_lease_seconds + config.node_eviction_seconds,
+    )
+
+
+async def finish(db: Database, config: Config) -> migrate.Plan:
+    """Run what may run, also what waits for the order. Raises what `migrate.upgrade` does."""
+    return await migrate.upgrade(db, msgspec.structs.replace(rules(config), finish=True))
+
+
+class Upgrade:
+    """The upgrade of the database as one node does it."""
+
+    def __init__(self, db: Database, config: Config) -> None:
+        self._db = db
+        self._rules = rules(config)
+        self._waiting = False
+        self._loop: asyncio.Task[None] | None = None
+
+    async def begin(self) -> None:
+        """Bring the schema to what this version needs. Raises what `migrate.upgrade` does."""
+        plan = await migrate.upgrade(self._db, self._rules)
+        self._waiting = bool(plan.later)
+
+    def start(self) -> None:
+        """Finish as soon as that may be."""
+        if self._waiting and self._rules.finish:
+            self._loop = asyncio.create_task(self._finish(), name="upgrade", context=Context())
+
+    async def stop(self) -> None:
+        """Leave it to others, or to the next start."""
+        if self._loop is not None:
+            self._loop.cancel()
+            await asyncio.gather(self._loop, return_exceptions=True)
+
+    async def _finish(self) -> None:
+        # Loading Alembic would hold the event loop up.
+        await asyncio.to_thread(importlib.import_module, "alembic.command")
+        while self._waiting:
+            await asyncio.sleep(_LOOK_INTERVAL)
+            try:
+                plan = await migrate.look(self._db, History(), finish=True)
+                if plan.now:
+                    plan = await migrate.upgrade(self._db, self._rules)
+                self._waiting = bool(plan.later)
+            except Exception:
+                log.exception("the upgrade of the database could not be finished; it is tried again")
