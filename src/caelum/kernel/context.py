@@ -88,3 +88,8 @@ def with_deadline(context: TaskContext, deadline: float | None) -> TaskContext:
     return TaskContext(
         context.actor, context.job_uuid, context.api, deadline, context.trace, context.step_key, context.fence
     )
+
+
+def in_step(context: TaskContext, step_key: str, fence: str) -> TaskContext:
+    """The same context inside a workflow's step."""
+    return TaskContext(context.actor, context.job_uuid, context.api, context.deadline, context.trace, step_key, fence)

@@ -39,7 +39,7 @@ from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, Session, mapped_column, relationship
+from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, mapped_column, relationship
 
 from caelum.kernel import postgresql, resources, sqlite
 from caelum.kernel.errors import CloudError, ErrorType
@@ -49,12 +49,11 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-BUSY_TIMEOUT = 30.0
-"""Seconds that a statement waits for another process that writes to the same SQLite file."""
-
 _TURN_PAUSE = 0.5
 _CHECKPOINT_EVERY = 500
 """Transactions: a few MB of log."""
+_PARSED = 1024
+"""Statements that each connection to SQLite keeps parsed."""
 _AFTER_COMMIT = "after_commit"
 _COMMITTING = "committing"
 _task_in_transaction: ContextVar[asyncio.Task[Any] | None] = ContextVar("task_in_transaction", default=None)
@@ -184,20 +183,32 @@ class Database:
         self._writer_turn = asyncio.Lock()
         self._severed: BaseException | None = None
         self.fence: Fence | None = None
-        session_class: type[Session] = Session
+        self._kept: tuple[sqlite.Connections, ...] = ()
+        self._write_session: Callable[[], AsyncSession]
+        self._read_session: Callable[[], AsyncSession]
         if self.sqlite:
-            self._writer = self._sqlite_engine("BEGIN IMMEDIATE", pool_size=1)
-            self._reader = self._sqlite_engine("BEGIN", pool_size=readers, read_only=True)
+            write, read = "BEGIN IMMEDIATE", "BEGIN"
+            self._writer = self._sqlite_engine(write, pool_size=2)
+            self._reader = self._sqlite_engine(read, pool_size=readers, read_only=True)
+            self._kept = (
+                sqlite.Connections(self._writer, 1, write, self._sent),
+                sqlite.Connections(self._reader, readers, read, self._sent),
+            )
+            self._write_session, self._read_session = (one.session for one in self._kept)
         else:
-            session_class = postgresql.LockingSession
             self._writer = postgresql.make_engine(url, limits or postgresql.Limits())
             self._reader = self._writer.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            self._write_session = async_sessionmaker(
+                self._writer, expire_on_commit=False, sync_session_class=postgresql.LockingSession
+            )
+            self._read_session = async_sessionmaker(self._reader, expire_on_commit=False)
         for engine in (self._writer, self._reader) if self.sqlite else (self._writer,):
-            event.listen(engine.sync_engine, "before_cursor_execute", self._count)
-        self._write_session = async_sessionmaker(self._writer, expire_on_commit=False, sync_session_class=session_class)
-        self._read_session = async_sessionmaker(self._reader, expire_on_commit=False)
+            event.listen(engine.sync_engine, "before_cursor_execute", self._before_execute)
 
-    def _count(self, _connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+    def _before_execute(self, _connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        self._sent(statement)
+
+    def _sent(self, statement: str) -> None:
         self.statements += 1
         self._remembered.sent(statement)
 
@@ -209,15 +220,17 @@ class Database:
     def _sqlite_engine(self, begin: str, *, pool_size: int, read_only: bool = False) -> AsyncEngine:
         # Sessions end every transaction themselves; a second rollback by the pool would be one more trip.
         engine = create_async_engine(
-            self.url, pool_size=pool_size, max_overflow=0, pool_timeout=BUSY_TIMEOUT, pool_reset_on_return=None,
+            self.url, pool_size=pool_size, max_overflow=0, pool_timeout=sqlite.BUSY_TIMEOUT, pool_reset_on_return=None,
+            connect_args={"cached_statements": _PARSED},
             hide_parameters=True,  # values may be secrets, and errors are logged
         )  # fmt: skip
         pragmas = [
-            f"busy_timeout={int(BUSY_TIMEOUT * 1000)}",
+            f"busy_timeout={int(sqlite.BUSY_TIMEOUT * 1000)}",
             "journal_mode=WAL",
             f"synchronous={self._synchronous}",
             "foreign_keys=ON",
-            *(["query_only=ON"] if read_only else ["wal_autocheckpoint=0"]),
+            # A writer says for how long it waits when it begins; from then on it has what it needs.
+            *(["query_only=ON"] if read_only else ["wal_autocheckpoint=0", "busy_timeout=0"]),
         ]
         sqlite.prepare(engine.sync_engine, pragmas, begin)
         return engine
@@ -236,14 +249,13 @@ class Database:
             session = self._write_session()
             token = _task_in_transaction.set(asyncio.current_task())
             try:
-                cancelled: asyncio.CancelledError | None = None
-                async with self._told(session):
+                try:
                     yield session
                     self._refuse_severed()
-                    try:
-                        await uninterrupted(self._commit(session))
-                    except asyncio.CancelledError as error:
-                        cancelled = error  # it is committed all the same
+                    cancelled = await self._commit_whole(session)
+                except SQLAlchemyError as error:
+                    self._raise_passing(session, error)
+                    raise
                 self._remembered.ended()
                 self._committed()
                 for callback in session.info.pop(_AFTER_COMMIT, ()):
@@ -253,7 +265,22 @@ class Database:
             finally:
                 _task_in_transaction.reset(token)
                 self._remembered.ended()
-                await uninterrupted(_give_back(session))
+                await _give_back(session)
+
+    async def _commit_whole(self, session: AsyncSession) -> asyncio.CancelledError | None:
+        """Commit, and let nobody tear that; the cancellation that came meanwhile."""
+        kept = session.sync_session
+        if isinstance(kept, sqlite.KeptSession):
+            if kept.changed:
+                await session.flush()
+            if sqlite.commits_at_once():
+                await self._commit(session)  # it waits for nothing, so that there is no moment to tear it
+                return None
+        try:
+            await uninterrupted(self._commit(session))
+        except asyncio.CancelledError as error:
+            return error  # it is committed all the same
+        return None
 
     async def _commit(self, session: AsyncSession) -> None:
         if self.fence is not None and (session.in_transaction() or session.new):
@@ -262,15 +289,10 @@ class Database:
         session.info[_COMMITTING] = True
         await session.commit()
 
-    @contextlib.asynccontextmanager
-    async def _told(self, session: AsyncSession) -> AsyncIterator[None]:
-        """Say of errors that may pass that they may."""
-        try:
-            yield
-        except SQLAlchemyError as error:
-            passing = None if self.sqlite else postgresql.passing(error, committing=_COMMITTING in session.info)
-            if passing is None:
-                raise
+    def _raise_passing(self, session: AsyncSession, error: SQLAlchemyError) -> None:
+        """Say of an error that may pass that it may."""
+        passing = None if self.sqlite else postgresql.passing(error, committing=_COMMITTING in session.info)
+        if passing is not None:
             raise passing from error
 
     @contextlib.asynccontextmanager
@@ -281,10 +303,12 @@ class Database:
         self._refuse_severed()
         session = self._read_session()
         try:
-            async with self._told(session):
-                yield session
+            yield session
+        except SQLAlchemyError as error:
+            self._raise_passing(session, error)
+            raise
         finally:
-            await uninterrupted(_give_back(session))
+            await _give_back(session)
 
     @contextlib.asynccontextmanager
     async def turn(self, key: int) -> AsyncIterator[None]:
@@ -346,11 +370,24 @@ class Database:
         """Close every connection."""
         if self._checkpoint is not None:
             await asyncio.wait([self._checkpoint])
+        for connections in self._kept:
+            await connections.close()
         await self._writer.dispose()
         await self._reader.dispose()
 
 
 async def _give_back(session: AsyncSession) -> None:
+    """Close a session, and let nobody tear that."""
+    kept = session.sync_session
+    if not isinstance(kept, sqlite.KeptSession):
+        await uninterrupted(_close(session))
+    elif kept.ends_at_once:
+        await kept.end()
+    else:
+        await uninterrupted(kept.end())
+
+
+async def _close(session: AsyncSession) -> None:
     """Close a session. That its connection breaks only now changes nothing: what was read is read, and what was to be
     committed is, or an error has said that it is not."""
     try:

@@ -1,7 +1,10 @@
 """One run of a durable workflow, from wherever its journal says it is to its end.
 
 Invariant: the journal never claims more than is true: progress is written after a step's effect, so a step may run
-again but is never left out; a step that failed, or whose effect is unknown, is undone with the others. A run that was
+again but is never left out; a step that failed, or whose effect is unknown, is undone with the others. Steps of the
+database that follow each other, and the completion behind them, commit as one: of such a stretch all has happened, or
+nothing. The progress of the step before it is written with it; until then that step counts as not done for whoever
+takes the run up, and nothing that could not be repeated with it has begun. A run that was
 taken over by another node (`StaleAttempt`), whose node stops, or whose process dies does nothing more: it neither
 undoes nor writes. When the connection to the database is lost during a commit, the journal tells whether it happened,
 before anything is tried again or undone: a step of the database has its effect once.
@@ -14,7 +17,7 @@ import logging
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from sqlalchemy.exc import DBAPIError, IntegrityError
@@ -51,6 +54,14 @@ class Abandoned(Exception):  # noqa: N818 - not an error of the workflow
     """The run goes on elsewhere, or later: this node must not touch it any more."""
 
 
+class _Mark(NamedTuple):
+    """Where a run stands: what a stretch that fails returns to."""
+
+    position: int
+    skipped: list[Any]
+    ctx: str
+
+
 class Execution:
     """A run of a workflow on this node. `row` is this node's copy of its journal row, kept in step with it."""
 
@@ -59,7 +70,12 @@ class Execution:
         self.run = Run(node, row.uuid, row.subject, row.attempt, ctx)
         self.run.error = row.cloud_error()
         self.stopping = False
-        self._unsure = False
+        self._written: tuple[str, int] | None = None
+        """What the journal says if a commit happened of which nobody knows whether it did."""
+        self._unsaved: list[Step] = []
+        """The step that is done, but not in the journal."""
+        self._failing: Step | None = None
+        """Whose failure it is when something fails now; None: the completion's."""
         self._cancelled: str | None = None
         self._interruptible: asyncio.Task[Any] | None = None
 
@@ -91,80 +107,144 @@ class Execution:
             await self._fail(CloudError(MANAGEMENT_NODE_UNAVAILABLE, details), self._current_step())
             return
         self._hit("begin")
-        step: Step | None = None
         try:
-            while (step := self._current_step()) is not None:
-                await self._step(step)
-            self._refuse_if_over(None)
-            await self._tries(CERTAIN_RETRY if self._certain else None, None, lambda _step: self._complete())
+            while self.row.state == RUNNING:
+                self._failing = step = self._current_step()
+                await (self._stretch(step) if step is None or step.transactional else self._step(step))
         except (StaleAttempt, Abandoned, ProcessDied):
             raise
         except (Exception, asyncio.CancelledError) as error:
-            await self._fail(self._reason(error, step), step)
+            await self._fail(self._reason(error, self._failing), self._failing)
 
     def _current_step(self) -> Step | None:
         steps = self.flow.steps
         return steps[self.row.position] if self.row.position < len(steps) else None
 
     async def _step(self, step: Step) -> None:
-        if step.skip is not None and step.skip(self.run.ctx):
-            self.row.skipped = [*self.row.skipped, self.row.position]
-            self.row.position += 1
+        """Run a step that has its effect outside of the database."""
+        if self._is_skipped(step):
             return
         self._refuse_if_over(step)
-        point = f"{step.name}/"
-        call = self._transactional_step if step.transactional else self._plain_step
-
-        async def attempt(step: Step) -> None:
-            self._hit(point + "before")
-            await call(step)
-
         with self._in_step(step, "run"):
-            await self._tries(CERTAIN_RETRY if self._certain else step.retry, step, attempt)
-        self._hit(point + "saved")
-        await self._told_progress(step)
+            await self._tries(CERTAIN_RETRY if self._certain else step.retry, step, self._plain_step)
+        self._hit(f"{step.name}/saved")
+        if not self._unsaved:
+            await self._told_progress([step])
+
+    def _is_skipped(self, step: Step) -> bool:
+        """Whether the step that comes now is left out; if so, it is passed."""
+        if step.skip is None or not step.skip(self.run.ctx):
+            return False
+        self.row.skipped = [*self.row.skipped, self.row.position]
+        self.row.position += 1
+        return True
 
     async def _plain_step(self, step: Step) -> None:
+        self._hit(f"{step.name}/before")
         for _ in range(self.node.workflows.crashpoints.times):
             async with self._interruptions(step):
                 await getattr(self.flow, step.name)(self.run)
         self._hit(f"{step.name}/after")
-        await self._persist(lambda tx: self._save_step(tx, step))
+        if self._is_before_stretch():
+            self._unsaved = [step]
+        else:
+            await self._persist(lambda tx: self._save(tx, [step], self.row.position + 1))
         self.row.position += 1
 
-    async def _transactional_step(self, step: Step) -> None:
-        async def write(tx: AsyncSession) -> None:
-            await getattr(self.flow, step.name)(tx, self.run)
-            self._hit(f"{step.name}/after")
-            await self._save_step(tx, step)
+    def _is_before_stretch(self) -> bool:
+        """Whether the progress of the step that has just run can wait for the next transaction: it comes at once."""
+        later = (one for one in self.flow.steps[self.row.position + 1 :] if not one.skip or not one.skip(self.run.ctx))
+        following = next(later, None)
+        return following is None or following.transactional
 
-        async with self._timeout(step):
-            await self._once(write, RUNNING, self.row.position + 1)
-        self.row.position += 1
+    async def _stretch(self, step: Step | None) -> None:
+        """Run what follows in the database: this step and others, and the completion if it comes then."""
+        retry = None if step is None else step.retry
+        if self._certain:
+            retry = CERTAIN_RETRY
+        try:
+            await self._tries(retry, step, lambda _step: self._commit_stretch())
+        except DBAPIError:
+            if not self._unsaved:
+                raise
+            # It may be that nothing can be written now: as after any other step, its progress waits until it can.
+            await self._persist(lambda tx: self._save(tx, self._unsaved, self.row.position))
+            await self._told_progress(self._unsaved)
+            self._unsaved = []
 
-    async def _save_step(self, tx: AsyncSession, step: Step) -> None:
-        await self._advance(tx, position=self.row.position + 1, skipped=self.row.skipped, ctx=self._ctx())
-        if step.progress is not None and self._answers_job:
-            await progress_in(tx, self.row.job_uuid or "", step.progress, step.name)
+    async def _commit_stretch(self) -> None:
+        before = _Mark(self.row.position, self.row.skipped, self._ctx())
+        ran: list[Step] = []
 
-    async def _told_progress(self, step: Step) -> None:
-        if step.progress is not None and self._answers_job:
+        async def write(tx: AsyncSession) -> tuple[str, int]:
+            ran.clear()
+            completes = await self._run_stretch(tx, ran)
+            state, position = (DONE if completes else RUNNING), self.row.position
+            await self._save(tx, [*self._unsaved, *ran], position, state)
+            return state, position
+
+        try:
+            state = await self._once(write)
+        except BaseException:
+            self._return_to(before)
+            raise
+        for step in ran:
+            self._hit(f"{step.name}/saved")
+        self.row.state = state
+        told, self._unsaved = [*self._unsaved, *ran], []
+        await self._told_progress(told)
+
+    async def _run_stretch(self, tx: AsyncSession, ran: list[Step]) -> bool:
+        """Run the steps of the database from here on; whether the workflow is completed with them."""
+        certain = self._certain
+        while self._certain == certain and (step := self._current_step()) is not None:
+            if not self._is_skipped(step):
+                if not step.transactional or (step.retry is not None and ran):
+                    return False
+                self._failing = step
+                await self._run_in(tx, step)
+                ran.append(step)
+                self.row.position += 1
+        if self._certain != certain or self._current_step() is not None:
+            return False
+        self._failing = None
+        self._refuse_if_over(None)
+        self._hit("complete")
+        await self.flow.complete(tx, self.run.ctx)
+        return True
+
+    async def _run_in(self, tx: AsyncSession, step: Step) -> None:
+        self._refuse_if_over(step)
+        self._hit(f"{step.name}/before")
+        with self._in_step(step, "run"):
+            async with self._timeout(step):
+                await getattr(self.flow, step.name)(tx, self.run)
+        self._hit(f"{step.name}/after")
+
+    async def _save(self, tx: AsyncSession, steps: list[Step], position: int, state: str = RUNNING) -> None:
+        """Note in the journal that these steps are done."""
+        await self._advance(tx, state=state, position=position, skipped=self.row.skipped, ctx=self._ctx())
+        told = [one for one in steps if one.progress is not None]
+        if told and self._answers_job:
+            await progress_in(tx, self.row.job_uuid or "", told[-1].progress or 0, told[-1].name)
+
+    async def _told_progress(self, steps: list[Step]) -> None:
+        if self._answers_job and any(one.progress is not None for one in steps):
             await self.node.jobs.tell_progress(self.row.job_uuid or "")
+
+    def _return_to(self, mark: _Mark) -> None:
+        """What the stretch changed did not happen."""
+        self.row.position, self.row.skipped = mark.position, mark.skipped
+        self._take_ctx(mark.ctx)
+
+    def _take_ctx(self, text: str) -> None:
+        ctx = msgspec.json.decode(text, type=type(self.run.ctx))
+        for name in ctx.__struct_fields__:
+            setattr(self.run.ctx, name, getattr(ctx, name))
 
     @property
     def _answers_job(self) -> bool:
         return self.row.answers and self.row.job_uuid is not None
-
-    async def _complete(self) -> None:
-        self._hit("complete")
-        end = len(self.flow.steps)
-
-        async def write(tx: AsyncSession) -> None:
-            await self.flow.complete(tx, self.run.ctx)
-            await self._advance(tx, state=DONE, position=end, skipped=self.row.skipped, ctx=self._ctx())
-
-        await self._once(write, DONE, end)
-        self.row.state = DONE
 
     @property
     def _certain(self) -> bool:
@@ -208,7 +288,10 @@ class Execution:
         # A transactional step that raised may have committed all the same (a cancellation comes after the commit): only
         # the journal knows. A plain step's effect is unknown, so it counts as done.
         kept = await tx.get_one(JournalModel, self.row.uuid)
-        position = max(self.row.position, kept.position)
+        if kept.position > self.row.position:
+            self.row.position, self.row.skipped = kept.position, kept.skipped
+            self._take_ctx(kept.ctx)
+        position = self.row.position
         if step is not None and not step.transactional and position < len(self.flow.steps):
             position = max(position, self.flow.steps.index(step) + 1)
         await self._advance(
@@ -262,13 +345,14 @@ class Execution:
         await self._persist(self._save_undo)
 
     async def _transactional_undo(self, step: Step) -> None:
-        async def write(tx: AsyncSession) -> None:
+        async def write(tx: AsyncSession) -> tuple[str, int]:
             await call_undo(self.flow, step, tx, self.run)
             self._hit(f"{step.name}/undo-after")
             await self._save_undo(tx)
+            return UNDOING, self.row.position - 1
 
         async with self._timeout(step):
-            await self._once(write, UNDOING, self.row.position - 1)
+            await self._once(write)
 
     async def _save_undo(self, tx: AsyncSession) -> None:
         await self._advance(tx, position=self.row.position - 1, ctx=self._ctx())
@@ -290,11 +374,12 @@ class Execution:
     async def _abort(self) -> None:
         self._hit("abort")
 
-        async def write(tx: AsyncSession) -> None:
+        async def write(tx: AsyncSession) -> tuple[str, int]:
             await self.flow.abort(tx, self.run.ctx, self._why())
             await self._advance(tx, state=UNDONE, position=0, ctx=self._ctx())
+            return UNDONE, 0
 
-        await self._once(write, UNDONE, 0)
+        await self._once(write)
 
     async def _resume_later(self, tx: AsyncSession) -> None:
         name = f"resume {self.flow.name} {self.row.uuid}"
@@ -316,28 +401,30 @@ class Execution:
     async def _advance(self, tx: AsyncSession, **values: Any) -> None:
         await journal.advance(tx, self.row.uuid, self.row.owner, self.row.attempt, **values)
 
-    async def _once(self, write: Callable[[AsyncSession], Awaitable[None]], state: str, position: int) -> None:
-        """Write in one transaction; after it, the journal is in this state at this position.
+    async def _once(self, write: Callable[[AsyncSession], Awaitable[tuple[str, int]]]) -> str:
+        """Write in one transaction; the state that the journal is in then, which `write` tells with the position.
 
         A lost connection leaves open whether a commit happened: then the journal is asked before the error is raised.
         So does a time-out or a cancellation during the commit: then it is asked before anything is written again.
         """
-        if self._unsure and await self._is_written(state, position):
-            self._unsure = False
-            return
-        self._unsure = True
+        if self._written is not None and await self._is_written(*self._written):
+            (state, _), self._written = self._written, None
+            return state
+        self._written = None
         try:
             async with self.node.db.transaction() as tx:
-                await write(tx)
+                self._written = await write(tx)
         except CloudError as error:
-            self._unsure = False
-            if "ambiguous" not in error.facts or not await self._is_written(state, position):
+            written, self._written = self._written, None
+            if "ambiguous" not in error.facts or written is None or not await self._is_written(*written):
                 raise
             log.info("the journal of %s was written though the connection was lost", self.row.uuid)
+            return written[0]
         except Exception:
-            self._unsure = False
+            self._written = None
             raise
-        self._unsure = False
+        (state, _), self._written = self._written, None
+        return state
 
     async def _is_written(self, state: str, position: int) -> bool:
         found: list[bool] = []
@@ -399,10 +486,7 @@ class Execution:
                 self._refuse_if_over(step)
 
     def _in_step(self, step: Step, phase: str) -> Any:
-        inside = context.current()
-        return context.use(
-            msgspec.structs.replace(inside, step_key=f"{self.row.uuid}/{step.name}/{phase}", fence=self.run.fence)
-        )
+        return context.use(context.in_step(context.current(), f"{self.row.uuid}/{step.name}/{phase}", self.run.fence))
 
     @asynccontextmanager
     async def _interruptions(self, step: Step) -> AsyncIterator[None]:

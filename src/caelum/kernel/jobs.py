@@ -10,33 +10,33 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 from sqlalchemy import (
     BigInteger,
-    CursorResult,
     Index,
     String,
     Table,
     Text,
-    Update,
     bindparam,
     delete,
     func,
+    insert,
     select,
     text,
     update,
 )
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
 
 from caelum.kernel import message
 from caelum.kernel.context import SYSTEM, Actor
-from caelum.kernel.database import Base, insert_new, update_where, utcnow
+from caelum.kernel.database import Base, is_unique_violation, update_where, utcnow
 from caelum.kernel.errors import INVALID_ARGUMENT, CloudError, ErrorCode, error_type, to_wire
 from caelum.kernel.events import CanonicalEvent, canonical
 from caelum.kernel.postgresql import is_passing
+from caelum.kernel.prepared import Prepared
 from caelum.kernel.settings import Seconds, setting
 from caelum.kernel.vault import PREFIX as SEALED
 from caelum.kernel.views import to_builtins
@@ -165,11 +165,14 @@ class Jobs:
         """Record a new job; from here on it gets an answer. INVALID_ARGUMENT when the UUID is used already."""
         try:
             async with self._node.db.transaction() as tx:
-                if not await insert_new(
-                    tx, JobModel, uuid=uuid, api=api, actor=msgspec.to_builtins(actor), body=body, web_hook=web_hook,
+                await _INSERT.run(
+                    tx, uuid=uuid, api=api, actor=msgspec.to_builtins(actor), body=body, web_hook=web_hook,
                     node_uuid=self._node.uuid,
-                ):  # fmt: skip
-                    raise CloudError(INVALID_ARGUMENT, f"Duplicate job uuid[{uuid}]")
+                )  # fmt: skip
+        except IntegrityError as error:
+            if not is_unique_violation(error):
+                raise
+            raise CloudError(INVALID_ARGUMENT, f"Duplicate job uuid[{uuid}]") from None
         except CloudError as error:
             if "ambiguous" not in error.facts or not await self._is_recorded(uuid):
                 raise
@@ -182,16 +185,13 @@ class Jobs:
         """
         while True:
             try:
-                job = await self._row(uuid)
+                async with self._node.db.read() as session:
+                    job = await session.get(JobModel, uuid)
                 return job is not None and job.node_uuid == self._node.uuid
             except CloudError as error:
                 if not is_passing(error):
                     raise
             await asyncio.sleep(_LOOK_AGAIN)
-
-    async def _row(self, uuid: str) -> JobModel | None:
-        async with self._node.db.read() as session:
-            return await session.get(JobModel, uuid)
 
     async def finish(self, uuid: str, answer: str | bytes | ErrorCode | BaseException) -> bool:
         """Answer the job: the body's JSON text, or an error. False when it has its answer already (or is unknown)."""
@@ -204,15 +204,22 @@ class Jobs:
         return finished
 
     async def _finish_in(self, tx: AsyncSession, uuid: str, answer: str | bytes | ErrorCode | BaseException) -> bool:
-        # The job's web hook is this node's business from now on.
-        values: dict[str, Any] = {"state": DONE, "finish_date": utcnow(), "percent": 100, "node_uuid": self._node.uuid}
+        result = error = None
         if isinstance(answer, (str, bytes)):
-            text = answer if isinstance(answer, str) else answer.decode()
-            meta = message.api(await tx.scalar(select(JobModel.api).where(JobModel.uuid == uuid)) or "")
-            values["result"] = self._node.vault.seal(text, uuid) if meta is not None and meta.secret else text
+            result = await self._sealed(tx, uuid, answer if isinstance(answer, str) else answer.decode())
         else:
-            values["error"] = msgspec.json.encode(to_wire(answer)).decode()
-        return await update_where(tx, JobModel, values, JobModel.uuid == uuid, JobModel.state == PROCESSING) > 0
+            error = msgspec.json.encode(to_wire(answer)).decode()
+        # The job's web hook is this node's business from now on.
+        changed = await _FINISH.run(
+            tx, key_uuid=uuid, finish_date=utcnow(), node_uuid=self._node.uuid, result=result, error=error
+        )
+        return changed > 0
+
+    async def _sealed(self, tx: AsyncSession, uuid: str, text: str) -> str:
+        """The answer as it is kept."""
+        found = await _API.rows(tx, key=uuid)
+        meta = message.api(found[0][0]) if found else None
+        return self._node.vault.seal(text, uuid) if meta is not None and meta.secret else text
 
     def _job(self, row: JobModel) -> Job:
         error = None if row.error is None else msgspec.json.decode(row.error, type=ErrorCode)
@@ -259,8 +266,9 @@ class Jobs:
 
     async def get(self, uuid: str) -> Job | None:
         """What is known of the job, or None when there is none (any more)."""
-        row = await self._row(uuid)
-        return None if row is None else self._job(row)
+        async with self._node.db.read() as session:
+            found = await _ALL.rows(session, key=uuid)
+        return self._job(JobModel(**dict(zip(_COLUMNS, found[0], strict=True)))) if found else None
 
     async def wait(self, uuid: str) -> Job | None:
         """Wait until the job is finished, by whichever node; None when there is none."""
@@ -376,18 +384,25 @@ class Jobs:
 
 async def progress_in(tx: AsyncSession, uuid: str, percent: int, text: str | None = None) -> bool:
     """`Jobs.progress` inside the caller's transaction."""
-    values = {"percent": percent, "text": text, "key_uuid": uuid}
-    return cast("CursorResult[Any]", await tx.execute(_progressing(), values)).rowcount > 0
+    return await _PROGRESS.run(tx, percent=percent, text=text, key_uuid=uuid) > 0
 
 
-@lru_cache
-def _progressing() -> Update:
-    """Made once: it is sent with most steps of most workflows."""
-    table = cast("Table", JobModel.__table__)
-    here, percent = table.c, bindparam("percent", type_=BigInteger)
-    told = func.coalesce(bindparam("text", type_=Text), here.text)
-    there = (here.uuid == bindparam("key_uuid"), here.state == PROCESSING, here.percent <= percent)
-    return update(table).where(*there).values(percent=percent, text=told)
+_TABLE = cast("Table", JobModel.__table__)
+_HERE = _TABLE.c
+_COLUMNS = tuple(one.key for one in _HERE)
+_INSERT = Prepared(insert(_TABLE), "uuid", "api", "actor", "body", "web_hook", "node_uuid")
+_ALL = Prepared(select(_TABLE).where(_HERE.uuid == bindparam("key")))
+_API = Prepared(select(_HERE.api).where(_HERE.uuid == bindparam("key")))
+_OPEN = (_HERE.uuid == bindparam("key_uuid"), _HERE.state == PROCESSING)
+_FINISH = Prepared(
+    update(_TABLE).where(*_OPEN).values(
+        state=DONE, percent=100, finish_date=bindparam("finish_date"), node_uuid=bindparam("node_uuid"),
+        result=bindparam("result"), error=bindparam("error"),
+    )
+)  # fmt: skip
+_PERCENT = bindparam("percent", type_=BigInteger)
+_TOLD = func.coalesce(bindparam("text", type_=Text), _HERE.text)
+_PROGRESS = Prepared(update(_TABLE).where(*_OPEN, _HERE.percent <= _PERCENT).values(percent=_PERCENT, text=_TOLD))
 
 
 def reply_body(api: str, reply: Any) -> str:

@@ -11,12 +11,14 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
-from sqlalchemy import CursorResult, Index, String, Table, Text, Update, bindparam, delete, func, select, update
+from sqlalchemy import Index, String, Table, Text, bindparam, delete, func, or_, select, update
+from sqlalchemy import insert as insert_into
 from sqlalchemy.orm import Mapped, mapped_column
 
 from caelum.kernel import context
 from caelum.kernel.database import Resource, update_where
 from caelum.kernel.errors import CloudError, ErrorCode, to_wire
+from caelum.kernel.prepared import Prepared
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,25 +87,42 @@ def decode_error(text: str) -> CloudError:
     return CloudError.from_wire(msgspec.json.decode(text, type=ErrorCode))
 
 
+async def insert(tx: AsyncSession, row: JournalModel) -> None:
+    """Write a new run down. `row` stays a copy outside of the session."""
+    await _INSERT.run(tx, **{name: getattr(row, name) for name in _BEGINNING})
+
+
 async def advance(tx: AsyncSession, uuid: str, owner: str, attempt: int, **values: Any) -> None:
     """Write progress; `StaleAttempt` when the run is no longer this node's in this attempt, or has ended."""
     key = {"key_uuid": uuid, "key_owner": owner, "key_attempt": attempt}
-    result = await tx.execute(_statement(tuple(values)), {**values, **key})
-    if not cast("CursorResult[Any]", result).rowcount:
+    if not await _advancing(tuple(values)).run(tx, **values, **key):
         raise StaleAttempt(f"workflow {uuid} is no longer in attempt {attempt} of node {owner}")
 
 
-@lru_cache
-def _statement(columns: tuple[str, ...]) -> Update:
-    """Made once per set of columns: this statement runs at every boundary of every workflow."""
-    table = cast("Table", JournalModel.__table__)
-    here = table.c
-    return (
-        update(table)
-        .where(here.uuid == bindparam("key_uuid"), here.owner == bindparam("key_owner"))
-        .where(here.attempt == bindparam("key_attempt"), here.state.in_(LIVE))
-        .values({name: bindparam(name) for name in columns})
+async def keep_result(tx: AsyncSession, uuid: str, result: str) -> None:
+    """Keep what an ended run answered, as JSON text."""
+    await _RESULT.run(tx, key_uuid=uuid, result=result)
+
+
+_TABLE = cast("Table", JournalModel.__table__)
+_HERE = _TABLE.c
+_BEGINNING = tuple(one.key for one in _HERE if one.key not in ("create_date", "last_op_date"))
+_INSERT = Prepared(insert_into(_TABLE), *_BEGINNING)
+_RESULT = Prepared(update(_TABLE).where(_HERE.uuid == bindparam("key_uuid")).values(result=bindparam("result")))
+_CHILDREN = Prepared(
+    select(_HERE.uuid).order_by(_HERE.create_date).where(
+        _HERE.parent == bindparam("parent"), _HERE.name == bindparam("name"), _HERE.identity == bindparam("identity")
     )
+)  # fmt: skip
+
+
+@lru_cache
+def _advancing(columns: tuple[str, ...]) -> Prepared:
+    """Made once per set of columns: this statement runs at every boundary of every workflow."""
+    mine = (_HERE.uuid == bindparam("key_uuid"), _HERE.owner == bindparam("key_owner"))
+    live = or_(*(_HERE.state == state for state in LIVE))
+    statement = update(_TABLE).where(*mine, _HERE.attempt == bindparam("key_attempt"), live)
+    return Prepared(statement.values({name: bindparam(name) for name in columns}))
 
 
 async def claim(tx: AsyncSession, row: JournalModel, owner: str) -> bool:
@@ -150,11 +169,10 @@ async def is_held_elsewhere(tx: AsyncSession, row: JournalModel, before: datetim
     return bool(holders)
 
 
-async def children(session: AsyncSession, parent: str, name: str, identity: str) -> list[JournalModel]:
-    """The runs of a workflow that a step has started for the same purpose, in all its repetitions."""
-    row = JournalModel
-    query = select(row).where(row.parent == parent, row.name == name, row.identity == identity)
-    return list(await session.scalars(query.order_by(row.create_date)))
+async def latest_child(session: AsyncSession, parent: str, name: str, identity: str) -> JournalModel | None:
+    """The latest run of a workflow that a step has started for the same purpose, in all its repetitions."""
+    found = await _CHILDREN.rows(session, parent=parent, name=name, identity=identity)
+    return await session.get_one(JournalModel, found[-1][0]) if found else None
 
 
 async def purge(tx: AsyncSession, until: datetime) -> None:

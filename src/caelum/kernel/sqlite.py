@@ -5,7 +5,9 @@ Invariant: nothing holds the event loop up. Only what took well under a millisec
 another process holds is waited for in the thread; checkpoints, which wait for the disk, run elsewhere; and whoever runs
 one quick statement after the other lets others have their turn. A cursor holds no resource of the driver between
 statements: it opens, runs, fetches and closes in one go, so nothing is left to close when a task is cancelled. A
-transaction without statements never begins.
+transaction without statements never begins. What is quick goes to its end without a moment at which a cancellation
+could tear it; what runs in the thread when its task is cancelled costs the connection. A kept connection is in one
+session's hands at a time, and comes back without a transaction, or is closed.
 """
 
 from __future__ import annotations
@@ -15,14 +17,19 @@ import collections
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import Engine, event
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.dialects.sqlite import aiosqlite
-from sqlalchemy.util.concurrency import await_
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+from sqlalchemy.orm import Session
+from sqlalchemy.util.concurrency import await_, greenlet_spawn, in_greenlet
 
 _BEGIN = "caelum_begin"
 """The attribute of the driver's connection with the statement that begins its next transaction."""
+_KEPT = "caelum_kept"
+"""Marks the driver's connections that sessions use. Others always go by the thread, as SQLAlchemy expects of them."""
 _QUICK = 0.0005
 """Seconds that a statement may take on average to be run on the event loop."""
 _SLICE = 0.005
@@ -30,7 +37,9 @@ _SLICE = 0.005
 _WEIGHT = 0.2
 """Of the latest duration in the average."""
 _MOST = 5000
-_COMMIT = "COMMIT"
+_COMMIT, _ROLLBACK = "COMMIT", "ROLLBACK"
+BUSY_TIMEOUT = 30.0
+"""Seconds that a statement waits for another process that writes to the same file."""
 
 
 class Pace:
@@ -59,11 +68,15 @@ class Pace:
         finally:
             self.took(statement, time.monotonic() - begun)
 
+    @property
+    def long(self) -> bool:
+        """Whether it is time to let others have their turn."""
+        return time.monotonic() - self._turn > _SLICE
+
     async def breathe(self) -> None:
-        """Let others have their turn from time to time."""
-        if time.monotonic() - self._turn > _SLICE:
-            await asyncio.sleep(0)
-            self._turn = time.monotonic()
+        """Let others have their turn."""
+        await asyncio.sleep(0)
+        self._turn = time.monotonic()
 
 
 _pace = Pace()
@@ -105,33 +118,62 @@ class QuickCursor(aiosqlite.AsyncAdapt_aiosqlite_cursor):
     async def _async_soft_close(self) -> None:
         """Nothing of the driver is open."""
 
-    async def _execute_async(self, operation: Any, parameters: Any) -> Any:
-        await self._run(operation, lambda cursor: cursor.execute(operation, () if parameters is None else parameters))
+    def execute(self, operation: Any, parameters: Any = None) -> None:
+        """Run a statement: here, or in the connection's thread."""
+        given = () if parameters is None else parameters
+        self._run(operation, lambda cursor: cursor.execute(operation, given))
 
-    async def _executemany_async(self, operation: Any, seq_of_parameters: Sequence[Any]) -> Any:
-        await self._run(f"{operation} *", lambda cursor: cursor.executemany(operation, seq_of_parameters))
+    def executemany(self, operation: Any, seq_of_parameters: Sequence[Any]) -> None:
+        """The same with many sets of parameters."""
+        self._run(f"{operation} *", lambda cursor: cursor.executemany(operation, seq_of_parameters))
 
-    async def _run(self, statement: str, run: Callable[[Any], Any]) -> None:
-        driver: Any = self._connection
-
-        def work() -> Outcome:
-            cursor = driver._conn.cursor()
-            try:
-                if (begin := driver.__dict__.pop(_BEGIN, None)) is not None:
-                    cursor.execute(begin)
-                run(cursor)
-                return Outcome(cursor)
-            finally:
-                cursor.close()
-
-        async with self._adapt_connection._execute_mutex:
-            if _pace.quick(statement) and _begun(driver):
-                outcome = _pace.timed(statement, work)
-                await _pace.breathe()
-            else:
-                outcome = await driver._execute(_pace.timed, statement, work)
-        self._cursor = outcome
+    def _run(self, statement: str, run: Callable[[Any], Any]) -> None:
+        adapted: Any = self._adapt_connection
+        try:
+            outcome = _run_here(adapted, statement, run) or await_(_run_in_thread(adapted, statement, run))
+        except Exception as error:
+            adapted._handle_exception(error)
+        self._cursor = outcome  # type: ignore[assignment]  # it has what is asked of the driver's
         self._rows = collections.deque(outcome.rows)
+        if _pace.long:
+            await_(_pace.breathe())
+
+
+def _run_here(adapted: Any, statement: str, run: Callable[[Any], Any]) -> Outcome | None:
+    """Run a quick statement at once; None when it is none, or the connection is busy in its thread."""
+    driver = adapted._connection
+    if adapted._execute_mutex.locked() or not _pace.quick(statement) or _KEPT not in driver.__dict__:
+        return None
+    return cast("Outcome", _pace.timed(statement, lambda: _outcome(driver, run))) if _begun(driver) else None
+
+
+async def _run_in_thread(adapted: Any, statement: str, run: Callable[[Any], Any]) -> Outcome:
+    driver = adapted._connection
+    async with adapted._execute_mutex:
+        return cast("Outcome", await driver._execute(_pace.timed, statement, lambda: _outcome(driver, run)))
+
+
+def _outcome(driver: Any, run: Callable[[Any], Any]) -> Outcome:
+    cursor = driver._conn.cursor()
+    try:
+        if (begin := driver.__dict__.pop(_BEGIN, None)) is not None:
+            _begin_patiently(cursor, begin)
+        run(cursor)
+        return Outcome(cursor)
+    finally:
+        cursor.close()
+
+
+def _begin_patiently(cursor: sqlite3.Cursor, begin: str) -> None:
+    """Begin, and wait for another process where that is needed. Once begun, nothing waits any more."""
+    if "IMMEDIATE" not in begin:
+        cursor.execute(begin)
+        return
+    cursor.execute(f"PRAGMA busy_timeout={int(BUSY_TIMEOUT * 1000)}")
+    try:
+        cursor.execute(begin)
+    finally:
+        cursor.execute("PRAGMA busy_timeout=0")
 
 
 def _begun(driver: Any) -> bool:
@@ -139,15 +181,10 @@ def _begun(driver: Any) -> bool:
     begin = driver.__dict__.get(_BEGIN)
     if begin is None or "IMMEDIATE" not in begin:
         return True
-    connection: sqlite3.Connection = driver._conn
-    ((patience,),) = connection.execute("PRAGMA busy_timeout").fetchall()
-    connection.execute("PRAGMA busy_timeout=0")
     try:
-        connection.execute(begin)
+        driver._conn.execute(begin)
     except sqlite3.OperationalError:
         return False
-    finally:
-        connection.execute(f"PRAGMA busy_timeout={patience}")
     del driver.__dict__[_BEGIN]
     return True
 
@@ -159,7 +196,7 @@ def _commit(adapted: Any) -> None:
 
 def _rollback(adapted: Any) -> None:
     """Roll back; the end of a transaction that only read is one, and takes no time."""
-    _end(adapted, "ROLLBACK", lambda driver: driver._conn.rollback())
+    _end(adapted, _ROLLBACK, lambda driver: driver._conn.rollback())
 
 
 def _end(adapted: Any, statement: str, end: Callable[[Any], None]) -> None:
@@ -193,7 +230,159 @@ def prepare(engine: Engine, pragmas: Sequence[str], begin: str) -> None:
     @event.listens_for(engine, "begin")
     def on_begin(connection: Any) -> None:
         # With the first statement rather than now: when that is cancelled, SQLAlchemy knows to give the connection up.
-        setattr(connection.connection.driver_connection, _BEGIN, begin)
+        driver = connection.connection.driver_connection
+        if not driver._conn.in_transaction:  # as it is when a statement went past SQLAlchemy
+            setattr(driver, _BEGIN, begin)
+
+
+class Connections:
+    """Connections of an engine that are kept open, `most` of them; whoever comes when all are in use waits.
+
+    SQLAlchemy's pool costs more than most statements. `begin` begins their transactions; `sent` is told of each
+    statement that does not pass through SQLAlchemy.
+    """
+
+    def __init__(self, engine: AsyncEngine, most: int, begin: str, sent: Callable[[str], None]) -> None:
+        self.begin, self.sent = begin, sent
+        self._engine = engine
+        self._free: list[AsyncConnection] = []
+        self._turns = asyncio.Semaphore(most)
+        self._closed = False
+
+    def session(self) -> AsyncSession:
+        """A session that takes one of them with its first statement."""
+        return AsyncSession(self._engine, expire_on_commit=False, sync_session_class=KeptSession, connections=self)
+
+    async def take(self) -> AsyncConnection:
+        """A connection outside of any transaction."""
+        if self._turns.locked():
+            async with asyncio.timeout(BUSY_TIMEOUT):
+                await self._turns.acquire()
+        else:
+            await self._turns.acquire()
+        try:
+            return self._free.pop() if self._free else await self._connect()
+        except BaseException:
+            self._turns.release()
+            raise
+
+    async def _connect(self) -> AsyncConnection:
+        connection = await self._engine.connect()
+        raw = await connection.get_raw_connection()
+        setattr(raw.driver_connection, _KEPT, True)
+        return connection
+
+    async def give_back(self, connection: AsyncConnection) -> None:
+        """Let the next one have it; one that broke, or that is not at its beginning, is closed."""
+        self._turns.release()
+        if self._closed or connection.closed or connection.invalidated or connection.in_transaction():
+            await connection.close()
+        else:
+            self._free.append(connection)
+
+    async def close(self) -> None:
+        """Close those that nobody uses, and from now on each that is given back."""
+        self._closed = True
+        while self._free:
+            await self._free.pop().close()
+
+
+class KeptSession(Session):
+    """A session on a kept connection, with a way for statements past SQLAlchemy, in the same transaction."""
+
+    def __init__(self, bind: Engine, *, connections: Connections, **options: Any) -> None:
+        super().__init__(bind, **options)
+        self._connections = connections
+        self._taken: AsyncConnection | None = None
+        self._adapted: Any = None
+
+    def get_bind(self, *_asked: Any, **_options: Any) -> Engine | Connection:
+        """The connection, taken now if a statement is on its way; the engine for who only asks."""
+        if self._taken is None:
+            if not in_greenlet():
+                return cast("Engine", self.bind)
+            await_(self._take())
+        return cast("Connection", cast("AsyncConnection", self._taken).sync_connection)
+
+    async def _take(self) -> None:
+        self._taken = await self._connections.take()
+        self._adapted = cast("Connection", self._taken.sync_connection).connection.dbapi_connection
+
+    async def run(self, statement: str, values: Sequence[Any]) -> tuple[Sequence[Any], int]:
+        """The rows, and how many there were or are changed, of a statement as the driver takes it.
+
+        Raises SQLAlchemy's errors. Objects are not flushed before it.
+        """
+        if self._taken is None:
+            await self._take()
+        outcome = self._run_past(statement, values)
+        if outcome is None:
+            return await greenlet_spawn(self._run_through, statement, values)
+        if _pace.long:
+            await _pace.breathe()
+        return outcome.rows, outcome.rowcount
+
+    def _run_past(self, statement: str, values: Sequence[Any]) -> Outcome | None:
+        """Run a quick statement past SQLAlchemy."""
+        driver = self._adapted._connection
+        if not driver._conn.in_transaction:
+            setattr(driver, _BEGIN, self._connections.begin)
+        try:
+            outcome = _run_here(self._adapted, statement, lambda cursor: cursor.execute(statement, values))
+        except sqlite3.Error as error:
+            raise DBAPIError.instance(statement, None, error, sqlite3.Error, hide_parameters=True) from error
+        if outcome is not None:
+            self._connections.sent(statement)
+        return outcome
+
+    def _run_through(self, statement: str, values: Sequence[Any]) -> tuple[Sequence[Any], int]:
+        result = self.connection().exec_driver_sql(statement, tuple(values))
+        return result.all() if result.returns_rows else (), result.rowcount
+
+    def commit(self) -> None:
+        """Commit what was done in either way. Waits for nothing when `commits_at_once()`."""
+        if self.in_transaction():
+            super().commit()
+        if self._adapted is not None:
+            _commit(self._adapted)
+
+    def rollback(self) -> None:
+        """Undo what was done in either way."""
+        super().rollback()
+        if self._adapted is not None:
+            _rollback(self._adapted)
+
+    @property
+    def changed(self) -> bool:
+        """Whether there may be objects to flush."""
+        return bool(self.new or self.identity_map)
+
+    @property
+    def ends_at_once(self) -> bool:
+        """Whether its end waits for nothing."""
+        return _pace.quick(_ROLLBACK) or not (self.in_transaction() or self._adapted is not None)
+
+    async def end(self) -> None:
+        """Roll back what is not committed, and give the connection back."""
+        try:
+            if self.in_transaction() or self.changed:
+                await greenlet_spawn(self.close)
+        finally:
+            if (taken := self._taken) is not None:
+                adapted, self._taken, self._adapted = self._adapted, None, None
+                await self._give_back(taken, adapted)
+
+    async def _give_back(self, taken: AsyncConnection, adapted: Any) -> None:
+        try:
+            if not taken.invalidated:
+                await greenlet_spawn(_rollback, adapted)
+        finally:
+            await self._connections.give_back(taken)
+
+
+def commits_at_once() -> bool:
+    """Whether a commit now takes next to no time, and so needs no thread."""
+    return _pace.quick(_COMMIT)
 
 
 def checkpoint(path: str) -> None:

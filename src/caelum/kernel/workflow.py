@@ -19,7 +19,7 @@ from sqlalchemy import select
 
 from caelum.kernel import context, journal
 from caelum.kernel.crashpoints import Crashpoints, ProcessDied
-from caelum.kernel.database import refuse_in_transaction, update_where, utcnow
+from caelum.kernel.database import refuse_in_transaction, utcnow
 from caelum.kernel.engine import RESUME_RUNNER, UNDO_RUNNER, Abandoned, Execution, call_undo, undo_name
 from caelum.kernel.errors import CANCELED, UNDELIVERABLE, CloudError
 from caelum.kernel.flow import (
@@ -148,8 +148,7 @@ class Workflows:
         if parent is None:
             return None
         async with self._node.db.read() as session:
-            found = await journal.children(session, parent, flow.name, flow.identity(ctx))
-        return found[-1] if found else None
+            return await journal.latest_child(session, parent, flow.name, flow.identity(ctx))
 
     async def _begin(self, flow: Workflow[C, Any], ctx: C, former: JournalModel | None, answers: bool) -> Execution:
         inside = context.current()
@@ -180,7 +179,7 @@ class Workflows:
                     raise CloudError(CANCELED, details)
                 await flow.begin(tx, ctx)
                 row.ctx = msgspec.json.encode(ctx).decode()
-                tx.add(row)
+                await journal.insert(tx, row)
         except CloudError as error:
             if "ambiguous" not in error.facts or not await self._has_begun(row.uuid):
                 raise
@@ -272,7 +271,7 @@ class Workflows:
         """Keep what a nested run answered: its step may be repeated when the resource has changed already."""
         text = msgspec.json.encode(result).decode()
         async with self._node.db.transaction() as tx:
-            await update_where(tx, JournalModel, {"result": text}, JournalModel.uuid == uuid)
+            await journal.keep_result(tx, uuid, text)
 
     def _is_of_job(self, execution: Execution, job_uuid: str) -> bool:
         return execution.row.parent is None and execution.row.job_uuid == job_uuid
