@@ -150,4 +150,4 @@ def _compiler() -> float:
         conditions=[QueryCondition("vmNics.l3NetworkUuid", "=", "b" * 32), QueryCondition("state", "=", "Running")],
         sort_by="name", limit=100,
     )  # fmt: skip
-    return _timed(lambda: compile_query(query, Actor("c" * 32, "d" * 32)).page(0, 100).compile(), 300)
+    return _timed(lambda: compile_query(query, Actor("c" * 32, "d" * 32)).plan.page(few=False), 300)

@@ -16,6 +16,13 @@ from caelum.kernel.database import Row, insert_new, update_where, utcnow
 
 ALL_PERMISSIONS = 2
 """The original's number for a permission to read and write."""
+OWNED = frozenset(
+    {
+        "VmInstanceVO", "VmNicVO", "VolumeVO", "ImageVO", "InstanceOfferingVO", "DiskOfferingVO", "L2NetworkVO",
+        "L3NetworkVO", "IpRangeVO", "ReservedIpRangeVO",
+    }
+)  # fmt: skip
+"""Types of which every resource has an owner."""
 
 
 class AccountResourceRefModel(Row):
@@ -23,7 +30,7 @@ class AccountResourceRefModel(Row):
 
     __tablename__ = "account_resource_ref"
     __vo__ = "AccountResourceRefVO"
-    __table_args__ = (Index("ix_account_resource_ref_account", "account_uuid", "resource_type"),)
+    __table_args__ = (Index("ix_account_resource_ref_account", "account_uuid", "resource_type", "resource_uuid"),)
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     account_uuid: Mapped[str] = mapped_column(String(32))
@@ -42,7 +49,10 @@ class SharedResourceModel(Row):
 
     __tablename__ = "shared_resource"
     __vo__ = "SharedResourceVO"
-    __table_args__ = (Index("ix_shared_resource_receiver", "receiver_account_uuid"),)
+    __table_args__ = (
+        Index("ix_shared_resource_receiver", "receiver_account_uuid"),
+        Index("ix_shared_resource_public", "to_public"),
+    )
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     owner_account_uuid: Mapped[str] = mapped_column(String(32))

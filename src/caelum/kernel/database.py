@@ -49,6 +49,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_READ_CACHE = 32_768
+"""KiB of the database that a connection which reads keeps at most."""
 _TURN_PAUSE = 0.5
 _CHECKPOINT_EVERY = 500
 """Transactions: a few MB of log."""
@@ -230,7 +232,11 @@ class Database:
             f"synchronous={self._synchronous}",
             "foreign_keys=ON",
             # A writer says for how long it waits when it begins; from then on it has what it needs.
-            *(["query_only=ON"] if read_only else ["wal_autocheckpoint=0", "busy_timeout=0"]),
+            *(
+                ["query_only=ON", f"cache_size=-{_READ_CACHE}"]
+                if read_only
+                else ["wal_autocheckpoint=0", "busy_timeout=0"]
+            ),
         ]
         sqlite.prepare(engine.sync_engine, pragmas, begin)
         return engine

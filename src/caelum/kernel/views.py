@@ -10,7 +10,8 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from operator import attrgetter
+from typing import Any, NamedTuple, get_args
 
 import msgspec
 from sqlalchemy import inspect
@@ -23,7 +24,7 @@ _PLAIN = frozenset({str, int, float, bool, type(None), msgspec.Raw})
 
 _Plan = tuple[type[Inventory], tuple[str, ...], tuple[str, ...], bool]
 _plans: dict[type, _Plan] = {}
-_fields: dict[type, tuple[tuple[str, str], ...]] = {}
+_forms: dict[type, _Form] = {}
 
 
 def view(row: Any) -> Any:
@@ -100,21 +101,43 @@ def encode(value: Any) -> bytes:
     return msgspec.json.encode(to_builtins(value))
 
 
+class _Form(NamedTuple):
+    """How a struct is written."""
+
+    values: Callable[[Any], tuple[Any, ...]]
+    names: tuple[str, ...]
+    open: tuple[str, ...]
+    """Names of the fields whose values may need to be converted, as their types tell."""
+    tag: dict[str, Any]
+
+
 def _struct(value: Any) -> dict[str, Any]:
-    kind, result = type(value), {}
-    fields = _fields.get(kind) or _struct_fields(kind)
-    for name, wire in fields:
-        item = getattr(value, name)
-        if item is not None:
-            result[wire] = item if type(item) in _PLAIN else to_builtins(item)
-    tag = kind.__struct_config__.tag
-    return result if tag is None else {kind.__struct_config__.tag_field: tag, **result}
+    kind = type(value)
+    form = _forms.get(kind) or _form(kind)
+    result = {name: item for name, item in zip(form.names, form.values(value), strict=True) if item is not None}
+    for name in form.open:
+        item = result.get(name)
+        if item is not None and type(item) not in _PLAIN:
+            result[name] = to_builtins(item)
+    return {**form.tag, **result} if form.tag else result
 
 
-def _struct_fields(kind: type[Any]) -> tuple[tuple[str, str], ...]:
-    fields = tuple((one.name, one.encode_name) for one in msgspec.structs.fields(kind))
-    _fields[kind] = fields
-    return fields
+def _form(kind: type[Any]) -> _Form:
+    fields, config = msgspec.structs.fields(kind), kind.__struct_config__
+    names = tuple(one.encode_name for one in fields)
+    tag = {} if config.tag is None else {config.tag_field: config.tag}
+    _forms[kind] = form = _Form(_getter([one.name for one in fields]), names, _open(fields), tag)
+    return form
+
+
+def _getter(names: list[str]) -> Callable[[Any], tuple[Any, ...]]:
+    if len(names) > 1:
+        return attrgetter(*names)
+    return lambda value: tuple(getattr(value, name) for name in names)
+
+
+def _open(fields: tuple[msgspec.structs.FieldInfo, ...]) -> tuple[str, ...]:
+    return tuple(one.encode_name for one in fields if not set(get_args(one.type) or (one.type,)) <= _PLAIN)
 
 
 def _mapping(value: Mapping[Any, Any]) -> dict[str, Any]:

@@ -12,11 +12,13 @@ import pytest
 import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import event
+from sqlalchemy import event, select
 
 from caelum.cloud.identity.service import IdentityService
 from caelum.cloud.ownership import SharedResourceModel, own
+from caelum.cloud.query import compile as query_compile
 from caelum.cloud.query import service as query_service
+from caelum.cloud.query import visibility
 from caelum.cloud.query.api import ZQLQuery, ZqlResult
 from caelum.cloud.query.service import QueryService
 from caelum.kernel.context import Actor
@@ -336,6 +338,26 @@ class TestVisibility:
                     )
                 )
         assert set(await zoo.ask(actor=frank)) == before | {to_frank, to_all}
+
+    async def test_few_and_many_are_found_alike(self, zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(visibility, "OWNED", frozenset({"ToyVO"}))
+        async with zoo.cloud.node.db.transaction() as tx:
+            toys = list(await tx.scalars(select(ToyModel.uuid).order_by(ToyModel.uuid)))
+            for toy in toys:
+                await own(tx, EVE, toy, "ToyVO")
+            await own(tx, FRANK, toys[0], "ToyVO")
+            given = {"owner_account_uuid": EVE, "resource_type": "ToyVO"}
+            tx.add(SharedResourceModel(**given, receiver_account_uuid=FRANK, to_public=False, resource_uuid=toys[1]))
+            tx.add(SharedResourceModel(**given, receiver_account_uuid=None, to_public=True, resource_uuid=toys[2]))
+        found = []
+        for few in (0, len(toys)):
+            monkeypatch.setattr(visibility, "FEW", few)
+            monkeypatch.setattr(query_compile, "_plans", {})
+            query = QueryToy(sort_by="name", reply_with_count=True)
+            found += [await zoo.cloud.api(query, Actor(who, "u")) for who in (FRANK, EVE)]
+        assert {one.uuid for one in found[0].inventories or []} == set(toys[:3])
+        assert found[1].total == len(toys) - 1
+        assert found[2:] == found[:2]
 
     async def test_tags_follow_their_resource(self, zoo: Zoo) -> None:
         mine = next(row["uuid"] for row in zoo.rows if row["owner"] == FRANK)

@@ -1,7 +1,7 @@
 """The query service: one handler for every query of every resource type.
 
-Invariant: a page costs a constant number of statements (the rows, one per relationship shown, and the count when it
-is asked for), and a result is never cut short silently.
+Invariant: a page costs a constant number of statements (how much the account sees, the rows, one per relationship
+shown, and the count when it is asked for), and a result is never cut short silently.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.identity.errors import PERMISSION_DENIED
 from caelum.cloud.query.api import ZQLQuery, ZqlResult
-from caelum.cloud.query.compile import Plan, compile_query, compile_tree
+from caelum.cloud.query.compile import Query, compile_query, compile_tree
 from caelum.cloud.query.zql import Statement, parse
 from caelum.kernel import context
 from caelum.kernel.context import Actor
@@ -45,14 +45,15 @@ class QueryService(Service):
     async def query(self, msg: ApiQuery[Any]) -> QueryReply:
         """The page that the message asks for, the number of all matches, or both."""
         _check_window(msg)
-        plan = compile_query(msg, context.current().actor)
+        query = compile_query(msg, context.current().actor)
         async with self.node.db.read() as session:
+            few = await _sees_few(session, query)
             if msg.count:
-                return QueryReply(total=await _total(session, plan))
-            rows = await _page(session, plan, msg.start, msg.limit)
-            total = await _total(session, plan) if msg.reply_with_count else None
-        found = views(rows)
-        return QueryReply(inventories=found if plan.fields is None else _projected(found, plan.fields), total=total)
+                return QueryReply(total=await _total(session, query, few=few))
+            found = await _page(session, query, msg.start, msg.limit, few=few)
+            total = await _total(session, query, few=few) if msg.reply_with_count else None
+        fields = query.plan.fields
+        return QueryReply(inventories=found if fields is None else _projected(found, fields), total=total)
 
     @handles(ZQLQuery)
     async def zql(self, msg: ZQLQuery) -> list[ZqlResult]:
@@ -66,14 +67,15 @@ class QueryService(Service):
             return [await _result(session, one, plan) for one, plan in planned]
 
 
-async def _result(session: AsyncSession, statement: Statement, plan: Plan) -> ZqlResult:
+async def _result(session: AsyncSession, statement: Statement, query: Query) -> ZqlResult:
+    few = await _sees_few(session, query)
     counts = statement.with_total or statement.kind == "count"
-    total = await _total(session, plan) if counts else None
+    total = await _total(session, query, few=few) if counts else None
     if statement.kind == "count":
         return ZqlResult(total=total, name=statement.name)
     limit = MAX_PAGE + 1 if statement.limit is None else statement.limit
-    found = views(await _page(session, plan, statement.offset, limit))
-    rows = [to_builtins(one) for one in found] if plan.fields is None else _projected(found, plan.fields)
+    found, fields = await _page(session, query, statement.offset, limit, few=few), query.plan.fields
+    rows = [to_builtins(one) for one in found] if fields is None else _projected(found, fields)
     return ZqlResult(inventories=rows, total=total, name=statement.name)
 
 
@@ -112,19 +114,32 @@ def _check_window(msg: ApiQuery[Any]) -> None:
         raise invalid("filterName", f"no filter[{msg.filter_name[:255]}] is known; there are none")
 
 
-async def _total(session: AsyncSession, plan: Plan) -> int:
-    return int(await session.scalar(plan.total()) or 0)
+async def _sees_few(session: AsyncSession, query: Query) -> bool:
+    statement = query.plan.few
+    return statement is not None and bool(
+        (await (await session.connection()).execute(statement, query.values)).scalar()
+    )
 
 
-async def _page(session: AsyncSession, plan: Plan, start: int, limit: int) -> list[Any]:
+async def _total(session: AsyncSession, query: Query, *, few: bool) -> int:
+    connection = await session.connection()
+    return int((await connection.execute(query.plan.total(few=few), query.values)).scalar() or 0)
+
+
+async def _page(session: AsyncSession, query: Query, start: int, limit: int, *, few: bool) -> list[Any]:
     # One row more than may be answered tells whether something would be left out.
     limit = min(limit, MAX_PAGE + 1)
     if limit == 0:
         return []
-    rows = list(await session.scalars(plan.page(start, limit)))
-    if len(rows) > MAX_PAGE:
+    plan, values = query.plan, {**query.values, "start": start, "limit": limit}
+    statement = plan.page(few=few)
+    if plan.sheet is not None:
+        found = await plan.sheet.read(session, statement, values)
+    else:
+        found = views(await session.scalars(statement, values))
+    if len(found) > MAX_PAGE:
         raise invalid("limit", f"more than {MAX_PAGE} rows match; ask for pages with start and limit", maximum=MAX_PAGE)
-    return rows
+    return found
 
 
 def _projected(found: list[Any], fields: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, exists, not_
 
 from caelum.cloud.query.schema import Target
-from caelum.cloud.query.values import POSITIVE, compare
+from caelum.cloud.query.values import POSITIVE, Places, compare
 from caelum.kernel import resources
 from caelum.kernel.errors import invalid
 from caelum.kernel.message import QueryCondition
@@ -22,7 +22,7 @@ _TABLES = {
 }
 
 
-def tag_condition(at: Target, name: str, one: QueryCondition) -> ColumnElement[bool]:
+def tag_condition(at: Target, name: str, one: QueryCondition, places: Places) -> ColumnElement[bool]:
     """Whether a row of `at` has a tag that meets the condition."""
     vo, attribute = _TABLES[name]
     tags: Any = resources.types().get(vo)
@@ -32,5 +32,6 @@ def tag_condition(at: Target, name: str, one: QueryCondition) -> ColumnElement[b
         raise invalid(name, f"{at.name} has no UUID and so no tags")
     negated = one.op in POSITIVE
     condition = QueryCondition(name, POSITIVE.get(one.op, one.op), one.value)
-    has = exists().where(tags.resource_uuid == at.attribute("uuid"), compare(getattr(tags, attribute), condition))
+    met = compare(getattr(tags, attribute), condition, places)
+    has = exists().where(tags.resource_uuid == at.attribute("uuid"), met)
     return not_(has) if negated else has

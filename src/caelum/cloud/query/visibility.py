@@ -4,7 +4,8 @@ Invariant: administrators see everything; for everybody else this filter is part
 pages nor counts tell of other accounts' resources. A row without an owner of its own that is part of something
 (a NIC of its VM, an address of its network) is seen by who sees the whole.
 
-A model may say otherwise by a class method `visible_to(account_uuid) -> ColumnElement[bool]`.
+A model may say otherwise by a class method `visible_to(account_uuid) -> ColumnElement[bool]`. The account is a place in
+the statement (`ACCOUNT`), so that one statement serves all accounts.
 """
 
 from __future__ import annotations
@@ -12,9 +13,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, exists, not_, or_, select, true
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    String,
+    and_,
+    bindparam,
+    exists,
+    func,
+    inspect,
+    not_,
+    or_,
+    select,
+    true,
+    union_all,
+)
 
-from caelum.cloud.ownership import AccountResourceRefModel, SharedResourceModel
+from caelum.cloud.ownership import OWNED, AccountResourceRefModel, SharedResourceModel
 
 _OWN_ACCOUNT: dict[str, str] = {
     "AccountVO": "uuid",
@@ -36,19 +51,47 @@ _WHOLES = (
 """Columns that name what a row is part of; the first that a model has decides."""
 
 
-def visible(model: type[Any], account_uuid: str) -> ColumnElement[bool]:
+FEW = 3_000
+"""An account that sees at most so many resources of a type is answered from the list of these. For one that sees more,
+going through all in the wanted order finds a page sooner."""
+ACCOUNT = "account"
+"""The name of the account's place in a statement."""
+_account = bindparam(ACCOUNT, type_=String(32), required=True)
+
+
+def visible(model: type[Any]) -> ColumnElement[bool]:
     """What rows of `model` the account sees."""
-    own_rule: Callable[[str], ColumnElement[bool]] | None = getattr(model, "visible_to", None)
+    own_rule: Callable[[Any], ColumnElement[bool]] | None = getattr(model, "visible_to", None)
     if own_rule is not None:
-        return own_rule(account_uuid)
+        return own_rule(_account)
     if column := _OWN_ACCOUNT.get(model.__vo__):
-        mine: ColumnElement[bool] = getattr(model, column) == account_uuid
+        mine: ColumnElement[bool] = getattr(model, column) == _account
         return mine
+    if model.__vo__ in OWNED:
+        return _accessible(model.uuid)
     whole = next((getattr(model, name) for name in _WHOLES if hasattr(model, name)), None)
-    unowned = true() if whole is None else and_(whole.is_not(None), or_(accessible(whole, account_uuid), _free(whole)))
+    unowned = true() if whole is None else and_(whole.is_not(None), or_(_accessible(whole), _free(whole)))
     if not hasattr(model, "uuid"):
         return unowned
-    return or_(accessible(model.uuid, account_uuid), and_(_free(model.uuid), unowned))
+    return or_(_accessible(model.uuid), and_(_free(model.uuid), unowned))
+
+
+def listed(model: type[Any]) -> Select[Any] | None:
+    """The UUIDs of what the account sees of `model`, where ownership alone tells; what is shared may be of any type."""
+    if model.__vo__ not in OWNED or hasattr(model, "visible_to"):
+        return None
+    ref, shared, vo = AccountResourceRefModel, SharedResourceModel, inspect(model).base_mapper.class_.__vo__
+    sources = union_all(
+        select(ref.resource_uuid).where(ref.account_uuid == _account, ref.resource_type == vo),
+        select(shared.resource_uuid).where(shared.receiver_account_uuid == _account),
+        select(shared.resource_uuid).where(shared.to_public == true()),
+    ).subquery()
+    return select(sources.c.resource_uuid)
+
+
+def is_few(uuids: Select[Any]) -> Select[Any]:
+    """Whether these are at most FEW, which takes no longer when they are many more."""
+    return select(func.count() <= FEW).select_from(uuids.limit(FEW + 1).subquery())
 
 
 def _free(uuid: Any) -> ColumnElement[bool]:
@@ -56,9 +99,9 @@ def _free(uuid: Any) -> ColumnElement[bool]:
     return not_(exists(select(1).where(AccountResourceRefModel.resource_uuid == uuid)))
 
 
-def accessible(uuid: Any, account_uuid: str) -> ColumnElement[bool]:
+def _accessible(uuid: Any) -> ColumnElement[bool]:
     """Whether the account owns the resource, or has it shared with itself or with everybody."""
     ref, shared = AccountResourceRefModel, SharedResourceModel
-    mine = exists(select(1).where(ref.resource_uuid == uuid, ref.account_uuid == account_uuid))
-    to_me = or_(shared.receiver_account_uuid == account_uuid, shared.to_public.is_(True))
+    mine = exists(select(1).where(ref.resource_uuid == uuid, ref.account_uuid == _account))
+    to_me = or_(shared.receiver_account_uuid == _account, shared.to_public.is_(True))
     return or_(mine, exists(select(1).where(shared.resource_uuid == uuid, to_me)))

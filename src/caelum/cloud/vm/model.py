@@ -138,6 +138,7 @@ class VmNicModel(Resource):
     __table_args__ = (
         UniqueConstraint("vm_instance_uuid", "device_id"),
         Index("ix_vm_nic_l3_network", "l3_network_uuid"),
+        Index("ix_vm_nic_ip", "ip"),
     )
 
     vm_instance_uuid: Mapped[str] = mapped_column(ForeignKey("vm_instance.uuid", ondelete="CASCADE"))

@@ -6,13 +6,7 @@ from collections.abc import Iterator
 
 from caelum.cloud.audit.evidence import Evidence
 from caelum.cloud.audit.extension import AuditCheck, Finding, finding
-from caelum.cloud.ownership import AccountResourceRefModel, SharedResourceModel
-
-OWNED = (
-    "VmInstanceVO", "VmNicVO", "VolumeVO", "ImageVO", "InstanceOfferingVO", "DiskOfferingVO", "L2NetworkVO",
-    "L3NetworkVO", "IpRangeVO", "ReservedIpRangeVO",
-)  # fmt: skip
-"""Types of which every resource has an owner."""
+from caelum.cloud.ownership import OWNED, AccountResourceRefModel, SharedResourceModel
 
 
 class OwnershipCheck(AuditCheck):
@@ -36,6 +30,6 @@ class OwnershipCheck(AuditCheck):
             if row.resource_uuid not in seen.known.get(row.resource_type, ()):
                 details = f"{row.resource_type}[uuid:{row.resource_uuid}] is shared, but does not exist"
                 yield finding("ShareOfNothing", row.resource_type, row.resource_uuid, details)
-        for vo in OWNED:
+        for vo in sorted(OWNED):
             for uuid in seen.known.get(vo, frozenset()) - owned:
                 yield finding("NotOwned", vo, uuid, f"{vo}[uuid:{uuid}] has no owner")
