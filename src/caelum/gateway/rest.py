@@ -124,7 +124,10 @@ class Rest:
     async def _poll(self, request: web.BaseRequest, uuid: str) -> web.Response:
         if request.method not in ("GET", "HEAD"):
             raise Refusal(405, f"the method {request.method} is not allowed for jobs", {"Allow": "GET"})
-        job = await self._job(uuid, _wait_seconds(request))
+        seconds = _wait_seconds(request)
+        if not seconds and self._node.jobs.is_open(uuid):
+            return json_answer({}, 202)
+        job = await self._job(uuid, seconds)
         if job is None:
             raise Refusal(404, "the job has been expired")
         if not job.done:

@@ -1,7 +1,8 @@
 """API jobs: what clients poll. A job lives in the database, so any node can answer for it, also after a crash.
 
 Invariant: a job is finished exactly once: the first answer counts. A job whose work nobody does any more (its node
-died before a durable workflow took it over) is answered with an error, never left Processing.
+died before a durable workflow took it over) is answered with an error, never left Processing. A job that this node
+works on is known to be open without a look into the database, until its answer is about to be written.
 """
 
 from __future__ import annotations
@@ -144,6 +145,7 @@ class Jobs:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._closed = False
+        self._open: set[str] = set()
         self._waiting: dict[str, asyncio.Future[Job]] = {}
         self._finish_listeners: list[Listener] = []
         self._news_listeners: list[tuple[Listener, Callable[[], bool]]] = []
@@ -177,6 +179,14 @@ class Jobs:
             if "ambiguous" not in error.facts or not await self._is_recorded(uuid):
                 raise
             log.info("job %s was recorded though the connection was lost", uuid)
+        self._open.add(uuid)
+
+    def is_open(self, uuid: str) -> bool:
+        """Whether this node works on the job and has no answer yet, known without a look into the database.
+
+        False says nothing. While this node has its lease, nobody else answers a job that it works on.
+        """
+        return uuid in self._open and self._node.membership.serving
 
     async def _is_recorded(self, uuid: str) -> bool:
         """Whether this node's row was committed before the connection was lost, asked until the database answers.
@@ -204,6 +214,7 @@ class Jobs:
         return finished
 
     async def _finish_in(self, tx: AsyncSession, uuid: str, answer: str | bytes | ErrorCode | BaseException) -> bool:
+        self._open.discard(uuid)  # from here on only the database knows
         result = error = None
         if isinstance(answer, (str, bytes)):
             result = await self._sealed(tx, uuid, answer if isinstance(answer, str) else answer.decode())
@@ -276,6 +287,8 @@ class Jobs:
         if future is None:
             # Registered before the look: a job that finishes in between is not missed.
             future = self._waiting[uuid] = asyncio.get_running_loop().create_future()
+        if self.is_open(uuid):
+            return await self._finished(uuid, future)
         job = await self.get(uuid)
         if job is None or job.done:
             self._waiting.pop(uuid, None)

@@ -92,6 +92,34 @@ async def test_the_life_of_a_job(node: Node) -> None:
     assert not await node.jobs.finish("nothing", "{}")
 
 
+async def test_what_this_node_works_on_is_known_to_be_open_until_its_answer_is_written(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uuid = new_uuid()
+    assert not node.jobs.is_open(uuid)
+    await node.jobs.create(uuid, "x")
+    before = node.db.statements
+    assert node.jobs.is_open(uuid)
+    waiting = asyncio.create_task(node.jobs.wait(uuid))
+    await asyncio.sleep(0)
+    assert node.db.statements == before, "the database was asked"
+    with monkeypatch.context() as patch:
+        patch.setattr(node.db, "_commit", _refuse)
+        with pytest.raises(CloudError, match="away"):
+            await node.jobs.finish(uuid, "{}")
+    assert not node.jobs.is_open(uuid), "whether it was written, only the database knows"
+    assert not (await _job(node, uuid)).done
+    await node.jobs.finish(uuid, "{}")
+    assert not node.jobs.is_open(uuid)
+    job = await asyncio.wait_for(waiting, 5)
+    assert job is not None
+    assert job.done
+
+
+async def _refuse(_session: AsyncSession) -> None:
+    raise CloudError(DATABASE_UNAVAILABLE, "away")
+
+
 async def test_an_error_keeps_its_cause_chain(node: Node) -> None:
     uuid = new_uuid()
     await node.jobs.create(uuid, "x")
