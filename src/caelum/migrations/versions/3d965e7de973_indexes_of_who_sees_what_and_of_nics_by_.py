@@ -3,9 +3,10 @@
 from alembic import op
 
 revision = "3d965e7de973"
-down_revision = "833d5a75e452"
+down_revision = "b41d7c03e9f6"
 branch_labels = None
 depends_on = None
+phase = "expand"
 
 
 def upgrade() -> None:
