@@ -26,6 +26,7 @@ from sqlalchemy import (
     ColumnElement,
     CursorResult,
     DateTime,
+    Executable,
     Integer,
     MetaData,
     String,
@@ -434,6 +435,11 @@ def refuse_in_transaction(what: str) -> None:
     """Fail when the running task holds a transaction: on SQLite, `what` could wait for the writer's turn for ever."""
     if in_transaction():
         raise RuntimeError(f"a transaction is open in this task: it must end before you {what}")
+
+
+async def execute(session: AsyncSession, statement: Executable, values: dict[str, Any]) -> CursorResult[Any]:
+    """Run a statement on the session's connection, past the mapper. What only the session knows is not flushed."""
+    return await session.run_sync(lambda plain: plain.connection().execute(statement, values))
 
 
 async def update_where(

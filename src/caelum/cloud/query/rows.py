@@ -17,6 +17,8 @@ from sqlalchemy.orm import Mapper, RelationshipProperty
 from sqlalchemy.sql.elements import BinaryExpression
 from sqlalchemy.sql.operators import eq
 
+from caelum.kernel.database import execute
+
 MAX_RELATION_DEPTH = 3
 _BATCH = 500
 _KEYS = "keys"
@@ -47,8 +49,7 @@ class Sheet(msgspec.Struct, frozen=True):
 
     async def read(self, session: AsyncSession, statement: Select[Any], values: dict[str, Any]) -> list[Any]:
         """The inventories that a statement of these columns finds."""
-        connection = await session.connection()
-        return await self._inventories(session, (await connection.execute(statement, values)).all())
+        return await self._inventories(session, (await execute(session, statement, values)).all())
 
     async def _inventories(self, session: AsyncSession, rows: Sequence[Any]) -> list[Any]:
         fields = [dict(zip(self.names, row, strict=False)) for row in rows]
@@ -65,10 +66,9 @@ class Sheet(msgspec.Struct, frozen=True):
     async def _parts(self, session: AsyncSession, part: Part, rows: Sequence[Any]) -> dict[Any, list[Any]]:
         """The parts of these rows, by what leads to them."""
         keys = list(dict.fromkeys(row[part.at] for row in rows if row[part.at] is not None))
-        connection = await session.connection()
         found: dict[Any, list[Any]] = {}
         for begin in range(0, len(keys), _BATCH):
-            answer = await connection.execute(part.statement, {_KEYS: keys[begin : begin + _BATCH]})
+            answer = await execute(session, part.statement, {_KEYS: keys[begin : begin + _BATCH]})
             inner = answer.all()
             for row, one in zip(inner, await part.sheet._inventories(session, inner), strict=True):
                 found.setdefault(row[-1], []).append(one)

@@ -16,6 +16,7 @@ from caelum.cloud.query.compile import Query, compile_query, compile_tree
 from caelum.cloud.query.zql import Statement, parse
 from caelum.kernel import context
 from caelum.kernel.context import Actor
+from caelum.kernel.database import execute
 from caelum.kernel.errors import CloudError, invalid
 from caelum.kernel.message import ApiQuery, Inventory, QueryReply, apis, reply_type
 from caelum.kernel.service import Service, handles
@@ -116,14 +117,11 @@ def _check_window(msg: ApiQuery[Any]) -> None:
 
 async def _sees_few(session: AsyncSession, query: Query) -> bool:
     statement = query.plan.few
-    return statement is not None and bool(
-        (await (await session.connection()).execute(statement, query.values)).scalar()
-    )
+    return statement is not None and bool((await execute(session, statement, query.values)).scalar())
 
 
 async def _total(session: AsyncSession, query: Query, *, few: bool) -> int:
-    connection = await session.connection()
-    return int((await connection.execute(query.plan.total(few=few), query.values)).scalar() or 0)
+    return int((await execute(session, query.plan.total(few=few), query.values)).scalar() or 0)
 
 
 async def _page(session: AsyncSession, query: Query, start: int, limit: int, *, few: bool) -> list[Any]:
