@@ -76,7 +76,7 @@ class DestroyVmFlow(VmWork[DestroyContext, None]):
     async def complete(self, tx: AsyncSession, ctx: DestroyContext) -> None:
         vm = await move(self.node, tx, ctx.vm_uuid, "destroyed", host_uuid=None)
         vm.last_host_uuid = ctx.host_uuid or vm.last_host_uuid
-        await give_running_quota(tx, vm)
+        await give_running_quota(tx, vm.uuid)
         if ctx.policy == "Direct":
             await tx.flush()
             await forget_vm(tx, ctx.vm_uuid)
