@@ -124,8 +124,7 @@ async def _network(tx: AsyncSession, msg: AllocateIp) -> _Network:
     found = (await tx.execute(_facts(msg.ip_range_uuid is not None), values)).all()
     if not found:
         raise not_found("L3Network", msg.l3_network_uuid)
-    facts: Any = found[0][:7]
-    return _Network(*facts, ranges=[one[7] for one in found if one[7] is not None])
+    return _Network._make([*found[0][:7], [one[7] for one in found if one[7] is not None]])
 
 
 @lru_cache

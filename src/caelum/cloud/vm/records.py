@@ -45,13 +45,19 @@ def require_state(vm: VmInstanceModel, operation: str, allowed: frozenset[str] |
 
 
 async def move(
-    node: Node, tx: AsyncSession, vm_uuid: str, event: str, *, operation: str | None = None, **columns: Any
+    node: Node,
+    tx: AsyncSession,
+    vm: VmInstanceModel | str,
+    event: str,
+    *,
+    operation: str | None = None,
+    **columns: Any,
 ) -> VmInstanceModel:
-    """Take the VM through `event` of its state machine and set columns. Raises VM.1010 when the state forbids it.
-
-    The news goes out when the transaction is committed.
+    """Take the VM, given by its UUID or as this transaction has loaded it, through `event` of its state machine and set
+    columns. Raises VM.1010 when the state forbids it. The news goes out when the transaction is committed.
     """
-    vm = await load_vm(tx, vm_uuid)
+    if isinstance(vm, str):
+        vm = await load_vm(tx, vm)
     if not VM_STATES.allows(vm.state, event):
         require_state(vm, operation or event, set(VM_STATES.states_for(event)))
     set_state(node, tx, vm, VM_STATES.next(vm.state, event), **columns)

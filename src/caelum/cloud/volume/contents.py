@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from sqlalchemy import bindparam, select
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.image.messages import GetImage
 from caelum.cloud.interruptible import Interruptible
@@ -39,7 +40,7 @@ from caelum.kernel.views import view
 
 Work = Callable[..., Coroutine[Any, Any, None]]
 
-_TO_FILL = (
+_FACTS = (
     select(
         VolumeModel.type,
         VolumeModel.size,
@@ -50,7 +51,7 @@ _TO_FILL = (
     .outerjoin(AccountResourceRefModel, AccountResourceRefModel.resource_uuid == VolumeModel.uuid)
     .where(VolumeModel.uuid == bindparam("uuid"))
 )
-"""What the making of a volume's bits must know of it."""
+"""What the making and the deletion of a volume must know of it."""
 
 
 class VolumeRecordsService(Service):
@@ -105,7 +106,7 @@ class VolumeRecordsService(Service):
 
     async def _fill(self, msg: FillVolume) -> VolumeInventory:
         async with self.db.read() as session:
-            known = (await session.execute(_TO_FILL, {"uuid": msg.volume_uuid})).one_or_none()
+            known = (await session.execute(_FACTS, {"uuid": msg.volume_uuid})).one_or_none()
         if known is None:
             raise not_found(VOLUME, msg.volume_uuid)
         if known.status == READY:
@@ -121,21 +122,19 @@ class VolumeRecordsService(Service):
                 volume_type=known.type,
             )
         )
-        values = {
-            "primary_storage_uuid": msg.primary_storage_uuid,
-            "install_path": bits.install_path,
-            "format": bits.format,
-            "size": bits.size,
-            "actual_size": bits.actual_size,
-            "status": STATUSES.next(known.status, "instantiated"),
-        }
+        status = STATUSES.next(known.status, "instantiated")
         async with self.db.transaction() as tx:
-            row = await update_row(tx, VolumeModel, msg.volume_uuid, values, status=[known.status])
-            if row is None:
-                raise CloudError(OPERATION_ERROR, f"volume[uuid:{msg.volume_uuid}] has changed while it was made")
-            volume: VolumeInventory = view(row)
-            tell_status(self.node, tx, volume, known.status, known.account_uuid)
-        return volume
+            return await self._enter(
+                tx,
+                msg.volume_uuid,
+                known,
+                status,
+                primary_storage_uuid=msg.primary_storage_uuid,
+                install_path=bits.install_path,
+                format=bits.format,
+                size=bits.size,
+                actual_size=bits.actual_size,
+            )
 
     @handles(DeleteVolume)
     async def delete_volume(self, msg: DeleteVolume) -> None:
@@ -153,20 +152,32 @@ class VolumeRecordsService(Service):
         """Delete a volume, in its queue. One without bits has nothing to keep."""
         usual = await self.node.settings.get_for(DELETION_POLICY, uuid)
         policy = policy or usual
-        volume = await self.lookup(uuid)
-        if volume is None:
+        async with self.db.read() as session:
+            known = (await session.execute(_FACTS, {"uuid": uuid})).one_or_none()
+        if known is None:
             return
-        if policy == "Direct" or volume.status == NOT_INSTANTIATED:
+        if policy == "Direct" or known.status == NOT_INSTANTIATED:
             await self.remove_now(uuid, answers)
             return
         async with self.db.transaction() as tx:
-            row = await get(tx, uuid)
             if policy == "Never":
                 await remove_volume(tx, uuid)
-                return
-            await move(self.node, tx, row, "delete")
-            if row.type != ROOT:
-                let_go(row)  # a root volume stays with its machine, which may be recovered
+            elif known.type == ROOT:  # it stays with its machine, which may be recovered
+                await self._enter(tx, uuid, known, STATUSES.next(known.status, "delete"))
+            else:
+                row = await get(tx, uuid)
+                await move(self.node, tx, row, "delete")
+                let_go(row)
+
+    async def _enter(self, tx: AsyncSession, uuid: str, known: Any, status: str, **values: Any) -> VolumeInventory:
+        """Take a volume from the status that was found in its queue into another one."""
+        row = await update_row(tx, VolumeModel, uuid, {**values, "status": status}, status=[known.status])
+        if row is None:
+            raise CloudError(OPERATION_ERROR, f"volume[uuid:{uuid}] is not {known.status} any more")
+        volume: VolumeInventory = view(row)
+        if status != known.status:
+            tell_status(self.node, tx, volume, known.status, known.account_uuid)
+        return volume
 
     async def remove_now(self, uuid: str, answers: bool = False) -> None:
         """Delete bits, record and reservation, in the volume's queue."""

@@ -67,7 +67,7 @@ class StartVmFlow(VmFlow[StartContext]):
         vm = await load_vm(tx, ctx.vm_uuid)
         require_state(vm, "StartVmInstance", STARTABLE)
         ctx.former_state = vm.state
-        await move(self.node, tx, ctx.vm_uuid, "starting", operation="StartVmInstance")
+        await move(self.node, tx, vm, "starting", operation="StartVmInstance")
         await take_running_quota(tx, vm)
 
     @step(progress=20)
@@ -188,7 +188,7 @@ class OnHostFlow(VmFlow[X], Generic[X], abstract=True):
         """Remember the former state and move into the transitional one."""
         vm = await load_vm(tx, ctx.vm_uuid)
         ctx.former_state, ctx.host_uuid = vm.state, vm.host_uuid
-        return await move(self.node, tx, ctx.vm_uuid, event, operation=operation)
+        return await move(self.node, tx, vm, event, operation=operation)
 
     @step()
     async def look_when_undone(self, run: Run[X]) -> None:
