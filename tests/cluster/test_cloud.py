@@ -22,7 +22,7 @@ from caelum.kernel.jobs import Job
 from caelum.kernel.node import Node
 from caelum.testing.cloud import EmbeddedCloud
 
-PHASES = ["allocate_host/after", "make_disks/before", "start_on_host/after", "complete"]
+PHASES = ["reserve/after", "prepare_host/before", "start_on_host/after", "complete"]
 
 
 async def _ask(cloud: ClusterCloud, victim: EmbeddedCloud, name: str) -> tuple[str, str]:

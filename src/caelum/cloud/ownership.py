@@ -5,14 +5,19 @@ Invariant: a resource has at most one owner, from the transaction that makes it 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
+from functools import lru_cache
+from typing import Any, cast
 
-from sqlalchemy import Index, Select, String, delete, select
+from sqlalchemy import Delete, Index, Select, String, Table, bindparam, delete, select
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
 from caelum.kernel import resources
-from caelum.kernel.database import Row, insert_new, update_where, utcnow
+from caelum.kernel.database import Row, utcnow
 
 ALL_PERMISSIONS = 2
 """The original's number for a permission to read and write."""
@@ -67,16 +72,47 @@ class SharedResourceModel(Row):
 
 async def own(tx: AsyncSession, account_uuid: str, resource_uuid: str, resource_type: str) -> None:
     """Make the account the owner of the resource, in place of any other."""
-    row, owner = AccountResourceRefModel, {"account_uuid": account_uuid, "owner_account_uuid": account_uuid}
-    types = {"resource_type": _root_type(resource_type), "concrete_resource_type": resource_type}
-    if not await insert_new(tx, row, resource_uuid=resource_uuid, **types, **owner):
-        await update_where(tx, row, owner, row.resource_uuid == resource_uuid)
+    await own_all(tx, account_uuid, {resource_uuid: resource_type})
 
 
-async def disown(tx: AsyncSession, resource_uuid: str) -> None:
-    """Forget the owner of a resource that is deleted, and with whom it was shared."""
-    for model in (AccountResourceRefModel, SharedResourceModel):
-        await tx.execute(delete(model).where(model.resource_uuid == resource_uuid))
+async def own_all(tx: AsyncSession, account_uuid: str, types: Mapping[str, str]) -> None:
+    """The same for several resources, given with their types."""
+    rows = [
+        {
+            "account_uuid": account_uuid,
+            "owner_account_uuid": account_uuid,
+            "resource_uuid": resource_uuid,
+            "resource_type": _root_type(resource_type),
+            "concrete_resource_type": resource_type,
+        }
+        for resource_uuid, resource_type in types.items()
+    ]
+    if rows:
+        postgresql = tx.get_bind().dialect.name == "postgresql"
+        await tx.execute(_owning(postgresql), rows if len(rows) > 1 else rows[0])
+
+
+@lru_cache
+def _owning(postgresql: bool) -> Any:
+    build: Any = postgresql_insert if postgresql else sqlite_insert
+    statement = build(cast("Table", AccountResourceRefModel.__table__)).inline()
+    taken_over = {name: statement.excluded[name] for name in ("account_uuid", "owner_account_uuid")}
+    return statement.on_conflict_do_update(
+        index_elements=["resource_uuid"], set_={**taken_over, "last_op_date": statement.excluded.last_op_date}
+    )
+
+
+async def disown(tx: AsyncSession, *resource_uuids: str) -> None:
+    """Forget the owner of resources that are deleted, and with whom they were shared."""
+    if resource_uuids:
+        for model in (AccountResourceRefModel, SharedResourceModel):
+            await tx.execute(_forgetting(model), {"uuids": list(resource_uuids)})
+
+
+@lru_cache
+def _forgetting(model: type[AccountResourceRefModel] | type[SharedResourceModel]) -> Delete:
+    table = cast("Table", model.__table__)
+    return delete(table).where(table.c.resource_uuid.in_(bindparam("uuids", expanding=True)))
 
 
 async def owner_of(session: AsyncSession, resource_uuid: str) -> str | None:

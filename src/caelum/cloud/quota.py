@@ -7,27 +7,19 @@ a key is taken once, however often it is asked for, and exactly that is given ba
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, cast
 
-from sqlalchemy import (
-    BigInteger,
-    CursorResult,
-    String,
-    Table,
-    UniqueConstraint,
-    Update,
-    bindparam,
-    delete,
-    select,
-    update,
-)
+from sqlalchemy import BigInteger, String, Table, UniqueConstraint, bindparam, case, delete, select, update
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
 from caelum.kernel.context import ADMIN_ACCOUNT_UUID
-from caelum.kernel.database import Base, Resource, insert_new, update_where
+from caelum.kernel.database import Base, Resource
 from caelum.kernel.errors import CloudError, error_type
 from caelum.kernel.ids import derived_uuid
 from caelum.kernel.settings import GlobalConfigModel, Setting, find_setting, setting
@@ -108,42 +100,49 @@ async def take(tx: AsyncSession, account_uuid: str, name: str, amount: int = 1, 
 
     Give a `key` (the resource's UUID) where the call may be repeated. Administrators are counted, never refused.
     """
-    values = {"account_uuid": account_uuid, "amount": amount}
-    if key is not None and not await insert_new(tx, QuotaUsageModel, name=name, key=key, **values):
-        return
-    if await _count(tx, account_uuid, name, amount):
-        return
-    quota = await _quota(tx, account_uuid, name)
-    if not await _count(tx, account_uuid, name, amount):
-        await tx.refresh(quota)
-        raise CloudError(
-            QUOTA_EXCEEDING,
-            f"quota exceeding. The account[uuid: {account_uuid}] exceeds a quota[name: {name}, value: {quota.value}],"
-            f" Current used:{quota.used}, Request:{amount}. Please contact the administrator.",
-            account=account_uuid,
-            quota=name,
-            limit=quota.value,
-            used=quota.used,
-            request=amount,
-        )
+    await take_all(tx, account_uuid, {name: amount}, key=key)
+
+
+async def take_all(tx: AsyncSession, account_uuid: str, amounts: Mapping[str, int], *, key: str | None = None) -> None:
+    """The same for several quotas at once."""
+    if key is not None:
+        new = await _note(tx, account_uuid, amounts, key)
+        amounts = {name: amount for name, amount in amounts.items() if name in new}
+    counted = await _count(tx, account_uuid, amounts)
+    for name in [one for one in amounts if one not in counted]:
+        quota = await _quota(tx, account_uuid, name)
+        if not await _count(tx, account_uuid, {name: amounts[name]}):
+            await tx.refresh(quota)
+            raise _exceeding(quota, amounts[name])
+
+
+def _exceeding(quota: QuotaModel, amount: int) -> CloudError:
+    return CloudError(
+        QUOTA_EXCEEDING,
+        f"quota exceeding. The account[uuid: {quota.identity_uuid}] exceeds a quota[name: {quota.name},"
+        f" value: {quota.value}], Current used:{quota.used}, Request:{amount}. Please contact the administrator.",
+        account=quota.identity_uuid,
+        quota=quota.name,
+        limit=quota.value,
+        used=quota.used,
+        request=amount,
+    )
 
 
 async def give(tx: AsyncSession, account_uuid: str, name: str, amount: int = 1, *, key: str | None = None) -> None:
     """Give back; with a `key` exactly what was taken under it, whoever took it, and nothing when nothing was."""
     if key is not None:
-        taken = await tx.get(QuotaUsageModel, (name, key))
-        if taken is None:
-            return
-        account_uuid, amount = taken.account_uuid, taken.amount
-        await tx.delete(taken)
-    await update_where(
-        tx,
-        QuotaModel,
-        {"used": QuotaModel.used - amount},
-        QuotaModel.identity_uuid == account_uuid,
-        QuotaModel.name == name,
-        QuotaModel.used >= amount,
-    )
+        await give_all(tx, [name], key)
+    else:
+        await _uncount(tx, account_uuid, {name: amount})
+
+
+async def give_all(tx: AsyncSession, names: Sequence[str], key: str) -> None:
+    """Give back what was taken under a key, of several quotas at once."""
+    taken = (await tx.execute(_forgetting(), {"usage_key": key, "names": list(names)})).all()
+    for account_uuid in {one.account_uuid for one in taken}:
+        amounts = {one.name: one.amount for one in taken if one.account_uuid == account_uuid}
+        await _uncount(tx, account_uuid, amounts)
 
 
 async def usage(session: AsyncSession, account_uuid: str) -> list[tuple[str, int, int]]:
@@ -152,19 +151,72 @@ async def usage(session: AsyncSession, account_uuid: str) -> list[tuple[str, int
     return [(row.name, row.used, row.value) for row in rows]
 
 
-async def _count(tx: AsyncSession, account_uuid: str, name: str, amount: int) -> bool:
-    """Count more of a quota that the account has and that allows it; administrators' always do."""
-    statement = _counting(limited=account_uuid != ADMIN_ACCOUNT_UUID)
-    values = {"key_uuid": derived_uuid("quota", account_uuid, name), "amount": amount}
-    return cast("CursorResult[Any]", await tx.execute(statement, values)).rowcount > 0
+async def _note(tx: AsyncSession, account_uuid: str, amounts: Mapping[str, int], key: str) -> set[str]:
+    """Note what is taken under a key; the names of which nothing was noted before."""
+    values = [{"name": name, "amount": amount} for name, amount in amounts.items()]
+    postgresql = tx.get_bind().dialect.name == "postgresql"
+    statement = _noting(len(values), postgresql)
+    flat = {f"{field}_{number}": value for number, one in enumerate(values) for field, value in one.items()}
+    return set((await tx.scalars(statement, {**flat, "usage_key": key, "account": account_uuid})).all())
 
 
 @lru_cache
-def _counting(*, limited: bool) -> Update:
-    here, amount = cast("Table", QuotaModel.__table__).c, bindparam("amount", type_=BigInteger)
-    fits = [here.used + amount <= here.value] if limited else []
-    statement = update(cast("Table", QuotaModel.__table__)).where(here.uuid == bindparam("key_uuid"), *fits)
-    return statement.values(used=here.used + amount)
+def _noting(count: int, postgresql: bool) -> Any:
+    build: Any = postgresql_insert if postgresql else sqlite_insert
+    table = cast("Table", QuotaUsageModel.__table__)
+    rows = [
+        {
+            "name": bindparam(f"name_{number}", type_=String),
+            "key": bindparam("usage_key", type_=String),
+            "account_uuid": bindparam("account", type_=String),
+            "amount": bindparam(f"amount_{number}", type_=BigInteger),
+        }
+        for number in range(count)
+    ]
+    return build(table).values(rows).on_conflict_do_nothing().returning(table.c.name)
+
+
+@lru_cache
+def _forgetting() -> Any:
+    here = cast("Table", QuotaUsageModel.__table__).c
+    mine = (here.key == bindparam("usage_key"), here.name.in_(bindparam("names", expanding=True)))
+    gone = delete(cast("Table", QuotaUsageModel.__table__)).where(*mine)
+    return gone.returning(here.name, here.account_uuid, here.amount)
+
+
+async def _count(tx: AsyncSession, account_uuid: str, amounts: Mapping[str, int]) -> set[str]:
+    """Count more of quotas that the account has and that allow it (administrators' always do); which those are."""
+    return await _change(tx, "take" if account_uuid != ADMIN_ACCOUNT_UUID else "take freely", account_uuid, amounts)
+
+
+async def _uncount(tx: AsyncSession, account_uuid: str, amounts: Mapping[str, int]) -> None:
+    await _change(tx, "give", account_uuid, {name: -amount for name, amount in amounts.items()})
+
+
+async def _change(tx: AsyncSession, how: str, account_uuid: str, amounts: Mapping[str, int]) -> set[str]:
+    if not amounts:
+        return set()
+    uuids = {derived_uuid("quota", account_uuid, name): name for name in amounts}
+    if len(uuids) > 1 and tx.get_bind().dialect.name == "postgresql":
+        # In one order, so that of two who change several nobody waits for the other for ever.
+        rows = select(QuotaModel.uuid).where(QuotaModel.uuid.in_(uuids)).order_by(QuotaModel.uuid)
+        await tx.execute(rows.with_for_update())
+    values: dict[str, Any] = {}
+    for number, (uuid, name) in enumerate(uuids.items()):
+        values[f"uuid_{number}"], values[f"amount_{number}"] = uuid, amounts[name]
+    return {uuids[one] for one in await tx.scalars(_changing(len(uuids), how), values)}
+
+
+@lru_cache
+def _changing(count: int, how: str) -> Any:
+    """One statement for so many quotas of an account, each changed by an amount of its own."""
+    table = cast("Table", QuotaModel.__table__)
+    keys = [bindparam(f"uuid_{number}", type_=String) for number in range(count)]
+    amounts = [bindparam(f"amount_{number}", type_=BigInteger) for number in range(count)]
+    amount = case(*((table.c.uuid == key, one) for key, one in zip(keys, amounts, strict=True)), else_=0)
+    used = table.c.used + amount
+    fits = {"take": [used <= table.c.value], "take freely": [], "give": [used >= 0]}[how]
+    return update(table).where(table.c.uuid.in_(keys), *fits).values(used=used).returning(table.c.uuid)
 
 
 async def _quota(tx: AsyncSession, account_uuid: str, name: str) -> QuotaModel:

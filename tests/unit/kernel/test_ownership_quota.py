@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import select
 
 from caelum.cloud.ownership import AccountResourceRefModel, SharedResourceModel, disown, own, owner_of
-from caelum.cloud.quota import QUOTAS, close_account, give, open_account, take, usage
+from caelum.cloud.quota import QUOTAS, close_account, give, give_all, open_account, take, take_all, usage
 from caelum.kernel.context import ADMIN_ACCOUNT_UUID
 from caelum.kernel.database import Database
 from caelum.kernel.errors import CloudError
@@ -93,3 +93,26 @@ async def test_what_did_not_commit_was_not_taken(db: Database, name: str) -> Non
     async with db.transaction() as tx:
         await take(tx, "a", name, key="v")
     assert (await _used(db, "a", name))[0] == 1
+
+
+async def test_several_quotas_are_counted_by_two_statements_and_given_back_by_two(db: Database) -> None:
+    amounts = {"vm.num": 1, "vm.cpuNum": 4}
+    async with db.transaction() as tx:
+        await open_account(tx, "many")
+        before = db.statements
+        await take_all(tx, "many", amounts, key="vm1")
+        assert db.statements - before == 2
+        await take_all(tx, "many", {**amounts, "vm.totalNum": 1}, key="vm1")  # only what is new
+    assert [(await _used(db, "many", one))[0] for one in ("vm.num", "vm.cpuNum", "vm.totalNum")] == [1, 4, 1]
+    with pytest.raises(CloudError) as caught:
+        async with db.transaction() as tx:
+            await take_all(tx, "many", {"vm.num": 1, "vm.cpuNum": 77}, key="vm2")
+    assert (caught.value.facts["quota"], caught.value.facts["used"], caught.value.facts["request"]) == (
+        "vm.cpuNum", 4, 77,
+    )  # fmt: skip
+    async with db.transaction() as tx:
+        before = db.statements
+        await give_all(tx, list(amounts), "vm1")
+        assert db.statements - before == 2
+        await give_all(tx, list(amounts), "vm1")  # it has given everything back
+    assert [(await _used(db, "many", one))[0] for one in ("vm.num", "vm.cpuNum", "vm.totalNum")] == [0, 0, 1]

@@ -7,12 +7,15 @@ before. A reservation that exists is recognised by its VM.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, cast
 
-from sqlalchemy import ColumnElement, delete, func, select
+from sqlalchemy import BigInteger, ColumnElement, Table, Update, bindparam, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.allocator.model import HostCapacityModel, HostReservationModel
 from caelum.kernel.database import update_where
+from caelum.kernel.rows import insert_rows
 
 Capacity = HostCapacityModel
 Reservation = HostReservationModel
@@ -38,25 +41,39 @@ async def take(
     }
     if not await update_where(tx, Capacity, values, Capacity.uuid == host_uuid, *conditions):
         return False
-    tx.add(Reservation(vm_uuid=vm_uuid, host_uuid=host_uuid, cpu_num=cpu_num, memory=memory))
-    await tx.flush()
+    await insert_rows(tx, [Reservation(vm_uuid=vm_uuid, host_uuid=host_uuid, cpu_num=cpu_num, memory=memory)])
     return True
 
 
 async def give_back(tx: AsyncSession, vm_uuid: str, host_uuid: str | None = None) -> bool:
     """Undo a reservation; False when there is none (on that host)."""
-    row = await tx.get(Reservation, vm_uuid, with_for_update=True)
-    if row is None or host_uuid not in (None, row.host_uuid):
+    on_host = {} if host_uuid is None else {"on_host": host_uuid}
+    row = (await tx.execute(_forgetting(anywhere=host_uuid is None), {"of_vm": vm_uuid, **on_host})).one_or_none()
+    if row is None:
         return False
-    values = {
-        "used_cpu": Capacity.used_cpu - row.cpu_num,
-        "used_memory": Capacity.used_memory - row.memory,
-        "vm_count": Capacity.vm_count - 1,
-    }
-    await tx.delete(row)
-    await update_where(tx, Capacity, values, Capacity.uuid == row.host_uuid)
-    await tx.flush()
+    values = {"of_host": row.host_uuid, "cpus": row.cpu_num, "bytes": row.memory}
+    await tx.execute(_giving(), values)
     return True
+
+
+@lru_cache
+def _forgetting(*, anywhere: bool) -> Any:
+    table = cast("Table", Reservation.__table__)
+    conditions = [table.c.vm_uuid == bindparam("of_vm")]
+    if not anywhere:
+        conditions.append(table.c.host_uuid == bindparam("on_host"))
+    return delete(table).where(*conditions).returning(table.c.host_uuid, table.c.cpu_num, table.c.memory)
+
+
+@lru_cache
+def _giving() -> Update:
+    table = cast("Table", Capacity.__table__)
+    values = {
+        "used_cpu": table.c.used_cpu - bindparam("cpus", type_=BigInteger),
+        "used_memory": table.c.used_memory - bindparam("bytes", type_=BigInteger),
+        "vm_count": table.c.vm_count - 1,
+    }
+    return update(table).where(table.c.uuid == bindparam("of_host")).values(values)
 
 
 async def record(

@@ -7,7 +7,7 @@ gives the same answer; a return gives back exactly what was taken.
 from __future__ import annotations
 
 import msgspec
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import ColumnElement, bindparam, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.allocator import books
@@ -33,6 +33,9 @@ from caelum.kernel.service import Service, handles
 
 Capacity = HostCapacityModel
 Reservation = HostReservationModel
+_RESERVED = select(Reservation.host_uuid, Reservation.cpu_num, Reservation.memory, Reservation.disks).where(
+    Reservation.vm_uuid == bindparam("of_vm")
+)
 
 
 class AllocatorService(Service):
@@ -73,7 +76,7 @@ class AllocatorService(Service):
     async def _repeated(self, msg: m.AllocateHost) -> m.HostAllocation | None:
         """The answer that this request had before, when its reservation is still what it asks for."""
         async with self.node.db.read() as session:
-            row = await session.get(Reservation, msg.vm_uuid)
+            row = (await session.execute(_RESERVED, {"of_vm": msg.vm_uuid})).one_or_none()
             if row is None or row.disks is None or (row.cpu_num, row.memory) != (msg.cpu_num, msg.memory):
                 return None
             disks: dict[str, str] = msgspec.json.decode(row.disks)

@@ -151,7 +151,7 @@ class ConsoleService(Service):
         return await self.bus.call(GetConsoleOnHost(host_uuid=vm.host_uuid or "", vm_uuid=vm.uuid))
 
     async def _vm_changed(self, event: VmStateChanged) -> None:
-        if event.new_state in ENDED:
+        if event.new_state in ENDED and event.vm_uuid in await self.node.db.remember(tokens.holders, tokens.holders):
             async with self.node.db.transaction() as tx:
                 await tokens.revoke(tx, event.vm_uuid)
 

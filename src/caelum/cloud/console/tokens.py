@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from sqlalchemy import CursorResult, delete
+from sqlalchemy import CursorResult, delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.console.errors import TOKEN_REFUSED
@@ -33,6 +33,11 @@ async def take(tx: AsyncSession, digest: str, *lines: str) -> None:
     good = (row.digest == digest, row.line.in_(lines), row.expire_date > utcnow())
     if await _delete(tx, *good) != 1:
         raise refused()
+
+
+async def holders(session: AsyncSession) -> frozenset[str]:
+    """The VMs that have tokens."""
+    return frozenset(await session.scalars(select(ConsoleTokenModel.vm_instance_uuid).distinct()))
 
 
 async def revoke(tx: AsyncSession, vm_uuid: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -33,6 +33,24 @@ async def get(node: Node, host_uuid: str) -> HostInventory:
         return view(await load(session, host_uuid))  # type: ignore[no-any-return]
 
     return await node.db.remember((HostModel, host_uuid), inventory)
+
+
+class Standing(NamedTuple):
+    """Whether a host can be worked with, and by which driver."""
+
+    status: str
+    hypervisor_type: str
+
+
+async def standing(node: Node, host_uuid: str) -> Standing | None:
+    """The same without its capacity, which changes with every machine."""
+    query = select(HostModel.status, HostModel.hypervisor_type).where(HostModel.uuid == host_uuid)
+
+    async def load(session: AsyncSession) -> Standing | None:
+        found = (await session.execute(query)).one_or_none()
+        return None if found is None else Standing(*found)
+
+    return await node.db.remember((Standing, host_uuid), load)
 
 
 async def find(node: Node, *conditions: ColumnElement[bool]) -> list[HostInventory]:

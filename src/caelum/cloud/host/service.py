@@ -86,6 +86,9 @@ class HostService(Service):
     @handles(m.AwaitHost)
     async def await_host(self, msg: m.AwaitHost) -> None:
         await self.tracker.tried(msg.host_uuid)
+        now = await records.standing(self.node, msg.host_uuid)
+        if now is not None and now.status == CONNECTED:
+            return
         with contextlib.suppress(CloudError):
             await self.connector.connected(msg.host_uuid, patient=False)
 
@@ -246,6 +249,9 @@ class HostService(Service):
     # --- operations on a host ---------------------------------------------------------------------------------------
 
     async def _driver(self, host_uuid: str, *, patient: bool = True) -> HypervisorDriver:
+        now = await records.standing(self.node, host_uuid)
+        if now is not None and now.status == CONNECTED:
+            return self.node.drivers.get(HypervisorDriver, now.hypervisor_type)
         host = await self.connector.connected(host_uuid, patient=patient)
         return self.node.drivers.get(HypervisorDriver, host.hypervisor_type)
 

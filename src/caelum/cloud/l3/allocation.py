@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import lru_cache
 from ipaddress import ip_address
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple
 
-from sqlalchemy import ScalarSelect, Table, and_, func, insert, select
+from sqlalchemy import BigInteger, ScalarSelect, and_, bindparam, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
@@ -25,11 +26,11 @@ from caelum.cloud.switch import ENABLED
 from caelum.kernel.database import Database, is_unique_violation, utcnow
 from caelum.kernel.errors import CloudError, invalid, not_found
 from caelum.kernel.ids import derived_uuid
+from caelum.kernel.rows import insert_rows
 from caelum.kernel.settings import ResourceConfigModel
 
 ATTEMPTS = 20
 """How often a loser of a race chooses again, before it says that the network is too busy."""
-_TABLE = cast(Table, UsedIpModel.__table__)
 
 
 class _Network(NamedTuple):
@@ -55,6 +56,8 @@ def holder_of(msg: AllocateIp) -> str:
 
 async def allocate(db: Database, cloud_strategy: str, msg: AllocateIp) -> UsedIpModel:
     """The address that the holder has, or a newly taken one, in a transaction of its own."""
+    if msg.holder is not None and (held := await _held(db, msg)) is not None:
+        return _check_held(held, msg)  # a service asks for its server's address with every guest
     for _ in range(ATTEMPTS):
         try:
             async with db.transaction() as tx:
@@ -72,6 +75,19 @@ async def allocate(db: Database, cloud_strategy: str, msg: AllocateIp) -> UsedIp
     )
 
 
+async def _held(db: Database, msg: AllocateIp) -> UsedIpModel | None:
+    async with db.read() as session:
+        values = {"l3_uuid": msg.l3_network_uuid, "of_holder": msg.holder, "version": msg.ip_version}
+        return await session.scalar(_HELD, values)
+
+
+_HELD = select(UsedIpModel).where(
+    UsedIpModel.l3_network_uuid == bindparam("l3_uuid"),
+    UsedIpModel.holder == bindparam("of_holder"),
+    UsedIpModel.ip_version == bindparam("version"),
+)
+
+
 async def _take(tx: AsyncSession, l3: _Network, msg: AllocateIp, cloud_strategy: str) -> UsedIpModel:
     if l3.state != ENABLED:
         raise CloudError(
@@ -81,8 +97,7 @@ async def _take(tx: AsyncSession, l3: _Network, msg: AllocateIp, cloud_strategy:
         row = await _required(tx, l3, msg, any_ip("ip", msg.required_ip))
     else:
         row = await _free(tx, l3, msg, msg.strategy or l3.strategy or cloud_strategy)
-    # Past the ORM's bookkeeping, which would take longer than the insert.
-    await tx.execute(insert(_TABLE), {one.name: getattr(row, one.name) for one in _TABLE.columns})
+    await insert_rows(tx, [row])
     return row
 
 
@@ -99,25 +114,38 @@ def _check_held(held: UsedIpModel, msg: AllocateIp) -> UsedIpModel:
 
 async def _network(tx: AsyncSession, msg: AllocateIp) -> _Network:
     """The network, what the holder has of it, and the ranges that may serve the request, oldest first."""
+    values = {
+        "l3_uuid": msg.l3_network_uuid,
+        "of_holder": holder_of(msg),
+        "version": msg.ip_version,
+        "range_type": msg.ip_range_type,
+        "range_uuid": msg.ip_range_uuid,
+    }
+    found = (await tx.execute(_facts(msg.ip_range_uuid is not None), values)).all()
+    if not found:
+        raise not_found("L3Network", msg.l3_network_uuid)
+    return _Network._make([*found[0][:7], [one[7] for one in found if one[7] is not None]])
+
+
+@lru_cache
+def _facts(in_range: bool) -> Any:
+    """Made once: to make it takes longer than to run it."""
     l3, row, held = L3NetworkModel, IpRangeModel, UsedIpModel
-    fitting = [row.ip_version == msg.ip_version, row.ip_range_type == msg.ip_range_type]
-    if msg.ip_range_uuid is not None:
-        fitting.append(row.uuid == msg.ip_range_uuid)
-    mine = and_(held.l3_network_uuid == l3.uuid, held.holder == holder_of(msg), held.ip_version == msg.ip_version)
+    version: Any = bindparam("version")
+    fitting = [row.ip_version == version, row.ip_range_type == bindparam("range_type")]
+    if in_range:
+        fitting.append(row.uuid == bindparam("range_uuid"))
+    mine = and_(held.l3_network_uuid == l3.uuid, held.holder == bindparam("of_holder"), held.ip_version == version)
     reserved = select(ReservedIpRangeModel.uuid).where(ReservedIpRangeModel.l3_network_uuid == l3.uuid)
-    query = (
+    return (
         select(l3.uuid, l3.name, l3.state, l3.enable_ipam, _own_strategy(), reserved.exists(), held, row)
         .outerjoin(held, mine)
         .outerjoin(row, and_(row.l3_network_uuid == l3.uuid, *fitting))
-        .where(l3.uuid == msg.l3_network_uuid)
+        .where(l3.uuid == bindparam("l3_uuid"))
         .order_by(row.create_date, row.uuid)
         # Shared with other takers: a network that is being disabled or deleted waits for them, or they see it.
         .with_for_update(read=True, of=l3)
     )
-    found = (await tx.execute(query)).all()
-    if not found:
-        raise not_found("L3Network", msg.l3_network_uuid)
-    return _Network(*found[0][:7], [one[7] for one in found if one[7] is not None])
 
 
 def _own_strategy() -> ScalarSelect[str]:
@@ -193,11 +221,15 @@ def _probes(segments: Sequence[Segment], at_random: bool) -> list[Segment]:
     return [Segment(place, cut.last), *segments[begin + 1 :], *segments[:begin], *before]
 
 
+_TAKEN = select(UsedIpModel.uuid).where(
+    UsedIpModel.ip_range_uuid == bindparam("range_uuid"), UsedIpModel.ip_offset == bindparam("first", type_=BigInteger)
+)
+
+
 async def _first_free(tx: AsyncSession, range_uuid: str, first: int, last: int) -> int | None:
     """The first free offset in `first` ... `last`: `first` itself, or the first used one whose successor is not."""
     used, after = UsedIpModel, aliased(UsedIpModel)
-    taken = select(used.uuid).where(used.ip_range_uuid == range_uuid, used.ip_offset == first)
-    if await tx.scalar(taken) is None:
+    if await tx.scalar(_TAKEN, {"range_uuid": range_uuid, "first": first}) is None:
         return first
     successor = select(after.uuid).where(after.ip_range_uuid == range_uuid, after.ip_offset == used.ip_offset + 1)
     gap = (

@@ -12,6 +12,7 @@ import time
 from datetime import datetime, timedelta
 
 from sqlalchemy import ColumnElement, delete, select
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.image.messages import GetImage, ImageLocation, LocateImage
 from caelum.cloud.primary_storage.api import PrimaryStorageInventory
@@ -114,9 +115,13 @@ class ImageCache:
             )
 
     async def _find(self, place: Place, image_uuid: str) -> Bits | None:
-        async with self._node.db.read() as session:
-            row = await session.scalar(select(Cache).where(*_at(place, image_uuid)))
-        return None if row is None else Bits(row.install_path, row.virtual_size, row.size, row.format)
+        columns = (Cache.install_path, Cache.virtual_size, Cache.size, Cache.format)
+
+        async def load(session: AsyncSession) -> Bits | None:
+            row = (await session.execute(select(*columns).where(*_at(place, image_uuid)))).one_or_none()
+            return None if row is None else Bits(*row)
+
+        return await self._node.db.remember((Cache, place.ps_uuid, place.host_uuid, image_uuid), load)
 
     async def clean(self, ps: PrimaryStorageInventory, force: bool = False) -> int:
         """Delete the cached images that nobody needs; how many went."""

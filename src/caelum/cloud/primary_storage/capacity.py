@@ -11,8 +11,21 @@ other, and whoever holds the share (of a shared storage: the capacity) sees ever
 from __future__ import annotations
 
 import math
+from functools import lru_cache
+from typing import Any, cast
 
-from sqlalchemy import ColumnElement, delete, func, select
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    CursorResult,
+    Table,
+    Update,
+    bindparam,
+    delete,
+    func,
+    select,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.primary_storage.errors import ALLOCATE_ERROR
@@ -25,8 +38,9 @@ from caelum.cloud.primary_storage.model import (
     PrimaryStorageCapacityModel,
     StorageReservationModel,
 )
-from caelum.kernel.database import update_where
+from caelum.kernel.database import insert_new, update_where
 from caelum.kernel.errors import CloudError, not_found
+from caelum.kernel.gc import GarbageCollectorModel
 
 Reservation = StorageReservationModel
 HostRef = LocalStorageHostRefModel
@@ -71,29 +85,21 @@ class Terms:
 
 async def reserve(tx: AsyncSession, place: Place, key: str, size: int, terms: Terms, *, scaled: bool = True) -> None:
     """Take space under `key`; the same key again only adjusts the size. Refused with PS.1000 and the numbers."""
-    known = await tx.get(Reservation, key)
-    if known is not None and (known.primary_storage_uuid, known.host_uuid) != (place.ps_uuid, place.host_uuid):
+    charged = terms.charge(size, scaled)
+    new = {"key": key, "primary_storage_uuid": place.ps_uuid, "host_uuid": place.host_uuid, "scaled": scaled}
+    if await insert_new(tx, Reservation, **new, size=size, charged=charged):
+        await _take(tx, place, charged, size, terms)
+        return
+    known = await tx.get_one(Reservation, key)
+    if (known.primary_storage_uuid, known.host_uuid) != (place.ps_uuid, place.host_uuid):
         raise CloudError(
             ALLOCATE_ERROR,
             f"{key} has reserved {known.size} bytes on {Place(known.primary_storage_uuid, known.host_uuid, True)}"
             f" already; it must be released before it can reserve on {place}",
             key=key,
         )
-    charged = terms.charge(size, scaled)
-    await _take(tx, place, charged - (known.charged if known else 0), size, terms)
-    if known is None:
-        tx.add(
-            Reservation(
-                key=key,
-                primary_storage_uuid=place.ps_uuid,
-                host_uuid=place.host_uuid,
-                size=size,
-                charged=charged,
-                scaled=scaled,
-            )
-        )
-    else:
-        known.size, known.charged = size, charged
+    await _take(tx, place, charged - known.charged, size, terms)
+    known.size, known.charged = size, charged
     await tx.flush()
 
 
@@ -103,6 +109,39 @@ async def pin(
     """Note where the bits of a reservation go, which cached image they stand on, and who makes them."""
     known = await tx.get_one(Reservation, key)
     known.install_path, known.image_uuid, known.maker = install_path, image_uuid, maker
+
+
+async def pin_new(
+    tx: AsyncSession, place: Place, key: str, install_path: str, image_uuid: str | None, maker: str | None, waiting: str
+) -> bool:
+    """The same for a reservation at this place that has no path yet; False for another, and when a clean-up called
+    `waiting` still has to delete what was at that path before.
+    """
+    values = {
+        "of_key": key,
+        "of_storage": place.ps_uuid,
+        "of_host": place.host_uuid,
+        "waiting": waiting,
+        "install_path": install_path,
+        "image_uuid": image_uuid,
+        "maker": maker,
+    }
+    return cast("CursorResult[Any]", await tx.execute(_pinning(), values)).rowcount > 0
+
+
+@lru_cache
+def _pinning() -> Update:
+    table = cast("Table", Reservation.__table__)
+    here, job = table.c, GarbageCollectorModel
+    mine = (
+        here.key == bindparam("of_key"),
+        here.primary_storage_uuid == bindparam("of_storage"),
+        here.host_uuid == bindparam("of_host"),
+        here.install_path.is_(None),
+    )
+    waits = select(job.uuid).where(job.open_name == bindparam("waiting")).exists()
+    names = ("install_path", "image_uuid", "maker")
+    return update(table).where(*mine, ~waits).values({name: bindparam(name) for name in names})
 
 
 async def release(tx: AsyncSession, key: str) -> None:
@@ -128,29 +167,34 @@ async def move(tx: AsyncSession, key: str, new_key: str) -> None:
 async def _take(tx: AsyncSession, place: Place, charge: int, size: int, terms: Terms) -> None:
     if charge == 0:
         return
+    values = {"of_storage": place.ps_uuid, "charge": charge, "reserved": terms.reserved}
     changed = 1
     if place.host_bound:
-        changed = await _take_from(tx, HostRef, charge, terms, *_here(place))
+        here = {**values, "of_host": place.host_uuid}
+        changed = await _take_from(tx, HostRef, here, limited=charge > 0)
     if changed:
         # Of a host-bound storage this is a sum for display: whether it fits was decided on the host.
-        limit = terms if not place.host_bound else None
-        changed = await _take_from(tx, Capacity, charge, limit, Capacity.uuid == place.ps_uuid)
+        changed = await _take_from(tx, Capacity, values, limited=charge > 0 and not place.host_bound)
     if not changed and charge > 0:
         raise await _refusal(tx, place, size, charge, terms)
 
 
 async def _take_from(
-    tx: AsyncSession,
-    model: type[HostRef] | type[Capacity],
-    charge: int,
-    terms: Terms | None,
-    *where: ColumnElement[bool],
+    tx: AsyncSession, model: type[HostRef] | type[Capacity], values: dict[str, Any], *, limited: bool
 ) -> int:
-    conditions = list(where)
-    if terms is not None and charge > 0:
-        conditions.append(model.available_capacity - charge >= terms.reserved)
-    values = {"available_capacity": model.available_capacity - charge}
-    return await update_where(tx, model, values, *conditions)
+    return cast("CursorResult[Any]", await tx.execute(_taking(model, limited), values)).rowcount
+
+
+@lru_cache
+def _taking(model: type[HostRef] | type[Capacity], limited: bool) -> Update:
+    table = cast("Table", model.__table__)
+    left = table.c.available_capacity - bindparam("charge", type_=BigInteger)
+    conditions = [table.c.uuid == bindparam("of_storage")] if model is Capacity else [
+        table.c.primary_storage_uuid == bindparam("of_storage"), table.c.host_uuid == bindparam("of_host"),
+    ]  # fmt: skip
+    if limited:
+        conditions.append(left >= bindparam("reserved", type_=BigInteger))
+    return update(table).where(*conditions).values(available_capacity=left)
 
 
 async def _refusal(tx: AsyncSession, place: Place, size: int, charge: int, terms: Terms) -> CloudError:

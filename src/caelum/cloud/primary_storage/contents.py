@@ -6,16 +6,19 @@ a clean-up always finds them; and what was reserved is given back only when the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.host.messages import ListHosts
 from caelum.cloud.image.messages import GetImage
 from caelum.cloud.interruptible import Interruptible
 from caelum.cloud.primary_storage.api import PrimaryStorageInventory
 from caelum.cloud.primary_storage.cache import ImageCache
-from caelum.cloud.primary_storage.capacity import Place, move, pin, release, reserve
+from caelum.cloud.primary_storage.capacity import Place, move, pin, pin_new, release, reserve
 from caelum.cloud.primary_storage.errors import ALLOCATE_ERROR, NO_CACHED_IMAGE
-from caelum.cloud.primary_storage.extension import Bits, VolumePlace
+from caelum.cloud.primary_storage.extension import Bits, PrimaryStorageDriver, VolumePlace
 from caelum.cloud.primary_storage.finder import Finder
 from caelum.cloud.primary_storage.messages import (
     CachedImage,
@@ -37,11 +40,11 @@ from caelum.cloud.primary_storage.messages import (
 from caelum.cloud.primary_storage.model import (
     CONNECTED,
     LocalStorageResourceRefModel,
-    PrimaryStorageModel,
     StorageReservationModel,
 )
 from caelum.cloud.primary_storage.storages import Storages
-from caelum.cloud.primary_storage.trash import Trash, free_path
+from caelum.cloud.primary_storage.trash import Trash, free_path, job_name
+from caelum.kernel.database import insert_new, update_where
 from caelum.kernel.errors import RESOURCE_NOT_FOUND, CloudError
 from caelum.kernel.node import Node
 from caelum.kernel.service import Service, handles
@@ -65,15 +68,13 @@ class StorageContentsService(Service):
         image_size = 0
         if msg.image_uuid is not None:
             image_size = (await self.node.bus.call(GetImage(msg.image_uuid))).actual_size or 0
-        query = select(PrimaryStorageModel)
+        known = await self.storages.all_known()
         if msg.primary_storage_uuid is not None:
-            query = query.where(PrimaryStorageModel.uuid == msg.primary_storage_uuid)
+            known = [one for one in known if one.uuid == msg.primary_storage_uuid]
+        terms = {one.uuid: await self.storages.terms(one.uuid) for one in known}
+        bound = {one.uuid: self.node.drivers.get(PrimaryStorageDriver, one.type).host_bound for one in known}
         async with self.node.db.read() as session:
-            rows = list((await session.scalars(query)).all())
-        terms = {row.uuid: await self.storages.terms(row.uuid) for row in rows}
-        bound = {row.uuid: self.storages.driver(row).host_bound for row in rows}
-        async with self.node.db.read() as session:
-            return await Finder(session, msg, terms, bound, image_size).find(rows)
+            return await Finder(session, msg, terms, bound, image_size).find(known)
 
     @handles(ReserveStorage, queue="storage-{key}")
     async def reserve(self, msg: ReserveStorage) -> None:
@@ -102,35 +103,38 @@ class StorageContentsService(Service):
         host_uuid, place = await self.storages.worker(ps, msg.host_uuid), self.storages.place(ps, msg.host_uuid)
         path = await self._choose_path(msg, ps, place)
         bits = await self._making.run(msg.volume_uuid, self._make(msg, ps, host_uuid, path))
-        if place.host_bound:
+        if place.host_bound and bits.size != msg.size:
             async with self.node.db.transaction() as tx:
-                await tx.merge(
-                    Ref(
-                        resource_uuid=msg.volume_uuid,
-                        primary_storage_uuid=ps.uuid,
-                        host_uuid=host_uuid,
-                        size=bits.size,
-                        resource_type=VOLUME,
-                    )
-                )
+                await update_where(tx, Ref, {"size": bits.size}, Ref.resource_uuid == msg.volume_uuid)
         return VolumeBits(bits.install_path, bits.size, bits.actual_size, bits.format)
 
     async def _choose_path(self, msg: CreateVolumeOnStorage, ps: PrimaryStorageInventory, place: Place) -> str:
-        driver = self.storages.driver(ps)
-        volume = VolumePlace(msg.volume_uuid, msg.account_uuid or "system", msg.volume_type)
+        """Where the bits go, and on which host they will be: written down before they are made."""
+        driver, key = self.storages.driver(ps), msg.volume_uuid
+        volume = VolumePlace(key, msg.account_uuid or "system", msg.volume_type)
+        path = driver.volume_path(ps, volume, key)
+        waiting = job_name(ps.uuid, place.host_uuid, path)
         async with self.node.db.transaction() as tx:
-            known = await tx.get(StorageReservationModel, msg.volume_uuid)
-            if known is None or (known.primary_storage_uuid, known.host_uuid) != (place.ps_uuid, place.host_uuid):
-                raise CloudError(
-                    ALLOCATE_ERROR,
-                    f"volume[uuid:{msg.volume_uuid}] has no space reserved on {place}",
-                    uuid=msg.volume_uuid,
-                )
-            path = known.install_path or await free_path(
-                tx, ps.uuid, place.host_uuid, msg.volume_uuid, lambda name: driver.volume_path(ps, volume, name)
-            )
-            await pin(tx, msg.volume_uuid, path, msg.image_uuid, msg.maker)
+            if not await pin_new(tx, place, key, path, msg.image_uuid, msg.maker, waiting):
+                path = await self._known_path(tx, msg, place, lambda name: driver.volume_path(ps, volume, name))
+                await pin(tx, key, path, msg.image_uuid, msg.maker)
+            if place.host_bound:
+                bound = {"primary_storage_uuid": ps.uuid, "host_uuid": place.host_uuid}
+                await insert_new(tx, Ref, resource_uuid=key, **bound, size=msg.size, resource_type=VOLUME)
         return path
+
+    async def _known_path(
+        self, tx: AsyncSession, msg: CreateVolumeOnStorage, place: Place, path_of: Callable[[str], str]
+    ) -> str:
+        """The path that a repetition finds, or a new one because old bits still wait for their deletion."""
+        known = await tx.get(StorageReservationModel, msg.volume_uuid)
+        if known is None or (known.primary_storage_uuid, known.host_uuid) != (place.ps_uuid, place.host_uuid):
+            raise CloudError(
+                ALLOCATE_ERROR,
+                f"volume[uuid:{msg.volume_uuid}] has no space reserved on {place}",
+                uuid=msg.volume_uuid,
+            )
+        return known.install_path or await free_path(tx, place.ps_uuid, place.host_uuid, msg.volume_uuid, path_of)
 
     async def _make(self, msg: CreateVolumeOnStorage, ps: PrimaryStorageInventory, host_uuid: str, path: str) -> Bits:
         driver = self.storages.driver(ps)

@@ -14,8 +14,9 @@ from caelum.cloud.primary_storage.model import (
     NO_HOST,
     ImageCacheModel,
     LocalStorageHostRefModel,
-    PrimaryStorageModel,
+    PrimaryStorageCapacityModel,
 )
+from caelum.cloud.primary_storage.storages import KnownStorage
 from caelum.cloud.switch import DISABLED, ENABLED
 from caelum.kernel.tag import UserTagModel
 
@@ -40,7 +41,7 @@ class Finder:
         self._image_size = image_size
         self._refusals: list[StorageRefusal] = []
 
-    async def find(self, storages: list[PrimaryStorageModel]) -> StorageCandidates:
+    async def find(self, storages: list[KnownStorage]) -> StorageCandidates:
         """The places where it fits, most free space first."""
         tagged = await self._tagged([one.uuid for one in storages])
         found = []
@@ -62,8 +63,8 @@ class Finder:
             found.setdefault(row.resource_uuid, set()).add(row.tag)
         return found
 
-    def _unusable(self, ps: PrimaryStorageModel, tags: set[str]) -> str | None:
-        clusters = {one.cluster_uuid for one in ps.cluster_refs}
+    def _unusable(self, ps: KnownStorage, tags: set[str]) -> str | None:
+        clusters = ps.cluster_uuids
         if ps.state != ENABLED and (self._ask.size or ps.state != DISABLED):
             return f"it is {ps.state}"
         if ps.status != CONNECTED:
@@ -75,12 +76,13 @@ class Finder:
         missing = [one for one in self._ask.required_tags if one not in tags]
         return f"it lacks the user tags {missing}" if missing else None
 
-    async def _on_hosts(self, ps: PrimaryStorageModel) -> StorageCandidate | None:
+    async def _on_hosts(self, ps: KnownStorage) -> StorageCandidate | None:
         by_host = await self._shares(ps.uuid)
+        whole = None if self._host_bound[ps.uuid] else await self._whole(ps.uuid)
         cached = await self._cached(ps.uuid)
         available = {}
         for host_uuid in self._ask.host_uuids:
-            free = self._free(ps, by_host.get(host_uuid), host_uuid, cached)
+            free = self._free(ps, by_host.get(host_uuid), whole, host_uuid, cached)
             if free is not None:
                 available[host_uuid] = free
         hosts = sorted(available, key=lambda one: -available[one])
@@ -96,6 +98,11 @@ class Finder:
             query = query.where(row.host_uuid.in_(self._ask.host_uuids))
         return {one.host_uuid: one for one in await self._session.execute(query)}
 
+    async def _whole(self, ps_uuid: str) -> Any:
+        row = PrimaryStorageCapacityModel
+        query = select(row.available_capacity, row.available_physical_capacity).where(row.uuid == ps_uuid)
+        return (await self._session.execute(query)).one_or_none()
+
     async def _cached(self, ps_uuid: str) -> set[str]:
         cache = ImageCacheModel
         query = select(cache.host_uuid).where(
@@ -103,13 +110,13 @@ class Finder:
         )
         return set(await self._session.scalars(query))
 
-    def _free(self, ps: PrimaryStorageModel, ref: Any, host_uuid: str, cached: set[str]) -> int | None:
+    def _free(self, ps: KnownStorage, ref: Any, whole: Any, host_uuid: str, cached: set[str]) -> int | None:
         """The free bytes when it fits on this host, else None with the reason noted."""
-        if ref is None or ref.status != CONNECTED:
+        bound, terms = self._host_bound[ps.uuid], self._terms[ps.uuid]
+        capacity: Any = ref if bound else whole
+        if ref is None or ref.status != CONNECTED or capacity is None:
             self._refuse(ps, host_uuid, "the host is not connected to it")
             return None
-        bound, terms = self._host_bound[ps.uuid], self._terms[ps.uuid]
-        capacity: Any = ref if bound else ps
         image = 0 if (host_uuid if bound else NO_HOST) in cached else self._image_size
         reason = self._too_little(capacity.available_capacity, capacity.available_physical_capacity, image, terms)
         if reason is not None:
@@ -128,5 +135,5 @@ class Finder:
             )
         return f"{physical} physical bytes are free, the image needs {image}" if physical < image else None
 
-    def _refuse(self, ps: PrimaryStorageModel, host_uuid: str | None, reason: str) -> None:
+    def _refuse(self, ps: KnownStorage, host_uuid: str | None, reason: str) -> None:
         self._refusals.append(StorageRefusal(ps.uuid, host_uuid, reason))

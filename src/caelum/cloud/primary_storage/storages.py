@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import NamedTuple, cast
 
 from sqlalchemy import Table, column, select, table
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -35,6 +35,16 @@ HostRef = LocalStorageHostRefModel
 _HOST = table("host", column("uuid"))
 
 
+class KnownStorage(NamedTuple):
+    """What a search must know of a storage but for its capacity."""
+
+    uuid: str
+    type: str
+    state: str
+    status: str
+    cluster_uuids: frozenset[str]
+
+
 class Storages:
     """Primary storages and their drivers."""
 
@@ -62,6 +72,19 @@ class Storages:
             return PrimaryStorageInventory(**{name: value for name, value in row.items() if name in fields})
 
         return await self.node.db.remember((Storages.known, uuid), load)
+
+    async def all_known(self) -> list[KnownStorage]:
+        """All storages, without what changes with every volume."""
+        row, ref = PrimaryStorageModel, PrimaryStorageClusterRefModel
+
+        async def load(session: AsyncSession) -> list[KnownStorage]:
+            clusters: dict[str, set[str]] = {}
+            for one in await session.execute(select(ref.primary_storage_uuid, ref.cluster_uuid)):
+                clusters.setdefault(one.primary_storage_uuid, set()).add(one.cluster_uuid)
+            found = await session.execute(select(row.uuid, row.type, row.state, row.status))
+            return [KnownStorage(*one, frozenset(clusters.get(one.uuid, ()))) for one in found]
+
+        return await self.node.db.remember(Storages.all_known, load)
 
     def driver(self, ps: PrimaryStorageInventory | PrimaryStorageModel) -> PrimaryStorageDriver:
         """The driver of the storage's type."""

@@ -67,7 +67,7 @@ class Trash:
                 await move(tx, key, trash_key)
             await self._node.gc.submit(
                 tx,
-                _job_name(ps.uuid, place.host_uuid, path),
+                job_name(ps.uuid, place.host_uuid, path),
                 RUNNER,
                 job,
                 interval=self._node.settings.get(DELETE_BITS_INTERVAL),
@@ -80,12 +80,13 @@ async def free_path(tx: AsyncSession, ps_uuid: str, host_uuid: str, name: str, p
     """The path for bits called `name`, or for a new name while old bits of that name still wait for their deletion."""
     path = path_of(name)
     waiting = select(GarbageCollectorModel.uuid).where(
-        GarbageCollectorModel.open_name == _job_name(ps_uuid, host_uuid, path)
+        GarbageCollectorModel.open_name == job_name(ps_uuid, host_uuid, path)
     )
     return path if await tx.scalar(waiting) is None else path_of(new_uuid())
 
 
-def _job_name(ps_uuid: str, host_uuid: str, path: str) -> str:
+def job_name(ps_uuid: str, host_uuid: str, path: str) -> str:
+    """What the garbage collector calls the deletion of these bits."""
     return f"delete {path} of primary storage {ps_uuid} on host {host_uuid}"
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import secrets
-from typing import Any
+from functools import lru_cache
+from typing import Any, cast
 
-from sqlalchemy import delete, select
+from sqlalchemy import CursorResult, Table, delete, select
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud import quota
 from caelum.cloud.ownership import disown, owner_of
-from caelum.cloud.vm.api import NOT_IN_CORRECT_STATE, VmStateChanged
+from caelum.cloud.vm.api import NOT_IN_CORRECT_STATE, VmInstanceInventory, VmStateChanged
 from caelum.cloud.vm.model import VM_STATES, VmInstanceModel, VmNicModel, VmSequenceModel
 from caelum.cloud.vm.specs import load_vm
 from caelum.kernel.context import ADMIN_ACCOUNT_UUID
@@ -42,13 +45,19 @@ def require_state(vm: VmInstanceModel, operation: str, allowed: frozenset[str] |
 
 
 async def move(
-    node: Node, tx: AsyncSession, vm_uuid: str, event: str, *, operation: str | None = None, **columns: Any
+    node: Node,
+    tx: AsyncSession,
+    vm: VmInstanceModel | str,
+    event: str,
+    *,
+    operation: str | None = None,
+    **columns: Any,
 ) -> VmInstanceModel:
-    """Take the VM through `event` of its state machine and set columns. Raises VM.1010 when the state forbids it.
-
-    The news goes out when the transaction is committed.
+    """Take the VM, given by its UUID or as this transaction has loaded it, through `event` of its state machine and set
+    columns. Raises VM.1010 when the state forbids it. The news goes out when the transaction is committed.
     """
-    vm = await load_vm(tx, vm_uuid)
+    if isinstance(vm, str):
+        vm = await load_vm(tx, vm)
     if not VM_STATES.allows(vm.state, event):
         require_state(vm, operation or event, set(VM_STATES.states_for(event)))
     set_state(node, tx, vm, VM_STATES.next(vm.state, event), **columns)
@@ -62,21 +71,27 @@ def set_state(node: Node, tx: AsyncSession, vm: VmInstanceModel, state: str, **c
     for name, value in columns.items():
         setattr(vm, name, value)
     if old != vm.state:
-        after_commit(tx, lambda: _announce(node, vm, old))
+        after_commit(tx, lambda: announce(node, view(vm), old))
 
 
-def _announce(node: Node, vm: VmInstanceModel, old: str) -> None:
-    node.bus.publish(VmStateChanged(vm_uuid=vm.uuid, old_state=old, new_state=vm.state, inventory=view(vm)))
+def announce(node: Node, vm: VmInstanceInventory, old: str) -> None:
+    """Tell that a VM has left a state; to be called once that is committed."""
+    node.bus.publish(VmStateChanged(vm_uuid=vm.uuid, old_state=old, new_state=vm.state, inventory=vm))
 
 
 async def internal_id(tx: AsyncSession, vm_uuid: str) -> int:
     """The VM's small number; the same when asked again."""
-    known = await tx.scalar(select(VmSequenceModel).where(VmSequenceModel.vm_instance_uuid == vm_uuid))
-    if known is None:
-        known = VmSequenceModel(vm_instance_uuid=vm_uuid)
-        tx.add(known)
-        await tx.flush()
-    return known.id
+    postgresql = tx.get_bind().dialect.name == "postgresql"
+    return int((await tx.execute(_numbering(postgresql), {"vm_instance_uuid": vm_uuid})).scalar_one())
+
+
+@lru_cache
+def _numbering(postgresql: bool) -> Any:
+    build: Any = postgresql_insert if postgresql else sqlite_insert
+    table = cast("Table", VmSequenceModel.__table__)
+    statement = build(table)
+    known = {"vm_instance_uuid": statement.excluded.vm_instance_uuid}
+    return statement.on_conflict_do_update(index_elements=["vm_instance_uuid"], set_=known).returning(table.c.id)
 
 
 def new_mac() -> str:
@@ -86,37 +101,32 @@ def new_mac() -> str:
 
 async def take_quota(tx: AsyncSession, vm: VmInstanceModel, account_uuid: str) -> None:
     """Count a VM and what it runs with for its account."""
-    await quota.take(tx, account_uuid, TOTAL, 1, key=vm.uuid)
-    await take_running_quota(tx, vm, account_uuid)
+    await quota.take_all(tx, account_uuid, {TOTAL: 1, **_running(vm)}, key=vm.uuid)
 
 
-async def take_running_quota(tx: AsyncSession, vm: VmInstanceModel, account_uuid: str | None = None) -> None:
+async def take_running_quota(tx: AsyncSession, vm: VmInstanceModel) -> None:
     """Count a VM that is about to run, with its CPUs and memory."""
-    account = account_uuid or await owner_of(tx, vm.uuid) or ADMIN_ACCOUNT_UUID
-    await quota.take(tx, account, NUMBER, 1, key=vm.uuid)
-    await quota.take(tx, account, CPU, vm.cpu_num, key=vm.uuid)
-    await quota.take(tx, account, MEMORY, vm.memory_size, key=vm.uuid)
-
-
-async def give_running_quota(tx: AsyncSession, vm: VmInstanceModel) -> None:
-    """Give back what a VM that does not run was counted for."""
     account = await owner_of(tx, vm.uuid) or ADMIN_ACCOUNT_UUID
-    await quota.give(tx, account, NUMBER, 1, key=vm.uuid)
-    await quota.give(tx, account, CPU, vm.cpu_num, key=vm.uuid)
-    await quota.give(tx, account, MEMORY, vm.memory_size, key=vm.uuid)
+    await quota.take_all(tx, account, _running(vm), key=vm.uuid)
+
+
+def _running(vm: VmInstanceModel) -> dict[str, int]:
+    return {NUMBER: 1, CPU: vm.cpu_num, MEMORY: vm.memory_size}
+
+
+async def give_running_quota(tx: AsyncSession, vm_uuid: str) -> None:
+    """Give back what a VM that does not run was counted for."""
+    await quota.give_all(tx, [NUMBER, CPU, MEMORY], vm_uuid)
 
 
 async def forget_vm(tx: AsyncSession, vm_uuid: str) -> None:
     """Delete the VM's row and everything of it in the database; repeated, nothing more happens."""
-    vm = await tx.get(VmInstanceModel, vm_uuid)
-    if vm is None:
+    nics = (await tx.scalars(select(VmNicModel.uuid).where(VmNicModel.vm_instance_uuid == vm_uuid))).all()
+    table = cast("Table", VmInstanceModel.__table__)
+    gone = cast("CursorResult[Any]", await tx.execute(delete(table).where(table.c.uuid == vm_uuid)))
+    if not gone.rowcount:
         return
-    account = await owner_of(tx, vm_uuid) or ADMIN_ACCOUNT_UUID
-    await give_running_quota(tx, vm)
-    await quota.give(tx, account, TOTAL, 1, key=vm_uuid)
-    for nic in await tx.scalars(select(VmNicModel).where(VmNicModel.vm_instance_uuid == vm_uuid)):
-        await disown(tx, nic.uuid)
+    await quota.give_all(tx, [TOTAL, NUMBER, CPU, MEMORY], vm_uuid)
     await drop_tags(tx, vm_uuid)
-    await disown(tx, vm_uuid)
+    await disown(tx, vm_uuid, *nics)
     await tx.execute(delete(VmSequenceModel).where(VmSequenceModel.vm_instance_uuid == vm_uuid))
-    await tx.delete(vm)

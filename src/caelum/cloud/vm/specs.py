@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -31,16 +32,39 @@ async def load_vm(session: AsyncSession, vm_uuid: str) -> VmInstanceModel:
     return vm
 
 
+class VmRecords(NamedTuple):
+    """What a VM's description is made of. `texts` are the values of its system tags, by token."""
+
+    vm: VmInstanceModel
+    volumes: list[VolumeInventory]
+    texts: dict[str, str]
+    account_uuid: str | None
+
+
+async def read_records(node: Node, vm_uuid: str) -> VmRecords:
+    """The VM's records as they are now. Raises SYS.1003."""
+    async with node.db.read() as session:
+        vm = await load_vm(session, vm_uuid)
+        texts = await tag_texts(session, vm_uuid)
+        account = await owner_of(session, vm_uuid)
+    volumes = (await node.bus.call(GetVolumes(vm_instance_uuid=vm_uuid))).volumes
+    return VmRecords(vm, volumes, texts, account)
+
+
 async def build_spec(node: Node, vm_uuid: str, *, realise_on: str | None = None, with_leaving: bool = True) -> VmSpec:
     """The VM as a host needs it; with `realise_on`, its L2 networks are made on that host and bridges filled in.
 
     Without `with_leaving`, NICs are left out that an operation is taking away.
     """
-    async with node.db.read() as session:
-        vm = await load_vm(session, vm_uuid)
-        texts = await _tag_texts(session, vm_uuid)
-        account = await owner_of(session, vm_uuid)
-    volumes = (await node.bus.call(GetVolumes(vm_instance_uuid=vm_uuid))).volumes
+    records = await read_records(node, vm_uuid)
+    return await describe(node, records, realise_on=realise_on, with_leaving=with_leaving)
+
+
+async def describe(
+    node: Node, records: VmRecords, *, realise_on: str | None = None, with_leaving: bool = True
+) -> VmSpec:
+    """The same from records that are at hand."""
+    vm, volumes, texts, account = records
     clean = texts.get("cleanTraffic", str(node.settings.get(CLEAN_TRAFFIC))).lower() == "true"
     there = [one for one in vm.vm_nics if with_leaving or one.state != NIC_LEAVING]
     nics = await nic_specs(node, vm, there, anti_spoofing=clean, realise_on=realise_on)
@@ -69,7 +93,7 @@ async def build_spec(node: Node, vm_uuid: str, *, realise_on: str | None = None,
     )
 
 
-async def _tag_texts(session: AsyncSession, vm_uuid: str) -> dict[str, str]:
+async def tag_texts(session: AsyncSession, vm_uuid: str) -> dict[str, str]:
     """The single values of the VM's system tags that a description needs, by token name."""
     texts = await tags_of(session, vm_uuid)
     found: dict[str, str] = {}

@@ -62,7 +62,7 @@ class VmGoneFlow(VmFlow[VmContext]):
 
     async def complete(self, tx: AsyncSession, ctx: VmContext) -> None:
         vm = await move(self.node, tx, ctx.vm_uuid, "stopped")
-        await give_running_quota(tx, vm)
+        await give_running_quota(tx, vm.uuid)
 
 
 class _Seen(NamedTuple):

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.image.messages import GetImage
+from caelum.cloud.interruptible import Interruptible
 from caelum.cloud.offering.messages import GetDiskOffering
 from caelum.cloud.ownership import AccountResourceRefModel, owner_of
+from caelum.cloud.primary_storage.messages import CreateVolumeOnStorage
 from caelum.cloud.volume.api import VOLUME, VolumeInventory
 from caelum.cloud.volume.errors import VOLUME_IN_USE
 from caelum.cloud.volume.flows import InstantiateContext, InstantiateFlow, RemoveContext, RemoveVolumeFlow
@@ -17,32 +20,49 @@ from caelum.cloud.volume.messages import (
     CreateVolume,
     DeleteVolume,
     ExpungeVolume,
+    FillVolume,
     GetVolumes,
     InstantiateVolume,
     RecoverVolume,
     SetVolumeAttachment,
     VolumesReply,
 )
-from caelum.cloud.volume.model import DELETED, NOT_INSTANTIATED, READY, ROOT, VolumeModel
-from caelum.cloud.volume.records import add_volume, find, get, let_go, move, remove_volume
+from caelum.cloud.volume.model import DELETED, NOT_INSTANTIATED, READY, ROOT, STATUSES, VolumeModel
+from caelum.cloud.volume.records import add_volume, find, get, let_go, move, remove_volume, tell_status
 from caelum.cloud.volume.settings import DELETION_POLICY
 from caelum.kernel.database import unique, utcnow
-from caelum.kernel.errors import OPERATION_ERROR, CloudError
+from caelum.kernel.errors import OPERATION_ERROR, CloudError, not_found
+from caelum.kernel.node import Node
+from caelum.kernel.rows import update_row
 from caelum.kernel.service import Service, handles
 from caelum.kernel.tag import save_system_tags
 from caelum.kernel.views import view
 
 Work = Callable[..., Coroutine[Any, Any, None]]
 
+_FACTS = (
+    select(
+        VolumeModel.type,
+        VolumeModel.size,
+        VolumeModel.root_image_uuid,
+        VolumeModel.status,
+        AccountResourceRefModel.account_uuid,
+    )
+    .outerjoin(AccountResourceRefModel, AccountResourceRefModel.resource_uuid == VolumeModel.uuid)
+    .where(VolumeModel.uuid == bindparam("uuid"))
+)
+"""What the making and the deletion of a volume must know of it."""
+
 
 class VolumeRecordsService(Service):
     """The handlers of other services' messages, and what they share with the public operations."""
 
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self._filling = Interruptible()
+
     @handles(CreateVolume, queue="volume-{volume_uuid}")
     async def create_volume(self, msg: CreateVolume) -> VolumeInventory:
-        known = await self.lookup(msg.volume_uuid)
-        if known is not None:
-            return known
         row = VolumeModel(
             uuid=msg.volume_uuid,
             name=msg.name,
@@ -57,9 +77,9 @@ class VolumeRecordsService(Service):
             status=NOT_INSTANTIATED,
         )
         async with self.db.transaction() as tx:
-            await add_volume(tx, row, msg.account_uuid)
-            await save_system_tags(tx, msg.system_tags, row.uuid, VOLUME)
-        return await find(self.node, msg.volume_uuid)
+            if added := await add_volume(tx, row, msg.account_uuid):
+                await save_system_tags(tx, msg.system_tags, row.uuid, VOLUME)
+        return view(row) if added else await find(self.node, msg.volume_uuid)
 
     async def _size_of(self, msg: CreateVolume) -> int:
         """What was asked for, but never less than the image."""
@@ -80,6 +100,42 @@ class VolumeRecordsService(Service):
         )
         return await self.node.workflows.run(InstantiateFlow, ctx)
 
+    @handles(FillVolume, queue="volume-{volume_uuid}")
+    async def fill(self, msg: FillVolume) -> VolumeInventory:
+        return await self._filling.run(msg.volume_uuid, self._fill(msg))
+
+    async def _fill(self, msg: FillVolume) -> VolumeInventory:
+        async with self.db.read() as session:
+            known = (await session.execute(_FACTS, {"uuid": msg.volume_uuid})).one_or_none()
+        if known is None:
+            raise not_found(VOLUME, msg.volume_uuid)
+        if known.status == READY:
+            return await find(self.node, msg.volume_uuid)
+        bits = await self.bus.call(
+            CreateVolumeOnStorage(
+                primary_storage_uuid=msg.primary_storage_uuid,
+                host_uuid=msg.host_uuid,
+                volume_uuid=msg.volume_uuid,
+                size=known.size,
+                image_uuid=known.root_image_uuid,
+                account_uuid=known.account_uuid,
+                volume_type=known.type,
+            )
+        )
+        status = STATUSES.next(known.status, "instantiated")
+        async with self.db.transaction() as tx:
+            return await self._enter(
+                tx,
+                msg.volume_uuid,
+                known,
+                status,
+                primary_storage_uuid=msg.primary_storage_uuid,
+                install_path=bits.install_path,
+                format=bits.format,
+                size=bits.size,
+                actual_size=bits.actual_size,
+            )
+
     @handles(DeleteVolume)
     async def delete_volume(self, msg: DeleteVolume) -> None:
         self.call_off(msg.volume_uuid)
@@ -87,6 +143,7 @@ class VolumeRecordsService(Service):
 
     def call_off(self, uuid: str) -> None:
         """Stop the making of a volume's bits: what is to be deleted need not be finished first."""
+        self._filling.call_off(uuid)
         for one in self.node.workflows.dump():
             if (one["name"], one["subject"]) == (InstantiateFlow.name, uuid):
                 self.node.workflows.cancel(one["uuid"], "the volume is deleted")
@@ -95,20 +152,32 @@ class VolumeRecordsService(Service):
         """Delete a volume, in its queue. One without bits has nothing to keep."""
         usual = await self.node.settings.get_for(DELETION_POLICY, uuid)
         policy = policy or usual
-        volume = await self.lookup(uuid)
-        if volume is None:
+        async with self.db.read() as session:
+            known = (await session.execute(_FACTS, {"uuid": uuid})).one_or_none()
+        if known is None:
             return
-        if policy == "Direct" or volume.status == NOT_INSTANTIATED:
+        if policy == "Direct" or known.status == NOT_INSTANTIATED:
             await self.remove_now(uuid, answers)
             return
         async with self.db.transaction() as tx:
-            row = await get(tx, uuid)
             if policy == "Never":
                 await remove_volume(tx, uuid)
-                return
-            await move(self.node, tx, row, "delete")
-            if row.type != ROOT:
-                let_go(row)  # a root volume stays with its machine, which may be recovered
+            elif known.type == ROOT:  # it stays with its machine, which may be recovered
+                await self._enter(tx, uuid, known, STATUSES.next(known.status, "delete"))
+            else:
+                row = await get(tx, uuid)
+                await move(self.node, tx, row, "delete")
+                let_go(row)
+
+    async def _enter(self, tx: AsyncSession, uuid: str, known: Any, status: str, **values: Any) -> VolumeInventory:
+        """Take a volume from the status that was found in its queue into another one."""
+        row = await update_row(tx, VolumeModel, uuid, {**values, "status": status}, status=[known.status])
+        if row is None:
+            raise CloudError(OPERATION_ERROR, f"volume[uuid:{uuid}] is not {known.status} any more")
+        volume: VolumeInventory = view(row)
+        if status != known.status:
+            tell_status(self.node, tx, volume, known.status, known.account_uuid)
+        return volume
 
     async def remove_now(self, uuid: str, answers: bool = False) -> None:
         """Delete bits, record and reservation, in the volume's queue."""

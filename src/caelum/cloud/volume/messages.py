@@ -40,6 +40,19 @@ class InstantiateVolume(Message[VolumeInventory]):
 
 
 @message(route_by="volume_uuid")
+class FillVolume(Message[VolumeInventory]):
+    """Make the bits of a volume that its caller's workflow makes as a whole: on space that is reserved under its UUID.
+
+    That workflow repeats this until it holds, or deletes the volume with whatever there is of its bits: so it needs no
+    workflow of its own, and the volume no status in between.
+    """
+
+    volume_uuid: str
+    host_uuid: str | None
+    primary_storage_uuid: str
+
+
+@message(route_by="volume_uuid")
 class DeleteVolume(Message[None]):
     """Delete a volume by `policy` (Direct, Delay, Never; None: the setting). Done if it is gone. Detaches first."""
 

@@ -32,6 +32,7 @@ STATUSES = StateMachine(
     {
         (NOT_INSTANTIATED, "instantiate"): CREATING,
         (CREATING, "instantiated"): READY,
+        (NOT_INSTANTIATED, "instantiated"): READY,
         (CREATING, "give up"): NOT_INSTANTIATED,
         (CREATING, "delete"): DELETED,
         (READY, "delete"): DELETED,

@@ -14,7 +14,7 @@ from caelum.cloud.primary_storage.messages import CacheImage
 from caelum.cloud.vm.api import VmInstanceInventory
 from caelum.cloud.vm.extension import VmResourceProvider
 from caelum.cloud.vm.model import TRANSITIONAL, VmCdRomModel, VmInstanceModel, VmState
-from caelum.cloud.vm.specs import build_spec, load_vm
+from caelum.cloud.vm.specs import VmRecords, describe, load_vm, read_records
 from caelum.cloud.volume.messages import GetVolumes
 from caelum.kernel.database import update_where
 from caelum.kernel.errors import CloudError
@@ -71,10 +71,12 @@ async def inventory_of(node: Node, vm_uuid: str) -> VmInstanceInventory:
         return answer
 
 
-async def prepare_on(node: Node, vm_uuid: str, host_uuid: str) -> VmSpec:
-    """Have networks and services of a VM ready on a host. Returns the complete description."""
+async def prepare_on(node: Node, vm_uuid: str, host_uuid: str, records: VmRecords | None = None) -> VmSpec:
+    """Have networks and services of a VM ready on a host. Returns the complete description, made from its `records`
+    when they are at hand.
+    """
     await node.bus.call(AwaitHost(host_uuid=host_uuid))
-    spec = await build_spec(node, vm_uuid, realise_on=host_uuid)
+    spec = await describe(node, records or await read_records(node, vm_uuid), realise_on=host_uuid)
     await node.extensions.each(VmResourceProvider, "prepare", spec, host_uuid)
     return spec
 
@@ -95,15 +97,17 @@ async def bring_isos(node: Node, vm_uuid: str, host_uuid: str) -> None:
             await update_where(tx, VmCdRomModel, values, VmCdRomModel.uuid == drive.uuid)
 
 
-async def release_from(node: Node, vm_uuid: str, host_uuid: str) -> None:
+async def release_from(node: Node, vm_uuid: str, host_uuid: str, records: VmRecords | None = None) -> None:
     """Take back what `prepare_on` made; nothing happens when it made nothing.
 
     For a VM whose records are gone nothing is left to do: a host that connects loses what is no VM's.
     """
     await node.bus.call(AwaitHost(host_uuid=host_uuid))
-    if not await node.resources.exists("VmInstanceVO", vm_uuid):
-        return
-    spec = await build_spec(node, vm_uuid)
+    if records is None:
+        if not await node.resources.exists("VmInstanceVO", vm_uuid):
+            return
+        records = await read_records(node, vm_uuid)
+    spec = await describe(node, records)
     await node.extensions.each(VmResourceProvider, "release", spec, host_uuid)
 
 

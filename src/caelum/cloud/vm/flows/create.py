@@ -7,31 +7,36 @@ does not come to be is given back.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
-from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.allocator.messages import AllocateHost, DiskRequest, ReturnHost
 from caelum.cloud.host.messages import StartVmOnHost
 from caelum.cloud.host.spec import VmSpec, nic_name
+from caelum.cloud.l3.api import UsedIpInventory
 from caelum.cloud.l3.messages import AllocateIp, ReturnIp
-from caelum.cloud.ownership import own
+from caelum.cloud.ownership import own_all
 from caelum.cloud.primary_storage.messages import ReleaseStorage
 from caelum.cloud.vm.api import CreateVmInstance, VmInstanceInventory
 from caelum.cloud.vm.flows.base import LONG, VmContext, VmFlow, bring_isos, destroy_on_host, leave_host, prepare_on
-from caelum.cloud.vm.model import VmCdRomModel, VmInstanceModel, VmNicModel, VmState
-from caelum.cloud.vm.records import forget_vm, give_running_quota, internal_id, move, new_mac, take_quota
-from caelum.cloud.volume.messages import CreateVolume, DeleteVolume, InstantiateVolume
-from caelum.kernel.database import update_where
+from caelum.cloud.vm.model import VM_STATES, VmCdRomModel, VmInstanceModel, VmNicModel, VmState
+from caelum.cloud.vm.records import announce, forget_vm, give_running_quota, internal_id, move, new_mac, take_quota
+from caelum.cloud.vm.specs import VmRecords, tag_texts
+from caelum.cloud.volume.api import VolumeInventory
+from caelum.cloud.volume.messages import CreateVolume, DeleteVolume, FillVolume
+from caelum.kernel.database import after_commit
 from caelum.kernel.errors import CloudError
 from caelum.kernel.ids import new_uuid
 from caelum.kernel.message import Message
+from caelum.kernel.node import Node
+from caelum.kernel.rows import insert_rows, update_row
 from caelum.kernel.tag import save_tags
 from caelum.kernel.views import view
-from caelum.kernel.workflow import Run, db_step, step
+from caelum.kernel.workflow import Retry, Run, db_step, step
 
+R = TypeVar("R")
 DEFAULT_STRATEGY = "LeastVmPreferred"
 
 
@@ -60,7 +65,7 @@ class NicPlan(msgspec.Struct, kw_only=True):
 
 
 class CreateVmContext(VmContext, kw_only=True):
-    """What the creation needs; fixed but for the place, which the allocator fills in."""
+    """What the creation needs; fixed but for the place and the addresses, which are found."""
 
     msg: CreateVmInstance
     account_uuid: str
@@ -77,6 +82,8 @@ class CreateVmContext(VmContext, kw_only=True):
     isos: list[str | None] = []
     default_l3_uuid: str | None = None
     cluster_uuid: str | None = None
+    addresses: dict[str, UsedIpInventory] = {}
+    """By NIC."""
     starts: bool = True
 
 
@@ -95,99 +102,54 @@ def plan_nics(l3_uuids: list[str], static: dict[str, str], macs: dict[str, str])
 
 
 class CreateVmFlow(VmFlow[CreateVmContext]):
-    """Nothing -> Starting -> Running (or Stopped, when it was only to be created)."""
+    """Nothing -> Starting -> Running (or Stopped, when it was only to be created).
+
+    What was written since the beginning is known, and not read again; after a crash it is read.
+    """
 
     name = "vm.create"
     rehearsal = "vm_create"
-    _prepared: VmSpec | None = None
-    """What this node has prepared the host for, in this attempt."""
-    _final: VmInstanceModel | None = None
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self._vm: VmInstanceModel | None = None
+        """The VM's row as it began, with its NICs and drives as they are; None after a crash."""
+        self._volumes: list[VolumeInventory] = []
+        self._prepared: VmSpec | None = None
+        """What the host is prepared for."""
+        self._final: VmInstanceInventory | None = None
 
     async def begin(self, tx: AsyncSession, ctx: CreateVmContext) -> None:
-        vm = _row(ctx, await internal_id(tx, ctx.vm_uuid))
-        tx.add(vm)
-        await tx.flush()
-        await own(tx, ctx.account_uuid, vm.uuid, "VmInstanceVO")
+        vm = self._vm = _row(ctx, await internal_id(tx, ctx.vm_uuid))
+        vm.vm_nics = [nic_row(ctx.vm_uuid, vm.internal_id, plan) for plan in ctx.nics]
+        vm.vm_cd_roms = [_drive(ctx.vm_uuid, number, iso) for number, iso in enumerate(ctx.isos)]
+        await insert_rows(tx, [vm, *vm.vm_nics, *vm.vm_cd_roms])
+        nics = {plan.nic_uuid: "VmNicVO" for plan in ctx.nics}
+        await own_all(tx, ctx.account_uuid, {ctx.vm_uuid: "VmInstanceVO", **nics})
         await save_tags(tx, ctx.msg, vm.uuid)
         await take_quota(tx, vm, ctx.account_uuid)
-        for plan in ctx.nics:
-            tx.add(nic_row(ctx.vm_uuid, vm.internal_id, plan))
-            await own(tx, ctx.account_uuid, plan.nic_uuid, "VmNicVO")
-        for number, iso in enumerate(ctx.isos):
-            tx.add(
-                VmCdRomModel(
-                    uuid=new_uuid(),
-                    vm_instance_uuid=vm.uuid,
-                    device_id=number,
-                    iso_uuid=iso,
-                    name=f"vm-{vm.uuid}-cdRom",
-                )
-            )
 
-    @step(progress=10)
-    async def allocate_host(self, run: Run[CreateVmContext]) -> None:
+    # --- what it gets -------------------------------------------------------------------------------------------------
+
+    @step(progress=20)
+    async def reserve(self, run: Run[CreateVmContext]) -> None:
+        """A host with room for it and its disks, the disks' records, and addresses."""
         ctx = run.ctx
-        place = await run.bus.call(
-            AllocateHost(
-                vm_uuid=ctx.vm_uuid,
-                cpu_num=ctx.cpu_num,
-                memory=ctx.memory,
-                zone_uuid=ctx.msg.zone_uuid,
-                cluster_uuid=ctx.msg.cluster_uuid,
-                host_uuid=ctx.msg.host_uuid,
-                l3_network_uuids=[one.l3_network_uuid for one in ctx.nics],
-                disks=[_request(one) for one in ctx.disks],
-                image_uuid=ctx.msg.image_uuid,
-                strategy=ctx.allocator_strategy,
-                system_tags=ctx.msg.system_tags or [],
-                architecture=ctx.architecture,
-            )
-        )
+        place = await run.bus.call(_wanted_place(ctx))
         ctx.host_uuid, ctx.cluster_uuid, ctx.zone_uuid = place.host_uuid, place.cluster_uuid, place.zone_uuid
         for disk in ctx.disks:
             disk.primary_storage_uuid = place.disks[disk.volume_uuid]
+        await _all(run, [_volume(ctx, one) for one in ctx.disks])
+        taken = await _all(run, [_address(one) for one in ctx.nics])
+        ctx.addresses = {plan.nic_uuid: one for plan, one in zip(ctx.nics, taken, strict=True)}
 
-    @allocate_host.undo
-    async def return_host(self, run: Run[CreateVmContext]) -> None:
-        await run.bus.call(ReturnHost(vm_uuid=run.ctx.vm_uuid))
-        await _all(run, [ReleaseStorage(key=one.volume_uuid) for one in run.ctx.disks])
-
-    @step(progress=20)
-    async def record_volumes(self, run: Run[CreateVmContext]) -> None:
+    @reserve.undo
+    async def give_back(self, run: Run[CreateVmContext]) -> None:
         ctx = run.ctx
-        await _all(
-            run,
-            [
-                CreateVolume(
-                    volume_uuid=one.volume_uuid,
-                    name=one.name,
-                    type=one.type,
-                    size=one.size,
-                    account_uuid=ctx.account_uuid,
-                    primary_storage_uuid=one.primary_storage_uuid,
-                    vm_instance_uuid=ctx.vm_uuid,
-                    device_id=one.device_id,
-                    root_image_uuid=one.image_uuid,
-                    disk_offering_uuid=one.disk_offering_uuid,
-                    description=f"{one.type} volume for VM[uuid:{ctx.vm_uuid}]",
-                    system_tags=one.system_tags,
-                )
-                for one in ctx.disks
-            ],
-        )
-
-    @record_volumes.undo
-    async def delete_volumes(self, run: Run[CreateVmContext]) -> None:
-        await _all(run, [DeleteVolume(volume_uuid=one.volume_uuid, policy="Direct") for one in run.ctx.disks])
-
-    @step(progress=25)
-    async def allocate_addresses(self, run: Run[CreateVmContext]) -> None:
-        for nic in run.ctx.nics:
-            await allocate_address(run, nic.nic_uuid, nic.l3_network_uuid, nic.required_ip)
-
-    @allocate_addresses.undo
-    async def return_addresses(self, run: Run[CreateVmContext]) -> None:
-        await _all(run, [ReturnIp(vm_nic_uuid=one.nic_uuid) for one in run.ctx.nics])
+        await _all(run, [ReturnIp(vm_nic_uuid=one.nic_uuid) for one in ctx.nics])
+        await _all(run, [DeleteVolume(volume_uuid=one.volume_uuid, policy="Direct") for one in ctx.disks])
+        await run.bus.call(ReturnHost(vm_uuid=ctx.vm_uuid))
+        await _all(run, [ReleaseStorage(key=one.volume_uuid) for one in ctx.disks])
 
     @db_step(no_undo="the row goes when the creation is undone")  # type: ignore[untyped-decorator]
     async def record_place(self, tx: AsyncSession, run: Run[CreateVmContext]) -> None:
@@ -199,33 +161,36 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
             "host_uuid": ctx.host_uuid if ctx.starts else None,
             "root_volume_uuid": ctx.disks[0].volume_uuid,
         }
-        await update_where(tx, VmInstanceModel, place, VmInstanceModel.uuid == ctx.vm_uuid)
+        await update_row(tx, VmInstanceModel, ctx.vm_uuid, place)
+        nics = [await update_row(tx, VmNicModel, uuid, address_columns(ip)) for uuid, ip in ctx.addresses.items()]
+        if self._vm is not None:
+            self._vm.vm_nics = [one for one in nics if one is not None]
 
-    @step(timeout=LONG, progress=70, no_undo="deleting the volumes deletes their bits")
-    async def make_disks(self, run: Run[CreateVmContext]) -> None:
-        await _all(
-            run,
-            [
-                InstantiateVolume(
-                    volume_uuid=one.volume_uuid,
-                    host_uuid=run.ctx.host_uuid,
-                    primary_storage_uuid=one.primary_storage_uuid or "",
-                )
-                for one in run.ctx.disks
-            ],
-        )
+    # --- on its host --------------------------------------------------------------------------------------------------
 
-    @step(timeout=LONG, skip=lambda ctx: not ctx.starts or not any(ctx.isos), no_undo="images stay in the cache")
-    async def bring_isos(self, run: Run[CreateVmContext]) -> None:
-        await bring_isos(run.node, run.ctx.vm_uuid, _host(run.ctx))
-
-    @step(progress=80, skip=lambda ctx: not ctx.starts)
+    @step(timeout=LONG, retry=Retry(times=2), progress=80)
     async def prepare_host(self, run: Run[CreateVmContext]) -> None:
-        self._prepared = await prepare_on(run.node, run.ctx.vm_uuid, _host(run.ctx))
+        """Its disks, and what else it needs there; nothing more for one that is only created."""
+        ctx = run.ctx
+        self._volumes = await _all(run, [_fill(ctx, one) for one in ctx.disks])
+        if not ctx.starts:
+            return
+        if any(ctx.isos):
+            await bring_isos(run.node, ctx.vm_uuid, _host(ctx))
+        self._prepared = await prepare_on(run.node, ctx.vm_uuid, _host(ctx), await self._records(run))
+
+    async def _records(self, run: Run[CreateVmContext]) -> VmRecords | None:
+        """What the VM's description is made of, unless it must be read."""
+        if self._vm is None or any(run.ctx.isos):
+            return None
+        async with run.db.read() as session:
+            texts = await tag_texts(session, run.ctx.vm_uuid)
+        return VmRecords(self._vm, self._volumes, texts, run.ctx.account_uuid)
 
     @prepare_host.undo
     async def release_host(self, run: Run[CreateVmContext]) -> None:
-        await leave_host(run.node, run.ctx.vm_uuid, _host(run.ctx))
+        if run.ctx.starts:
+            await leave_host(run.node, run.ctx.vm_uuid, _host(run.ctx))
 
     @step(progress=95, skip=lambda ctx: not ctx.starts)
     async def start_on_host(self, run: Run[CreateVmContext]) -> None:
@@ -241,15 +206,33 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
     async def leave_host(self, run: Run[CreateVmContext]) -> None:
         await run.bus.call(ReturnHost(vm_uuid=run.ctx.vm_uuid))
 
+    # --- its end ------------------------------------------------------------------------------------------------------
+
     async def complete(self, tx: AsyncSession, ctx: CreateVmContext) -> None:
-        vm = await move(self.node, tx, ctx.vm_uuid, "running" if ctx.starts else "stopped")
+        event = "running" if ctx.starts else "stopped"
+        self._final = await self._enter(tx, ctx, event) or view(await move(self.node, tx, ctx.vm_uuid, event))
         if not ctx.starts:
-            await give_running_quota(tx, vm)
-        self._final = vm
+            await give_running_quota(tx, ctx.vm_uuid)
+
+    async def _enter(self, tx: AsyncSession, ctx: CreateVmContext, event: str) -> VmInstanceInventory | None:
+        """The same as `move` without a look at what is known; None when that is not all."""
+        if self._vm is None:
+            return None
+        values = {"state": str(VM_STATES.next(VmState.STARTING, event))}
+        row = await update_row(tx, VmInstanceModel, ctx.vm_uuid, values, state=[VmState.STARTING])
+        if row is None:
+            return None
+        row.vm_nics, row.vm_cd_roms = self._vm.vm_nics, self._vm.vm_cd_roms
+        final: VmInstanceInventory = view(row)
+        for nic in final.vm_nics:
+            nic.used_ips = [ctx.addresses[nic.uuid]]
+        final.all_volumes = self._volumes
+        after_commit(tx, lambda: announce(self.node, final, VmState.STARTING))
+        return final
 
     async def result(self, ctx: CreateVmContext) -> VmInstanceInventory:
         """The VM as it was completed; after a crash, as it is now."""
-        return await super().result(ctx) if self._final is None else view(self._final)
+        return await super().result(ctx) if self._final is None else self._final
 
     async def abort(self, tx: AsyncSession, ctx: CreateVmContext, error: CloudError) -> None:
         await forget_vm(tx, ctx.vm_uuid)
@@ -292,23 +275,50 @@ def nic_row(vm_uuid: str, vm_internal_id: int, plan: NicPlan) -> VmNicModel:
     )
 
 
+def _drive(vm_uuid: str, number: int, iso_uuid: str | None) -> VmCdRomModel:
+    return VmCdRomModel(
+        uuid=new_uuid(), vm_instance_uuid=vm_uuid, device_id=number, iso_uuid=iso_uuid, name=f"vm-{vm_uuid}-cdRom"
+    )
+
+
 async def allocate_address(run: Run[Any], nic_uuid: str, l3_uuid: str, required_ip: str | None) -> None:
     """Take an address for a NIC and write it into the NIC's row."""
     used = await run.bus.call(
         AllocateIp(l3_network_uuid=l3_uuid, vm_nic_uuid=nic_uuid, required_ip=required_ip, used_for="Vm")
     )
     async with run.db.transaction() as tx:
-        await tx.execute(
-            update(VmNicModel)
-            .where(VmNicModel.uuid == nic_uuid)
-            .values(
-                used_ip_uuid=used.uuid,
-                ip=used.ip,
-                netmask=used.netmask,
-                gateway=used.gateway,
-                ip_version=used.ip_version,
-            )
-        )
+        await update_row(tx, VmNicModel, nic_uuid, address_columns(used))
+
+
+def address_columns(used: UsedIpInventory) -> dict[str, Any]:
+    """What a NIC's row says of its address."""
+    return {
+        "used_ip_uuid": used.uuid,
+        "ip": used.ip,
+        "netmask": used.netmask,
+        "gateway": used.gateway,
+        "ip_version": used.ip_version,
+    }
+
+
+# --- what it asks others for ----------------------------------------------------------------------------------------
+
+
+def _wanted_place(ctx: CreateVmContext) -> AllocateHost:
+    return AllocateHost(
+        vm_uuid=ctx.vm_uuid,
+        cpu_num=ctx.cpu_num,
+        memory=ctx.memory,
+        zone_uuid=ctx.msg.zone_uuid,
+        cluster_uuid=ctx.msg.cluster_uuid,
+        host_uuid=ctx.msg.host_uuid,
+        l3_network_uuids=[one.l3_network_uuid for one in ctx.nics],
+        disks=[_request(one) for one in ctx.disks],
+        image_uuid=ctx.msg.image_uuid,
+        strategy=ctx.allocator_strategy,
+        system_tags=ctx.msg.system_tags or [],
+        architecture=ctx.architecture,
+    )
 
 
 def _request(disk: DiskPlan) -> DiskRequest:
@@ -320,14 +330,46 @@ def _request(disk: DiskPlan) -> DiskRequest:
     )
 
 
+def _volume(ctx: CreateVmContext, disk: DiskPlan) -> CreateVolume:
+    return CreateVolume(
+        volume_uuid=disk.volume_uuid,
+        name=disk.name,
+        type=disk.type,
+        size=disk.size,
+        account_uuid=ctx.account_uuid,
+        primary_storage_uuid=disk.primary_storage_uuid,
+        vm_instance_uuid=ctx.vm_uuid,
+        device_id=disk.device_id,
+        root_image_uuid=disk.image_uuid,
+        disk_offering_uuid=disk.disk_offering_uuid,
+        description=f"{disk.type} volume for VM[uuid:{ctx.vm_uuid}]",
+        system_tags=disk.system_tags,
+    )
+
+
+def _fill(ctx: CreateVmContext, disk: DiskPlan) -> FillVolume:
+    return FillVolume(
+        volume_uuid=disk.volume_uuid, host_uuid=ctx.host_uuid, primary_storage_uuid=disk.primary_storage_uuid or ""
+    )
+
+
+def _address(nic: NicPlan) -> AllocateIp:
+    return AllocateIp(
+        l3_network_uuid=nic.l3_network_uuid, vm_nic_uuid=nic.nic_uuid, required_ip=nic.required_ip, used_for="Vm"
+    )
+
+
 def _host(ctx: VmContext) -> str:
     if ctx.host_uuid is None:
         raise RuntimeError("no host has been allocated yet")
     return ctx.host_uuid
 
 
-async def _all(run: Run[CreateVmContext], messages: Sequence[Message[Any]]) -> None:
+async def _all(run: Run[CreateVmContext], messages: Sequence[Message[R]]) -> list[R]:
     """Send all and wait for all; the first error is raised after every one has answered."""
+    answers = []
     for answer in await run.bus.call_all(messages):
         if isinstance(answer, CloudError):
             raise answer
+        answers.append(answer)
+    return answers

@@ -9,12 +9,14 @@ from __future__ import annotations
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.allocator.messages import ReturnHost
+from caelum.cloud.l3.messages import ReturnIp
+from caelum.cloud.ownership import owner_of
 from caelum.cloud.vm.api import DESTROY_FAILED, VmInstanceInventory
 from caelum.cloud.vm.flows.base import LONG, VmContext, VmFlow, VmWork, destroy_on_host, release_from
-from caelum.cloud.vm.flows.lifecycle import return_address
-from caelum.cloud.vm.model import VmInstanceModel, VmState
+from caelum.cloud.vm.model import VmInstanceModel, VmNicModel, VmState
 from caelum.cloud.vm.records import forget_vm, give_running_quota, move, require_state
-from caelum.cloud.vm.specs import load_vm
+from caelum.cloud.vm.specs import VmRecords, load_vm, read_records, tag_texts
+from caelum.cloud.volume.api import VolumeInventory
 from caelum.cloud.volume.messages import (
     DeleteVolume,
     ExpungeVolume,
@@ -22,8 +24,11 @@ from caelum.cloud.volume.messages import (
     RecoverVolume,
     SetVolumeAttachment,
 )
+from caelum.kernel.database import update_where
 from caelum.kernel.errors import CloudError
-from caelum.kernel.workflow import BEGIN, Run, step
+from caelum.kernel.node import Node
+from caelum.kernel.views import views
+from caelum.kernel.workflow import BEGIN, Run, db_step, step
 
 
 class DestroyContext(VmContext, kw_only=True):
@@ -41,28 +46,45 @@ class DestroyVmFlow(VmWork[DestroyContext, None]):
     rehearsal = "vm_destroy"
     pivot = BEGIN
 
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self._vm: VmInstanceModel | None = None
+        """The VM as it was at the beginning, for nobody else changes it now; None after a crash."""
+
     async def begin(self, tx: AsyncSession, ctx: DestroyContext) -> None:
         vm = await load_vm(tx, ctx.vm_uuid)
         ctx.former_state, ctx.host_uuid = vm.state, vm.host_uuid
-        await move(self.node, tx, ctx.vm_uuid, "destroying", operation="DestroyVmInstance")
+        self._vm = await move(self.node, tx, vm, "destroying", operation="DestroyVmInstance")
 
     @step(progress=30, no_undo="the machine is gone, or the garbage collector will see to it")
     async def destroy_domain(self, run: Run[DestroyContext]) -> None:
         if run.ctx.host_uuid is not None:
             await destroy_on_host(run.node, run.ctx.vm_uuid, run.ctx.host_uuid)
 
-    @step(progress=50, no_undo="a destroyed VM needs nothing on a host")
-    async def release_host(self, run: Run[DestroyContext]) -> None:
+    @step(progress=60, no_undo="a destroyed VM needs nothing on a host, and at its next start it gets what it needs")
+    async def give_back(self, run: Run[DestroyContext]) -> None:
+        """What it had on its host, its room there, and its addresses."""
+        records = await self._records(run)
         if run.ctx.host_uuid is not None:
-            await release_from(run.node, run.ctx.vm_uuid, run.ctx.host_uuid)
+            await release_from(run.node, run.ctx.vm_uuid, run.ctx.host_uuid, records)
         await run.bus.call(ReturnHost(vm_uuid=run.ctx.vm_uuid))
+        for nic in records.vm.vm_nics:
+            await run.bus.call(ReturnIp(vm_nic_uuid=nic.uuid))
 
-    @step(progress=60, no_undo="a recovered VM gets addresses at its next start")
-    async def return_addresses(self, run: Run[DestroyContext]) -> None:
+    async def _records(self, run: Run[DestroyContext]) -> VmRecords:
+        vm = self._vm
+        if vm is None:
+            return await read_records(run.node, run.ctx.vm_uuid)
         async with run.db.read() as session:
-            vm = await load_vm(session, run.ctx.vm_uuid)
-        for nic in vm.vm_nics:
-            await return_address(run, nic.uuid)
+            texts = await tag_texts(session, vm.uuid)
+            account = await owner_of(session, vm.uuid)
+        volumes: list[VolumeInventory] = views(getattr(vm, "all_volumes", ()))
+        return VmRecords(vm, [one for one in volumes if one.status != "Deleted"], texts, account)
+
+    @db_step(no_undo="a recovered VM gets addresses at its next start")  # type: ignore[untyped-decorator]
+    async def forget_addresses(self, tx: AsyncSession, run: Run[DestroyContext]) -> None:
+        nothing = dict.fromkeys(("used_ip_uuid", "ip", "netmask", "gateway"))
+        await update_where(tx, VmNicModel, nothing, VmNicModel.vm_instance_uuid == run.ctx.vm_uuid)
 
     @step(timeout=LONG, progress=90, no_undo="deleting a volume by policy Delay can be taken back by recovering the VM")
     async def release_volumes(self, run: Run[DestroyContext]) -> None:
@@ -76,7 +98,7 @@ class DestroyVmFlow(VmWork[DestroyContext, None]):
     async def complete(self, tx: AsyncSession, ctx: DestroyContext) -> None:
         vm = await move(self.node, tx, ctx.vm_uuid, "destroyed", host_uuid=None)
         vm.last_host_uuid = ctx.host_uuid or vm.last_host_uuid
-        await give_running_quota(tx, vm)
+        await give_running_quota(tx, vm.uuid)
         if ctx.policy == "Direct":
             await tx.flush()
             await forget_vm(tx, ctx.vm_uuid)

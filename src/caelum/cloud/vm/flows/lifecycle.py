@@ -67,7 +67,7 @@ class StartVmFlow(VmFlow[StartContext]):
         vm = await load_vm(tx, ctx.vm_uuid)
         require_state(vm, "StartVmInstance", STARTABLE)
         ctx.former_state = vm.state
-        await move(self.node, tx, ctx.vm_uuid, "starting", operation="StartVmInstance")
+        await move(self.node, tx, vm, "starting", operation="StartVmInstance")
         await take_running_quota(tx, vm)
 
     @step(progress=20)
@@ -159,7 +159,7 @@ class StartVmFlow(VmFlow[StartContext]):
     async def abort(self, tx: AsyncSession, ctx: StartContext, error: CloudError) -> None:
         vm = await load_vm(tx, ctx.vm_uuid)
         set_state(self.node, tx, vm, ctx.former_state, host_uuid=None)
-        await give_running_quota(tx, vm)
+        await give_running_quota(tx, vm.uuid)
 
 
 def host_of(ctx: VmContext) -> str:
@@ -188,7 +188,7 @@ class OnHostFlow(VmFlow[X], Generic[X], abstract=True):
         """Remember the former state and move into the transitional one."""
         vm = await load_vm(tx, ctx.vm_uuid)
         ctx.former_state, ctx.host_uuid = vm.state, vm.host_uuid
-        return await move(self.node, tx, ctx.vm_uuid, event, operation=operation)
+        return await move(self.node, tx, vm, event, operation=operation)
 
     @step()
     async def look_when_undone(self, run: Run[X]) -> None:
@@ -210,7 +210,7 @@ class OnHostFlow(VmFlow[X], Generic[X], abstract=True):
         set_state(self.node, tx, vm, seen)
         if seen not in ON_HOST and seen != VmState.UNKNOWN:
             vm.last_host_uuid, vm.host_uuid = ctx.host_uuid or vm.last_host_uuid, None
-            await give_running_quota(tx, vm)
+            await give_running_quota(tx, vm.uuid)
 
 
 class StopContext(VmContext, kw_only=True):
@@ -244,7 +244,7 @@ class StopVmFlow(OnHostFlow[StopContext]):
 
     async def complete(self, tx: AsyncSession, ctx: StopContext) -> None:
         vm = await move(self.node, tx, ctx.vm_uuid, "stopped", host_uuid=None, last_host_uuid=ctx.host_uuid)
-        await give_running_quota(tx, vm)
+        await give_running_quota(tx, vm.uuid)
 
 
 class RebootVmFlow(OnHostFlow[VmContext]):
