@@ -7,12 +7,15 @@ through a network that can be cut.
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import json
 import os
 import random
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 import urllib.request
@@ -102,8 +105,14 @@ class FaultCluster:
         )
         # Under a program of the test's choice, if there is one at the node's start: `env` or `faketime`.
         wrapper = self.wrapper(index)
-        part["command"] = ["/bin/sh", "-c", f'exec $(cat {wrapper} 2>/dev/null) "$@"', "sh", *part["command"]]
+        group = f"setpriv --regid={self.group(index)} --clear-groups " if Firewall.works() else ""
+        part["command"] = ["/bin/sh", "-c", f'exec {group}$(cat {wrapper} 2>/dev/null) "$@"', "sh", *part["command"]]
         return part
+
+    @staticmethod
+    def group(index: int) -> int:
+        """The group of a node's process, by which a firewall knows its packets."""
+        return 61_001 + index
 
     def wrapper(self, index: int) -> Path:
         """The file whose words are put before a node's command line at its next start."""
@@ -173,6 +182,27 @@ class FaultCluster:
         """Let a node's bytes to and from `database` or `broker` go nowhere."""
         fault_proxy.tell(self._proxy_control, "stall", self._links[kind, index])
 
+    def mute(self, kind: str, index: int) -> None:
+        """Let a node's bytes to `database` or `broker` go nowhere; what comes from there arrives."""
+        fault_proxy.tell(self._proxy_control, "mute", self._links[kind, index])
+
+    def deafen(self, kind: str, index: int) -> None:
+        """Let the bytes from `database` or `broker` to a node go nowhere; what it sends arrives."""
+        fault_proxy.tell(self._proxy_control, "deafen", self._links[kind, index])
+
+    @contextlib.contextmanager
+    def no_way_between_nodes(self) -> Iterator[None]:
+        """Lose every packet of a node to a port at which another one listens."""
+        layout = self.layout
+        listening = (layout.api_port, layout.callback_port, layout.console_port)
+        rules = [
+            (self.group(one), port + other)
+            for one, other in itertools.permutations(range(layout.nodes), 2)
+            for port in listening
+        ]
+        with Firewall(rules):
+            yield
+
     def cut_hosts(self, *indices: int) -> None:
         """Cut these nodes (none: heal) from all hosts, both ways."""
         layout = self.layout
@@ -239,6 +269,33 @@ class FaultCluster:
         files.authority.write_bytes(authority.certificate_pem)
         pki.store(files, authority.issue(pki.Identity(kind, uuid), [self.layout.address]))  # type: ignore[arg-type]
         return files
+
+
+class Firewall:
+    """`with Firewall([(group, port), ...]):` packets of processes of these groups to these ports get lost."""
+
+    def __init__(self, rules: list[tuple[int, int]]) -> None:
+        self._rules = rules
+
+    @staticmethod
+    @functools.cache
+    def works() -> bool:
+        """Whether this machine lets us."""
+        if os.geteuid() != 0 or not (shutil.which("iptables") and shutil.which("setpriv")):
+            return False
+        asked = subprocess.run(["iptables", "-w", "5", "-S", "OUTPUT"], capture_output=True, check=False)
+        return asked.returncode == 0
+
+    def __enter__(self) -> None:
+        self._tell("-A")
+
+    def __exit__(self, *_: object) -> None:
+        self._tell("-D")
+
+    def _tell(self, what: str) -> None:
+        for group, port in self._rules:
+            words = f"iptables -w 5 {what} OUTPUT -p tcp --dport {port} -m owner --gid-owner {group} -j DROP"
+            subprocess.run(words.split(), check=True, capture_output=True)
 
 
 @contextlib.contextmanager

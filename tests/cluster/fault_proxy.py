@@ -1,7 +1,8 @@
 """Networks that can be cut: `python fault_proxy.py CONTROL LISTEN:TARGET...` forwards connections on loopback ports.
 
 It is told what to do by lines on the control port: `cut PORT` (connections break, new ones are refused), `stall PORT`
-(bytes stop, connections stay, as when packets are lost), `heal PORT`; each is answered by a line `ok`.
+(bytes stop, connections stay, as when packets are lost), `mute PORT` and `deafen PORT` (the same for bytes to, or from,
+the target only), `heal PORT`; each is answered by a line `ok`.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ class Link:
 
     def __init__(self, port: int, target: int) -> None:
         self.port, self.target = port, target
-        self.flows = asyncio.Event()
-        self.flows.set()
+        self._out, self._back = asyncio.Event(), asyncio.Event()
         self._open: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
     async def heal(self) -> None:
         """Everything passes."""
-        self.flows.set()
+        self._out.set()
+        self._back.set()
         if self._server is None:
             self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
 
@@ -42,17 +43,26 @@ class Link:
 
     async def stall(self) -> None:
         """Nothing passes, and nobody is told."""
-        self.flows.clear()
+        self._out.clear()
+        self._back.clear()
+
+    async def mute(self) -> None:
+        """Nothing passes to the target, and nobody is told."""
+        self._out.clear()
+
+    async def deafen(self) -> None:
+        """Nothing passes from the target, and nobody is told."""
+        self._back.clear()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._open.add(task)
         try:
-            await self.flows.wait()
+            await self._out.wait()
             there = await asyncio.open_connection("127.0.0.1", self.target)
             try:
-                ways = [self._pump(reader, there[1]), self._pump(there[0], writer)]
+                ways = [self._pump(reader, there[1], self._out), self._pump(there[0], writer, self._back)]
                 await asyncio.wait([asyncio.create_task(one) for one in ways], return_when=asyncio.FIRST_COMPLETED)
             finally:
                 there[1].transport.abort()
@@ -62,10 +72,10 @@ class Link:
             self._open.discard(task)
             writer.transport.abort()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flows: asyncio.Event) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(CHUNK):
-                await self.flows.wait()
+                await flows.wait()
                 writer.write(data)
                 await writer.drain()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from dataclasses import dataclass
@@ -12,20 +13,22 @@ BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 @dataclass
 class Row:
-    """One fault; seconds are the worst of its rounds."""
+    """One fault; seconds, and `restored`, the share of the former work that is done again, are the worst of its rounds."""
 
     fault: str
     rounds: int = 0
     downtime: float = 0.0
     recovery: float = 0.0
+    restored: float = math.inf
     operations: int = 0
     errors: int = 0
     note: str = ""
 
-    def add(self, downtime: float, recovery: float, operations: int, errors: int) -> None:
+    def add(self, downtime: float, recovery: float, restored: float, operations: int, errors: int) -> None:
         """Another round."""
         self.rounds += 1
         self.downtime, self.recovery = max(self.downtime, downtime), max(self.recovery, recovery)
+        self.restored = min(self.restored, restored)
         self.operations += operations
         self.errors += errors
 
@@ -41,11 +44,11 @@ def row(fault: str, note: str = "") -> Row:
 def table() -> str:
     """All rows as a table in Markdown."""
     lines = [
-        "| fault | rounds | requests fail for | interrupted work is over after | operations | failed |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| fault | rounds | requests fail for | interrupted work is over after | work again | operations | failed |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for one in ROWS.values():
-        times = f"{one.downtime:.1f} s | {one.recovery:.1f} s"
+        times = f"{one.downtime:.1f} s | {one.recovery:.1f} s | {one.restored:.0%}"
         lines.append(f"| {one.fault} | {one.rounds} | {times} | {one.operations} | {one.errors} |")
     return "\n".join(lines)
 

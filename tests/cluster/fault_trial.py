@@ -19,6 +19,10 @@ ROUNDS = int(os.environ.get("ROUNDS", "1"))
 FULL = ROUNDS >= 10
 CALM = 3.0
 """Seconds of undisturbed work before a fault."""
+RESTORED = 0.6
+"""The share of its former work that the cloud must do again after a fault."""
+PATIENCE = 30.0
+"""Seconds after recovery in which it must: hosts may still connect again, and other programs take their turns."""
 SLACK = 1.0 if FULL else 3.0
 """Brief rounds run beside other work: there a limit on time only finds what hangs."""
 Fault = Callable[[], Awaitable[None]]
@@ -32,7 +36,8 @@ class Trial:
 
     async def of(self, name: str, fault: Fault, *, downtime: float, recovery: float, errors: float = 0.1) -> None:
         """Break and mend by `fault()`. Fails when clients waited longer than `downtime` seconds for any address to take
-        a request, interrupted work took longer than `recovery`, or more than this share of operations failed."""
+        a request, interrupted work took longer than `recovery`, more than this share of operations failed, or the cloud
+        does not get as much done afterwards as before."""
         for _ in range(ROUNDS):
             await self._round(name, fault, downtime, recovery, errors)
 
@@ -41,7 +46,7 @@ class Trial:
         async with Load(
             layout.apis, self._cluster.client.session or "", self._cluster.resources, self._clients
         ) as load:
-            await load.run(CALM)
+            before = await self._work_done(load)
             interrupted, begun = await self._judge.open(), time.monotonic()
             broken = asyncio.create_task(fault())
             while not broken.done():
@@ -51,13 +56,31 @@ class Trial:
             settled = await self._judge.settled(interrupted, over, recovery * SLACK) + over - begun
             await load.succeeds(count=self._clients)
             await asyncio.to_thread(self._cluster.wait_met)
-            await load.run(CALM / 2)
+            restored = await self._restored(load, before)
             await self._judge.verdict(load)
         record = load.record
         failed, ended = record.errors(begun), [one for one in record.done if one.ended > begun]
         measured = row(name)
-        measured.add(record.downtime(begun), settled, len(ended), len(failed))
+        measured.add(record.downtime(begun), settled, restored, len(ended), len(failed))
         print(f"{measured}\n{summary(failed)}")
         assert record.downtime(begun) <= downtime * SLACK, measured
         assert settled <= recovery * SLACK, measured
         assert len(failed) <= errors * len(ended) + 1, summary(failed)
+        assert restored >= RESTORED, measured
+
+    async def _work_done(self, load: Load) -> float:
+        """Operations that succeed a second while nothing is broken."""
+        await load.succeeds(count=self._clients)  # every client is at work
+        begun = time.monotonic()
+        await load.run(CALM)
+        return load.record.rate(begun, time.monotonic())
+
+    async def _restored(self, load: Load, before: float) -> float:
+        """The share of the former work that the cloud does again: the first that is enough, or the last."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            begun = time.monotonic()
+            await load.run(CALM)
+            share = load.record.rate(begun, time.monotonic()) / max(before, 1 / CALM)
+            if share >= RESTORED or time.monotonic() > deadline:
+                return share
