@@ -235,13 +235,41 @@ class FaultCluster:
 
     def restart_service(self, name: str, seconds: float = 0, *, wipe: bool = False) -> None:
         """Kill `postgresql` or `rabbitmq` and start it after `seconds`; `wipe`: without its data."""
-        marker, pid = self._marker(name), self.layout.run / f"{name}.pid"
-        marker.touch()
-        processes.terminate(pid, 30)
-        time.sleep(seconds)
-        if wipe:
-            shutil.rmtree(self.layout.home / name / "mnesia")
-        marker.unlink()
+        with self._stopped(name):
+            time.sleep(seconds)
+            if wipe:
+                shutil.rmtree(self.layout.home / name / "mnesia")
+
+    @contextlib.contextmanager
+    def small_database_disk(self, spare: int) -> Iterator[Path]:
+        """Have PostgreSQL on a disk with so many bytes left; its directory. It is restarted before and after."""
+        home = self.layout.home / "postgresql"
+        aside = home.with_name("postgresql-aside")
+        with self._stopped("postgresql"):
+            home.rename(aside)
+            home.mkdir()
+            used = sum(one.stat().st_size for one in aside.rglob("*") if one.is_file())
+            words = ["mount", "-t", "tmpfs", "-o", f"size={used + spare},mode=755", "tmpfs"]
+            subprocess.run([*words, home], check=True)
+            subprocess.run(["cp", "-a", f"{aside}/.", home], check=True)
+        try:
+            self.wait_service("postgresql")
+            yield home
+        finally:
+            with self._stopped("postgresql"):
+                shutil.rmtree(aside)
+                subprocess.run(["cp", "-a", f"{home}/.", aside], check=True)
+                subprocess.run(["umount", "-l", home], check=True)
+                home.rmdir()
+                aside.rename(home)
+            self.wait_service("postgresql")
+
+    @contextlib.contextmanager
+    def _stopped(self, name: str) -> Iterator[None]:
+        self._marker(name).touch()
+        processes.terminate(self.layout.run / f"{name}.pid", 30)
+        yield
+        self._marker(name).unlink()
 
     def wait_service(self, name: str) -> None:
         """Wait until `postgresql` or `rabbitmq` takes connections."""

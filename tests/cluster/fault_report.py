@@ -13,7 +13,7 @@ BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 @dataclass
 class Row:
-    """One fault; seconds, and `restored`, the share of the former work that is done again, are the worst of its rounds."""
+    """One fault; seconds, and `restored`, the share of the former work done again, are the worst of its rounds."""
 
     fault: str
     rounds: int = 0

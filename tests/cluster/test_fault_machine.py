@@ -42,8 +42,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("jump", ["+1h", "-1h"] if FULL else ["+1h"])
-async def test_the_clock_of_a_node_jumps(cluster: FaultCluster, trial: Trial, tmp_path: Path, jump: str) -> None:
+async def test_the_clock_of_a_node_jumps(cluster: FaultCluster, trial: Trial, tmp_path: Path) -> None:
     library = faketime()
     offset = tmp_path / "offset"
     offset.write_text("+0")
@@ -54,11 +53,13 @@ async def test_the_clock_of_a_node_jumps(cluster: FaultCluster, trial: Trial, tm
     await asyncio.to_thread(cluster.wait_met)
 
     async def leap() -> None:
-        await asyncio.to_thread(offset.write_text, jump)
-        await asyncio.sleep(LASTS)
+        for now in ("+1h", "-1h"):
+            await asyncio.to_thread(offset.write_text, now)
+            await asyncio.sleep(LASTS)
 
     try:
-        await trial.of(f"the clock of a node jumps by {jump}", leap, downtime=3.0, recovery=30.0 + LASTS)
+        name = "the clock of a node jumps an hour forward, then two back"
+        await trial.of(name, leap, downtime=3.0, recovery=30.0 + 2 * LASTS)
         assert len(await asyncio.to_thread(cluster.client.query, "ManagementNode")) == 3
     finally:
         cluster.mend()

@@ -32,8 +32,9 @@ PASSING = (DATABASE_UNAVAILABLE, CONFLICT)
 _CONNECT_SECONDS = 5.0
 _NEW = "new"
 _CONFLICTS = frozenset({"40001", "40P01", "55P03"})
-_AWAY = frozenset({"25P03", "53300", "57014", "57P01", "57P02", "57P03", "57P05"})
-"""Besides class 08, lost connections: ended by a time limit, by an administrator or a restart, or never begun."""
+_AWAY = frozenset({"25P03", "53100", "53200", "53300", "57014", "57P01", "57P02", "57P03", "57P05"})
+"""Besides class 08, lost connections: ended by a time limit, by an administrator or a restart, or never begun; and a
+server that has no disk, memory or connection left."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
