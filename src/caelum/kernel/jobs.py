@@ -57,6 +57,8 @@ MANAGEMENT_NODE_UNAVAILABLE = error_type(
 )
 
 _LOOK_AGAIN = 0.5
+LAST_WORDS = timedelta(minutes=1)
+"""How long before its end was noticed a node may have finished jobs that it could not tell of any more."""
 
 EXPIRED_PERIOD = setting(
     "rest", "completedApi.expiredPeriod", "10800", Seconds,
@@ -147,6 +149,7 @@ class Jobs:
         self._closed = False
         self._open: set[str] = set()
         self._waiting: dict[str, asyncio.Future[Job]] = {}
+        self._looking: set[asyncio.Task[None]] = set()
         self._finish_listeners: list[Listener] = []
         self._news_listeners: list[tuple[Listener, Callable[[], bool]]] = []
 
@@ -327,6 +330,29 @@ class Jobs:
     def on_news(self, listener: Listener, wanted: Callable[[], bool] = lambda: True) -> None:
         """Call `listener(job)` for each job that is finished or further on, at any node, while `wanted()` is true."""
         self._news_listeners.append((listener, wanted))
+
+    def look_again(self, dead: str) -> None:
+        """Tell those of `on_news`, in the background, of what a node finished shortly before it died.
+
+        It may have had no time to tell. What it did tell, they hear twice.
+        """
+        if news := self._wanted_news():
+            task = asyncio.get_running_loop().create_task(self._last_words(dead, news), name=f"last words of {dead}")
+            self._looking.add(task)
+            task.add_done_callback(self._looking.discard)
+
+    async def _last_words(self, dead: str, news: list[Listener]) -> None:
+        row = JobModel
+        recent = row.finish_date > utcnow() - LAST_WORDS
+        last = select(row).where(row.node_uuid == dead, row.state == DONE, recent).order_by(row.finish_date)
+        try:
+            async with self._node.db.read() as session:
+                jobs = [self._job(one) for one in await session.scalars(last)]
+        except CloudError as error:
+            log.info("what node %s finished last is not told again: %s", dead, error)
+            return
+        for job in jobs:
+            _notify(news, job)
 
     def close(self) -> None:
         """Answer nothing more: what is cut off while the node stops is answered by whoever takes it up."""

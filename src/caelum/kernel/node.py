@@ -110,6 +110,7 @@ class Node:
     def _gone(self, node: str) -> None:
         if node != self.uuid:
             self.settings.look_again()
+            self.jobs.look_again(node)
 
     def setting(self, setting: Any) -> Any:
         """The value of a setting now."""

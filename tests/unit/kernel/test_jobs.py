@@ -11,9 +11,10 @@ from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.kernel.context import Actor
+from caelum.kernel.database import update_where, utcnow
 from caelum.kernel.errors import INVALID_ARGUMENT, CloudError
 from caelum.kernel.ids import new_uuid
-from caelum.kernel.jobs import EXPIRED_PERIOD, Job, JobModel, reply_body
+from caelum.kernel.jobs import EXPIRED_PERIOD, LAST_WORDS, Job, JobModel, reply_body
 from caelum.kernel.message import ApiMessage as Api
 from caelum.kernel.message import Inventory, Reply, rest
 from caelum.kernel.node import Node
@@ -143,6 +144,26 @@ async def test_the_first_answer_counts(node: Node) -> None:
     won = await asyncio.gather(*(node.jobs.finish(uuid, f'"{number}"') for number in range(10)))
     assert sum(won) == 1
     assert (await _job(node, uuid)).result == f'"{won.index(True)}"'
+
+
+async def test_what_a_node_finished_last_is_told_when_it_dies(node: Node) -> None:
+    """It may have died between the commit and the news; what it finished long ago it has told."""
+    told: list[str] = []
+    last, old, others = new_uuid(), new_uuid(), new_uuid()
+    for uuid in (last, old, others):
+        await node.jobs.create(uuid, "x")
+        await node.jobs.finish(uuid, "{}")
+    async with node.db.transaction() as tx:
+        await update_where(tx, JobModel, {"node_uuid": "dead"}, JobModel.uuid.in_([last, old]))
+        long_ago = {"finish_date": utcnow() - 2 * LAST_WORDS}
+        await update_where(tx, JobModel, long_ago, JobModel.uuid == old)
+    node.jobs.on_news(lambda job: told.append(job.uuid))
+    node.ring.join("dead")
+    node.ring.leave("dead")
+    async with asyncio.timeout(5):
+        while not told:  # noqa: ASYNC110 - listeners are plain functions
+            await asyncio.sleep(0.01)
+    assert told == [last]
 
 
 async def test_waiting_and_listening(node: Node) -> None:
