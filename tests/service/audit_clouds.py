@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Table, delete, insert, select, text
+from sqlalchemy import DateTime, Table, bindparam, delete, insert, select, text
 
 from caelum.cloud.audit.api import INFO, AuditFinding, AuditReply, RunAudit
 from caelum.cloud.config.api import UpdateGlobalConfig
@@ -60,7 +61,8 @@ class AuditedCloud:
     async def sql(self, statement: str, **values: Any) -> None:
         """Change the database behind everybody's back; something must have changed."""
         async with self.made.cloud.node.db.transaction() as tx:
-            result = await tx.execute(text(statement), values)
+            times = [bindparam(name, type_=DateTime) for name, value in values.items() if isinstance(value, datetime)]
+            result = await tx.execute(text(statement).bindparams(*times), values)
             assert result.rowcount > 0, statement  # type: ignore[attr-defined]
 
     async def one(self, query: str, **values: Any) -> Any:

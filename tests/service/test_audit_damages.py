@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from caelum.kernel.ids import new_uuid
 DOCUMENT = Path(__file__).parents[2] / "docs" / "development" / "audit.md"
 NO_DAMAGE = {"NotReached", "ForeignMachine", "OpenCleanUp"}
 NOWHERE = new_uuid()
-NOW = "2026-01-02 03:04:05.000000"
+NOW = datetime(2026, 1, 2, 3, 4, 5)
 
 Damage = Callable[[AuditedCloud], Awaitable[str | None]]
 """Breaks something, and tells the UUID of the resource that every finding must name."""
@@ -66,8 +67,8 @@ async def _workflow(cloud: AuditedCloud, subject: str, owner: str) -> str:
     uuid = new_uuid()
     await cloud.sql(
         "INSERT INTO workflow_journal (uuid, name, subject, owner, attempt, state, position, skipped, ctx, answers,"
-        " actor, create_date, last_op_date) VALUES (:uuid, 'vm.stop', :subject, :owner, 1, 'Running', 0, '[]', '{}', 0,"
-        " '{}', :now, :now)",
+        " actor, create_date, last_op_date) VALUES (:uuid, 'vm.stop', :subject, :owner, 1, 'Running', 0, '[]', '{}',"
+        " FALSE, '{}', :now, :now)",
         uuid=uuid, subject=subject, owner=owner, now=NOW,
     )  # fmt: skip
     return uuid
@@ -478,7 +479,7 @@ async def space_is_kept_for_bits_that_nobody_deletes(cloud: AuditedCloud) -> str
 async def _reserve(cloud: AuditedCloud, key: str) -> None:
     await cloud.sql(
         "INSERT INTO storage_reservation (key, primary_storage_uuid, host_uuid, size, charged, scaled, create_date)"
-        " VALUES (:key, :storage, :host, 0, 0, 1, :now)",
+        " VALUES (:key, :storage, :host, 0, 0, TRUE, :now)",
         key=key, storage=cloud.made.primary_storage, host=_host(cloud), now=NOW,
     )  # fmt: skip
 
@@ -553,7 +554,7 @@ async def a_vm_belongs_to_an_account_that_is_gone(cloud: AuditedCloud) -> str:
 async def something_gone_is_shared(cloud: AuditedCloud) -> str:
     await cloud.sql(
         "INSERT INTO shared_resource (owner_account_uuid, resource_type, resource_uuid, permission, to_public,"
-        " create_date, last_op_date) VALUES (:nobody, 'ImageVO', :nobody, 1, 1, :now, :now)",
+        " create_date, last_op_date) VALUES (:nobody, 'ImageVO', :nobody, 1, TRUE, :now, :now)",
         nobody=NOWHERE, now=NOW,
     )  # fmt: skip
     return NOWHERE
@@ -570,7 +571,7 @@ async def _copy_owner(cloud: AuditedCloud, resource: str) -> None:
 
 @found_as("TagOnNothing")
 async def a_system_tag_hangs_on_nothing(cloud: AuditedCloud) -> str:
-    return await _tag(cloud, "system_tag", "inherent, type", "0, 'System'")
+    return await _tag(cloud, "system_tag", "inherent, type", "FALSE, 'System'")
 
 
 @found_as("TagOnNothing")
