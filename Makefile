@@ -6,7 +6,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 
 if_installed = if [ -x $(PY) ]; then $(PY) -m $(1); else echo "Nothing is installed here, so nothing runs from here."; fi
 
-.PHONY: up down purge status cluster cluster-down demo demo-down bench bench-full install test check test-unit test-service test-cluster test-ui test-lab lock format
+.PHONY: up down purge status cluster cluster-down demo demo-down bench bench-full install test check test-unit test-service test-postgresql test-cluster test-ui test-lab lock format
 
 up: install
 	@$(PY) -m caelum.onemachine.up
@@ -43,6 +43,11 @@ test-unit:
 test-service:
 	@tools/install check
 	$(PY) -m pytest tests/service -q
+
+# The same tests with a private PostgreSQL in the place of SQLite, which takes longer.
+test-postgresql:
+	@tools/install cluster
+	CAELUM_TEST_DATABASE=postgresql $(PY) -m pytest tests/service -q
 
 test-cluster:
 	@tools/install cluster
