@@ -22,6 +22,8 @@ from caelum.cluster.postgres import binaries
 from caelum.kernel.database import Database
 
 _START_SECONDS = 60.0
+_STOP_SECONDS = 600.0
+"""Longer than it takes to remove the files of a database for each of hundreds of tests."""
 _TEMPLATE = "all_tables"
 
 
@@ -91,4 +93,4 @@ def _server() -> str:
 def _stop(server: subprocess.Popen[str]) -> None:
     if server.stdin is not None:
         server.stdin.close()
-    server.wait(_START_SECONDS)
+    server.wait(_STOP_SECONDS)
