@@ -7,10 +7,13 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 
 import pytest
-from fault_fixtures import (  # noqa: F401 - fixtures and a hook
+from fault_fixtures import (  # noqa: F401 - fixtures and hooks
     cluster,
     judge,
+    pytest_collection_modifyitems,
+    pytest_sessionfinish,
     pytest_terminal_summary,
+    pytest_testnodedown,
     running_cluster,
     trial,
 )

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import fault_report
 import pytest
 from fault_cluster import FaultCluster, fault_cluster
 from fault_judge import Judge
 from fault_trial import Trial
+
+_TABLE = "faults"
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +42,27 @@ def judge(cluster: FaultCluster) -> Judge:
 def trial(cluster: FaultCluster, judge: Judge) -> Trial:
     """The cluster under load."""
     return Trial(cluster, judge)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of several processes that test, one has the cluster."""
+    for item in items:
+        if running_cluster.__name__ in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("faults"))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand the table over, where another process shows it."""
+    handed = getattr(session.config, "workeroutput", None)
+    if handed is not None:
+        handed[_TABLE] = [asdict(one) for one in fault_report.ROWS.values()]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what a process that tested has measured."""
+    for one in getattr(node, "workeroutput", {}).get(_TABLE, ()):
+        fault_report.ROWS[one["fault"]] = fault_report.Row(**one)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
