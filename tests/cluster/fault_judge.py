@@ -31,14 +31,24 @@ class Judge:
 
     async def rows(self, statement: str) -> list[Any]:
         """Ask the database directly, not through a node."""
-        layout = self._cluster.layout
-        connection = await asyncpg.connect(
-            host=layout.address, port=layout.database_port, user="postgres", database="postgres", timeout=10
-        )
+        connection = await self._connect()
         try:
             return list(await connection.fetch(statement, timeout=30))
         finally:
             await connection.close()
+
+    async def _connect(self) -> Any:
+        """Connect, also to a server that has just begun to listen and repairs its data first."""
+        layout, until = self._cluster.layout, time.monotonic() + RECOVERY
+        while True:
+            try:
+                return await asyncpg.connect(
+                    host=layout.address, port=layout.database_port, user="postgres", database="postgres", timeout=10
+                )
+            except asyncpg.CannotConnectNowError:
+                if time.monotonic() > until:
+                    raise
+            await asyncio.sleep(0.2)
 
     async def open(self) -> dict[str, str]:
         """The jobs and workflows that are under way: UUID to what."""
