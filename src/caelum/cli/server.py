@@ -31,6 +31,10 @@ log = logging.getLogger(__name__)
 EVICTED = 75
 """The exit code of a node that others took for dead, or that lost its database for long."""
 
+GARBAGE = (10_000, 20, 20)
+"""How many new objects, and collections of younger ones, come before a collection: Python's own numbers suit programs
+of a few objects, and a collection of old ones holds everything up."""
+
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command's options."""
@@ -64,6 +68,7 @@ async def serve(config: Config) -> None:
         # What was loaded stays; collecting it again and again would only cost time.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(*GARBAGE)
         scheme = "http" if config.api_tls_certificate is None else "https"
         print(f"caelum is ready: {scheme}://{config.resolved_host()}:{gateway.port}/ (node {node.uuid})", flush=True)
         await stopped.wait()

@@ -34,8 +34,11 @@ _QUICK = 0.0005
 """Seconds that a statement may take on average to be run on the event loop."""
 _SLICE = 0.005
 """Seconds after which one that runs quick statements lets others have their turn."""
-_WEIGHT = 0.2
-"""Of the latest duration in the average."""
+_RISE, _FALL = 0.2, 0.5
+"""The weight of the latest duration in the average, when it is longer and when it is shorter. A short one is certain; a
+long one may be that of another program that had the processor, or of another thread that had the interpreter."""
+_LONGEST = 4 * _QUICK
+"""What counts of a duration: one long one does not make a statement slow, two do."""
 _MOST = 5000
 _COMMIT, _ROLLBACK = "COMMIT", "ROLLBACK"
 BUSY_TIMEOUT = 30.0
@@ -58,7 +61,9 @@ class Pace:
         known = self._average.get(statement)
         if known is None and len(self._average) >= _MOST:
             self._average.clear()
-        self._average[statement] = seconds if known is None else known + _WEIGHT * (seconds - known)
+        seconds = min(seconds, _LONGEST)
+        known = seconds if known is None else known
+        self._average[statement] = known + (_RISE if seconds > known else _FALL) * (seconds - known)
 
     def timed(self, statement: str, work: Callable[[], Any]) -> Any:
         """Do the work, and note how long it took."""

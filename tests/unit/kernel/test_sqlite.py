@@ -56,6 +56,18 @@ async def test_a_statement_that_becomes_slow_goes_back_to_the_thread(db: Databas
     assert threading.current_thread().name not in threads
 
 
+def test_one_long_run_does_not_make_a_statement_slow_but_two_do() -> None:
+    pace = sqlite.Pace()
+    for _ in range(10):
+        pace.took("x", 0.00001)
+    pace.took("x", 1.0)
+    assert pace.quick("x")
+    pace.took("x", 1.0)
+    assert not pace.quick("x")
+    pace.took("x", 0.00001)
+    assert pace.quick("x"), "a short run is certain"
+
+
 async def test_the_loop_goes_on_while_another_process_holds_the_lock(db: Database, tmp_path: Path) -> None:
     statement = "CREATE TABLE IF NOT EXISTS locked (x)"
     other = sqlite3.connect(tmp_path / "test.db", isolation_level=None)
