@@ -379,7 +379,7 @@ class KeptSession(Session):
 
     async def _give_back(self, taken: AsyncConnection, adapted: Any) -> None:
         try:
-            if not taken.invalidated:
+            if not taken.invalidated and adapted._connection._conn.in_transaction:
                 await greenlet_spawn(_rollback, adapted)
         finally:
             await self._connections.give_back(taken)
