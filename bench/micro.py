@@ -7,18 +7,22 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import msgspec
 from results import Row
+from sqlalchemy import Table, bindparam, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.query.compile import compile_query
 from caelum.cloud.vm.api import CreateVmInstance, QueryVmInstance
 from caelum.gateway.reading import from_body
 from caelum.kernel.context import Actor
+from caelum.kernel.database import Database
 from caelum.kernel.ids import new_uuid
+from caelum.kernel.jobs import JobModel
 from caelum.kernel.message import Message, QueryCondition, message
+from caelum.kernel.prepared import Prepared
 from caelum.kernel.ring import Ring
 from caelum.kernel.service import Service, handles
 from caelum.kernel.workflow import Run, Workflow, db_step
@@ -84,22 +88,45 @@ class FiveSteps(Workflow[Context, None]):
         await self._count(run)
 
 
+_JOB = cast("Table", JobModel.__table__)
+_READ = Prepared(select(_JOB.c.state).where(_JOB.c.uuid == bindparam("key")))
+_WRITE = Prepared(update(_JOB).where(_JOB.c.uuid == bindparam("key")).values(percent=bindparam("percent")))
+
+
+class Speed(NamedTuple):
+    """How often a second, and what of the processor each took, in seconds."""
+
+    rate: float
+    processor: float
+
+
 async def measure() -> list[Row]:
     """All of them."""
     with tempfile.TemporaryDirectory(prefix="caelum-bench-") as directory:
         async with EmbeddedCloud(Path(directory), services=[EchoService]) as cloud:
-            node = cloud.node
+            node, db = cloud.node, cloud.node.db
             calls = await _rate(lambda: node.bus.call(Ping(1)), 20_000)
             queued = await _rate(lambda: node.queues.run("bench", 1, _nothing), 20_000)
-            runs = await _rate(lambda: node.workflows.run(FiveSteps, Context(new_uuid())), 600, clients=100)
+            runs = await _rate(lambda: node.workflows.run(FiveSteps, Context(new_uuid())), 2_000, clients=100)
+            reads = await _rate(lambda: _prepared_read(db), 2_000)
+            writes = await _rate(lambda: _prepared_write(db), 2_000)
+            rows = await _rate(lambda: _object_read(db), 2_000)
     return [
-        _row("bus-call", calls, "/s", 50_000),
-        _row("queue-task", queued, "/s"),
-        _row("workflow-5-steps", runs, "/s", 1_000),
+        *_rows("bus-call", calls, 50_000),
+        *_rows("queue-task", queued),
+        *_rows("workflow-5-steps", runs, 1_000),
+        *_rows("database-read-prepared", reads),
+        *_rows("database-write-prepared", writes),
+        *_rows("database-read-object", rows),
         _row("ring-owner", _ring(), "/s"),
         _row("codec-vm", _codec(), "/s"),
         _row("query-compile", _compiler(), "/s"),
     ]
+
+
+def _rows(name: str, speed: Speed, goal: float | None = None) -> list[Row]:
+    cost = _row(f"{name}-cpu", speed.processor * 1e6, "µs/op")
+    return [_row(name, speed.rate, "/s", goal), msgspec.structs.replace(cost, at_least=False)]
 
 
 def _row(name: str, value: float, unit: str, goal: float | None = None) -> Row:
@@ -108,15 +135,30 @@ def _row(name: str, value: float, unit: str, goal: float | None = None) -> Row:
     )
 
 
-async def _rate(call: Callable[[], Awaitable[Any]], count: int, clients: int = 1) -> float:
+async def _rate(call: Callable[[], Awaitable[Any]], count: int, clients: int = 1) -> Speed:
     async def client(times: int) -> None:
         for _ in range(times):
             await call()
 
     await client(min(100, count // 10))
-    begun = time.perf_counter()
+    begun, used = time.perf_counter(), time.process_time()
     await asyncio.gather(*(client(count // clients) for _ in range(clients)))
-    return count / (time.perf_counter() - begun)
+    return Speed(count / (time.perf_counter() - begun), (time.process_time() - used) / count)
+
+
+async def _prepared_read(db: Database) -> None:
+    async with db.read() as session:
+        await _READ.rows(session, key="none")
+
+
+async def _prepared_write(db: Database) -> None:
+    async with db.transaction() as tx:
+        await _WRITE.run(tx, key="none", percent=1)
+
+
+async def _object_read(db: Database) -> None:
+    async with db.read() as session:
+        await session.get(JobModel, "none")
 
 
 async def _nothing() -> None:

@@ -25,8 +25,9 @@ class Prepared:
         rows = await _STATE.rows(session, key=uuid)
 
     Declare it once, at the module's level. It works on tables and answers with tuples; what was only added to the
-    session, and not flushed, it does not see. An insert takes the values of the columns by name: `columns`, and those
-    with a default of their own besides. `IN` has to be spelled as `or_`: a list has no fixed number of places.
+    session, and not flushed, it does not see, and objects that are loaded do not see what it changes. An insert takes
+    the values of the columns by name: `columns`, and those with a default of their own besides. `IN` has to be spelled
+    as `or_`: a list has no fixed number of places.
     """
 
     def __init__(self, statement: Executable, *columns: str) -> None:
@@ -38,7 +39,8 @@ class Prepared:
         """The rows that it selects."""
         kept = session.sync_session
         if not isinstance(kept, KeptSession):
-            return (await session.execute(self._statement, values)).all()
+            with session.no_autoflush:
+                return (await session.execute(self._statement, values)).all()
         compiled = self._compiled or self._compile(kept)
         rows, _ = await kept.run(compiled.text, compiled.bound(values))
         return [compiled.row(one) for one in rows] if compiled.converts else rows
@@ -47,7 +49,8 @@ class Prepared:
         """Let it happen; how many rows it changed."""
         kept = session.sync_session
         if not isinstance(kept, KeptSession):
-            return cast("CursorResult[Any]", await session.execute(self._statement, values)).rowcount
+            with session.no_autoflush:
+                return cast("CursorResult[Any]", await session.execute(self._statement, values)).rowcount
         compiled = self._compiled or self._compile(kept)
         _, count = await kept.run(compiled.text, compiled.bound(values))
         return count
