@@ -25,8 +25,9 @@ class Prepared:
         rows = await _STATE.rows(session, key=uuid)
 
     Declare it once, at the module's level. It works on tables and answers with tuples; what was only added to the
-    session, and not flushed, it does not see, and objects that are loaded do not see what it changes. An insert takes the values of the columns by name: `columns`, and those
-    with a default of their own besides. `IN` has to be spelled as `or_`: a list has no fixed number of places.
+    session, and not flushed, it does not see, and objects that are loaded do not see what it changes. An insert takes
+    the values of the columns by name: `columns`, and those with a default of their own besides. `IN` has to be spelled
+    as `or_`: a list has no fixed number of places.
     """
 
     def __init__(self, statement: Executable, *columns: str) -> None:
