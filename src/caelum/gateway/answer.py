@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import typing
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -27,6 +28,9 @@ def error_body(error: BaseException | ErrorCode) -> Body:
     if not wire.details:
         wire = msgspec.structs.replace(wire, details=wire.description or wire.code)
     return {"error": to_builtins(wire)}
+
+
+_LEAVES = frozenset({str, int, float, bool, type(None), datetime})
 
 
 def with_schema(meta: ApiMeta, body: Body) -> Body:
@@ -78,7 +82,13 @@ def _struct_classes(path: str, cls: type[msgspec.Struct], value: Body) -> Iterat
 
 @functools.cache
 def _nested_fields(cls: type[msgspec.Struct]) -> tuple[tuple[str, Any], ...]:
-    return tuple((one.encode_name, one.type) for one in msgspec.structs.fields(cls))
+    """The fields that may hold objects, with their types."""
+    fields = msgspec.structs.fields(cls)
+    return tuple((one.encode_name, one.type) for one in fields if not _parts(one.type) <= _LEAVES)
+
+
+def _parts(hint: Any) -> set[Any]:
+    return set(typing.get_args(hint)) or {hint}
 
 
 def _concrete(cls: type[msgspec.Struct], value: Body) -> type[msgspec.Struct]:

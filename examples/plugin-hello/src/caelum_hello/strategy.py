@@ -25,3 +25,7 @@ class ByNameStrategy:
     def order(self, ask: AllocateHost) -> list[Any]:
         """The SQL terms to sort by."""
         return [HOST.c.name, HOST.c.uuid]
+
+    def preferred(self, ask: AllocateHost) -> str | None:
+        """No host goes before the order."""
+        return None

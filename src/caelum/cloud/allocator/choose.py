@@ -6,14 +6,16 @@ the next candidate is tried, and what was already taken for the refused one is g
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 import msgspec
-from sqlalchemy import Row
+from sqlalchemy import Row, Select
 
 from caelum.cloud.allocator import books
 from caelum.cloud.allocator.errors import NO_AVAILABLE_HOST
 from caelum.cloud.allocator.extension import HostAllocatorStrategy, HostFilter
 from caelum.cloud.allocator.messages import AllocateHost, Candidate, DiskRequest, HostAllocation
-from caelum.cloud.allocator.model import HostReservationModel
+from caelum.cloud.allocator.model import HostCapacityModel, HostReservationModel
 from caelum.cloud.allocator.rules import Rule, explain, hosts, refusal, rules
 from caelum.cloud.allocator.settings import CHECK_PHYSICAL_MEMORY, PAGE
 from caelum.cloud.allocator.strategies import full_name
@@ -24,6 +26,8 @@ from caelum.kernel.database import update_where
 from caelum.kernel.errors import CloudError
 from caelum.kernel.node import Node
 
+_FIRST_PAGE = 8
+_GROWTH = 8
 Storages = dict[str, list[str]]
 """By disk key, the primary storages that will do on a host, best first."""
 
@@ -40,12 +44,10 @@ class Chooser:
         """Reserve on the best host that will do. Raises HOST_ALLOCATION.1000."""
         physically = self._node.settings.get(CHECK_PHYSICAL_MEMORY)
         all_rules = rules(self._ask, await self._clusters(), physically=physically)
-        seen: list[Candidate] = []
         types: dict[str, str] = {}
-        while page := await self._page(all_rules, len(seen)):
+        async for page in self._pages(all_rules):
             candidates = [_candidate(row) for row in page]
             types.update({row.uuid: row.hypervisor_type for row in page})
-            seen += candidates
             left, storages = await self._filter(candidates)
             if self._ask.dry_run:
                 if left:
@@ -70,14 +72,25 @@ class Chooser:
             common = here if common is None else common & here
         return sorted(common or set())
 
-    async def _page(self, all_rules: list[Rule], offset: int) -> list[Row[tuple[object, ...]]]:
-        known = self._node.drivers.types(HostAllocatorStrategy)
+    async def _pages(self, all_rules: list[Rule]) -> AsyncIterator[list[Row[tuple[object, ...]]]]:
+        """What passes the rules, best first: the preferred host, then few at a time, for one of the first nearly always
+        will do; then more and more. Who only asks gets whole pages."""
+        known, most = self._node.drivers.types(HostAllocatorStrategy), self._node.settings.get(PAGE)
         strategy = self._node.drivers.get(HostAllocatorStrategy, full_name(self._ask.strategy, known))
-        conditions = [rule.condition for rule in all_rules]
-        query = hosts().where(*conditions).order_by(*strategy.order(self._ask))
-        limit = self._node.settings.get(PAGE)
+        query, offset = hosts().where(*(rule.condition for rule in all_rules)), 0
+        preferred = None if self._ask.dry_run else strategy.preferred(self._ask)
+        if preferred is not None:
+            if page := await self._rows(query.where(HostCapacityModel.uuid == preferred)):
+                yield page
+            query = query.where(HostCapacityModel.uuid != preferred)
+        query, size = query.order_by(*strategy.order(self._ask)), most if self._ask.dry_run else min(most, _FIRST_PAGE)
+        while page := await self._rows(query.limit(size).offset(offset)):
+            yield page
+            offset, size = offset + len(page), min(most, size * _GROWTH)
+
+    async def _rows(self, query: Select[tuple[object, ...]]) -> list[Row[tuple[object, ...]]]:
         async with self._node.db.read() as session:
-            return list((await session.execute(query.limit(limit).offset(offset))).all())
+            return list((await session.execute(query)).all())
 
     # --- filters ----------------------------------------------------------------------------------------------------
 

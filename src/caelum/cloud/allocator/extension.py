@@ -14,6 +14,9 @@ class HostAllocatorStrategy(Protocol):
     def order(self, ask: AllocateHost) -> list[Any]:
         """SQL terms to sort by, best first, over the tables `host` and `host_capacity`."""
 
+    def preferred(self, ask: AllocateHost) -> str | None:
+        """A host that is tried before all others; None: the order alone decides."""
+
 
 class HostFilter(ExtensionPoint):
     """Refuses candidates beyond what the database knows of them."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import String, column, table
+from sqlalchemy import Index, String, column, table
 from sqlalchemy.orm import Mapped, mapped_column
 
 from caelum.kernel.database import Base, utcnow
@@ -18,6 +18,8 @@ class HostCapacityModel(Base):
     """The capacity of one host. `total_cpu` and `limit_memory` are what may be given away, after ratio and reserve."""
 
     __tablename__ = "host_capacity"
+    # The order of the strategies that prefer hosts with few machines.
+    __table_args__ = (Index("ix_host_capacity_load", "vm_count", "used_memory", "uuid"),)
 
     uuid: Mapped[str] = mapped_column(String(32), primary_key=True)
     cpu_num: Mapped[int]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Row, Select, and_, not_, select
+from sqlalchemy import ColumnElement, Row, Select, and_, join, not_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.allocator.books import fits
@@ -24,6 +24,8 @@ Words = Callable[[Row[Any]], str]
 
 _EXAMPLES = 3
 
+_CLUSTER_STATE = select(CLUSTER.c.state).where(CLUSTER.c.uuid == HOST.c.cluster_uuid).correlate(HOST).scalar_subquery()
+_ZONE_STATE = select(ZONE.c.state).where(ZONE.c.uuid == HOST.c.zone_uuid).correlate(HOST).scalar_subquery()
 COLUMNS = (
     HOST.c.uuid,
     HOST.c.name,
@@ -33,8 +35,8 @@ COLUMNS = (
     HOST.c.architecture,
     HOST.c.state,
     HOST.c.status,
-    CLUSTER.c.state.label("cluster_state"),
-    ZONE.c.state.label("zone_state"),
+    _CLUSTER_STATE.label("cluster_state"),
+    _ZONE_STATE.label("zone_state"),
     (Capacity.total_cpu - Capacity.used_cpu).label("free_cpu"),
     Capacity.total_cpu,
     (Capacity.limit_memory - Capacity.used_memory).label("free_memory"),
@@ -52,13 +54,11 @@ class Rule(msgspec.Struct, frozen=True):
 
 
 def hosts() -> Select[Any]:
-    """All hosts with their cluster, zone and capacity."""
-    joined = (
-        HOST.join(CLUSTER, CLUSTER.c.uuid == HOST.c.cluster_uuid)
-        .join(ZONE, ZONE.c.uuid == HOST.c.zone_uuid)
-        .join(Capacity, Capacity.uuid == HOST.c.uuid)
-    )
-    return select(*COLUMNS).select_from(joined)
+    """All hosts with their capacity."""
+    # The concatenation changes nothing but that capacities are gone through first, in the order of their index: the few
+    # candidates that are wanted cost no more among 10,000 hosts than among ten.
+    whose = HOST.c.uuid == Capacity.uuid.concat("")
+    return select(*COLUMNS).select_from(join(Capacity, HOST, whose))
 
 
 def rules(ask: AllocateHost, clusters: list[str] | None, *, physically: bool) -> list[Rule]:
@@ -90,8 +90,8 @@ def _usable(ask: AllocateHost) -> ColumnElement[bool]:
     conditions = [
         HOST.c.state == "Enabled",
         HOST.c.status == "Connected",
-        CLUSTER.c.state == "Enabled",
-        ZONE.c.state == "Enabled",
+        _CLUSTER_STATE == "Enabled",
+        _ZONE_STATE == "Enabled",
     ]
     if ask.hypervisor_type is not None:
         conditions.append(HOST.c.hypervisor_type == ask.hypervisor_type)

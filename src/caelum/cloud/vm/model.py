@@ -185,6 +185,7 @@ class VmInstanceModel(Resource):
         Index("ix_vm_instance_host", "host_uuid"),
         Index("ix_vm_instance_state", "state"),
         Index("ix_vm_instance_name", "name"),
+        Index("ix_vm_instance_last_host", "last_host_uuid", "state"),
     )
 
     name: Mapped[str] = mapped_column(String(255))
