@@ -173,14 +173,16 @@ def _processor() -> str:
 _HEAD = """# Performance
 
 This page is made by `make bench` from `bench/results/`; do not edit it. `make bench` takes a few minutes,
-`make bench-full` up to an hour; `--only NAME` runs one scenario, `--profile` writes what the server spends its time on.
+`make bench-full` up to an hour or, on a slow machine, what `--scale 0.1` or less makes of it; `--only NAME` runs one
+scenario, `--profile` writes what the server spends its time on. A scenario that was given up after its time limit has
+a row that says so.
 
 The server under test is a process of its own with its default durability (SQLite in WAL mode, every step of a workflow
-committed before the next), beside it the simulated hosts, which answer the real agents' protocol over real HTTPS, and
-the load generator, all on the same processors. "Simulated" says that no hypervisor was started. `load` is the machine's
-load average before and after: above the number of processors, seconds say more of the machine than of the program.
-CPU milliseconds per operation change much less, and statements per operation not at all. p99 of few operations is their
-worst.
+committed before the next; where nodes are counted: a PostgreSQL and a RabbitMQ of their own), beside it the simulated
+hosts, which answer the real agents' protocol over real HTTPS, and the load generator, all on the same processors.
+"Simulated" says that no hypervisor was started. `load` is the machine's load average before and after: above the number
+of processors, seconds say more of the machine than of the program. CPU milliseconds per operation change much less, and
+statements per operation not at all. p99 of few operations is their worst.
 
 For comparison, under other conditions (ZStack's README: one management node, 100 threads, simulator): 1 VM 0.51 s,
 100 VMs 11.33 s, 1,000 VMs 103 s, 10,000 VMs 23 min.
