@@ -12,6 +12,7 @@ import msgspec
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+_BAR = 40
 _WORSE = 1.25
 """How much more than the last time is pointed out."""
 
@@ -27,8 +28,11 @@ class Row(msgspec.Struct, kw_only=True):
     at_least: bool = False
     met: bool | None = None
     simulated: bool = True
+    beyond: bool = False
+    """It was given up at this value, and would have been more."""
 
     def __post_init__(self) -> None:
+        self.met = False if self.beyond else self.met
         self.value = round(self.value, 3 if self.value < 10 else 1)
         if self.goal is not None:
             self.met = self.value >= self.goal if self.at_least else self.value <= self.goal
@@ -90,8 +94,26 @@ def table(rows: list[Row], before: list[Row]) -> str:
     for row in rows:
         verdict = "" if row.met is None else "ok" if row.met else "MISSED"
         goal = "" if row.goal is None else f"{'>=' if row.at_least else '<='} {row.goal:g}"
-        lines.append(f"{row.id:38} {row.value:>10g} {row.unit:8} {goal:>10} {verdict:7}{_change(row, old.get(row.id))}")
+        lines.append(
+            f"{row.id:38} {_value(row):>10} {row.unit:8} {goal:>10} {verdict:7}{_change(row, old.get(row.id))}"
+        )
     return "\n".join(lines)
+
+
+def _value(row: Row) -> str:
+    return f"> {row.value:g}" if row.beyond else f"{row.value:g}"
+
+
+def _bars(rows: list[Row]) -> list[str]:
+    """How far each row with a goal is from it: the goal is in the middle of the bar."""
+    lines = []
+    for row in rows:
+        if row.goal:
+            share = row.goal / row.value if row.at_least and row.value else row.value / row.goal
+            full = min(_BAR, max(1, round(share * _BAR / 2)))
+            bar = "█" * full + ("…" if share > 2 else " " * (_BAR - full + 1))
+            lines.append(f"{row.id:42} {bar[: _BAR // 2]}|{bar[_BAR // 2 :]} {share:6.2f} × goal")
+    return lines
 
 
 def _change(row: Row, before: float | None) -> str:
@@ -120,8 +142,10 @@ def write_page() -> None:
                 mark = ", simulated" if row.simulated else ""
                 load = f"{run.load_before:g}–{run.load_after:g}"
                 lines.append(
-                    f"| {row.id} | {row.value:g} {row.unit}{mark} | {goal} | {verdict} | {run.date} | {load} |"
+                    f"| {row.id} | {_value(row)} {row.unit}{mark} | {goal} | {verdict} | {run.date} | {load} |"
                 )
+    if bars := _bars([row for row, _ in newest.values()]):
+        lines += ["\n## Against the goals\n", "Left of the mark is met.\n", "```text", *bars, "```"]
     machines = dict.fromkeys((run.processor, run.processors, run.memory_gb, run.python) for run in runs)
     lines.append("\n## Machines\n")
     lines += [
@@ -149,14 +173,16 @@ def _processor() -> str:
 _HEAD = """# Performance
 
 This page is made by `make bench` from `bench/results/`; do not edit it. `make bench` takes a few minutes,
-`make bench-full` up to an hour; `--only NAME` runs one scenario, `--profile` writes what the server spends its time on.
+`make bench-full` up to an hour or, on a slow machine, what `--scale 0.1` or less makes of it; `--only NAME` runs one
+scenario, `--profile` writes what the server spends its time on. A scenario that was given up after its time limit has
+a row that says so.
 
 The server under test is a process of its own with its default durability (SQLite in WAL mode, every step of a workflow
-committed before the next), beside it the simulated hosts, which answer the real agents' protocol over real HTTPS, and
-the load generator, all on the same processors. "Simulated" says that no hypervisor was started. `load` is the machine's
-load average before and after: above the number of processors, seconds say more of the machine than of the program.
-CPU milliseconds per operation change much less, and statements per operation not at all. p99 of few operations is their
-worst.
+committed before the next; where nodes are counted: a PostgreSQL and a RabbitMQ of their own), beside it the simulated
+hosts, which answer the real agents' protocol over real HTTPS, and the load generator, all on the same processors.
+"Simulated" says that no hypervisor was started. `load` is the machine's load average before and after: above the number
+of processors, seconds say more of the machine than of the program. CPU milliseconds per operation change much less, and
+statements per operation not at all. p99 of few operations is their worst.
 
 For comparison, under other conditions (ZStack's README: one management node, 100 threads, simulator): 1 VM 0.51 s,
 100 VMs 11.33 s, 1,000 VMs 103 s, 10,000 VMs 23 min.

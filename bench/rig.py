@@ -23,6 +23,10 @@ from typing import NamedTuple
 
 from api import Api
 
+from caelum.cluster.postgres import Postgres
+from caelum.cluster.rabbitmq import RabbitMq
+from caelum.kernel import pki
+
 TIMEOUT = 180.0
 _SAMPLE = re.compile(r"^(\w+)(?:\{([^}]*)\})? (\S+)$")
 
@@ -125,18 +129,7 @@ class Rig:
 
     async def start_server(self) -> None:
         """Start a server on this rig's directory and log in."""
-        environment = {
-            "CAELUM_AGENT_LISTEN_PORT": "0", "CAELUM_AGENT_LISTEN_HOST": "127.0.0.1",
-            "CAELUM_ADVERTISED_HOST": "127.0.0.1",
-            "CAELUM_CONSOLE_PORT": "0", "CAELUM_CONSOLE_HOST": "127.0.0.1", "CAELUM_METRICS_PUBLIC": "true",
-        }  # fmt: skip
-        command = [sys.executable, "-m", "caelum.cli.main", "server", "--data-dir", str(self.directory / "server")]
-        command += ["--api-host", "127.0.0.1", "--api-port", "0"]
-        self.server = await asyncio.to_thread(Process, command, "caelum is ready", environment)
-        address = re.search(r"http://[\w.:]+", self.server.line)
-        assert address is not None, self.server.line
-        self.api = Api(address[0])
-        await self.api.login()
+        self.server, self.api = await started("server", self.directory / "server", {})
 
     def start_simulator(self) -> None:
         """Start the simulated hosts."""
@@ -166,22 +159,94 @@ class Rig:
 
     async def usage(self) -> Usage:
         """What has been used until now."""
+        return await self._of(self.server, self.api)
+
+    async def _of(self, server: Process, api: Api) -> Usage:
         own = resource.getrusage(resource.RUSAGE_SELF)
         values: dict[str, float] = {}
         lags: dict[float, float] = {}
-        for name, labels, value in samples(await self.api.text("/metrics")):
+        for name, labels, value in samples(await api.text("/metrics")):
             if name == "caelum_loop_lag_sampled_seconds_bucket":
                 lags[float(labels.partition('le="')[2].rstrip('"'))] = value
             elif not labels:
                 values[name] = value
         return Usage(
-            self.server.processor_seconds(),
+            server.processor_seconds(),
             self.simulator.processor_seconds() if hasattr(self, "simulator") else 0.0,
             own.ru_utime + own.ru_stime,
             values["caelum_database_statements_total"],
             values["caelum_database_transactions_total"],
             lags,
         )
+
+
+class ClusterRig(Rig):
+    """So many management nodes with a PostgreSQL and a RabbitMQ of their own; `apis` are the nodes' addresses."""
+
+    def __init__(self, hosts: int, nodes: int) -> None:
+        super().__init__(hosts)
+        self._nodes = nodes
+        self.servers: list[Process] = []
+        self.apis: list[Api] = []
+        self._postgres = Postgres(self.directory / "postgresql")
+        self._rabbitmq = RabbitMq(self.directory / "rabbitmq")
+
+    async def start_server(self) -> None:
+        """Start what the nodes share, then the nodes, one after the other."""
+        for one in (self._postgres, self._rabbitmq):
+            one.directory.mkdir(parents=True, exist_ok=True)
+            await one.start()
+        pki.CertificateAuthority.open(self.directory / "server" / "pki")
+        shared = {"CAELUM_DATABASE_URL": self._postgres.url, "CAELUM_BUS_URL": self._rabbitmq.url}
+        for number in range(self._nodes):
+            directory = self.directory / ("server" if number == 0 else f"server{number + 1}")
+            if number:
+                shutil.copytree(self.directory / "server" / "pki", directory / "pki")
+            server, api = await started(f"node {number + 1}", directory, shared)
+            self.servers.append(server)
+            self.apis.append(api)
+        self.server, self.api = self.servers[0], self.apis[0]
+
+    async def close(self) -> None:
+        """End the nodes before what they share."""
+        for api in self.apis[1:]:
+            await api.close()
+        for server in self.servers[1:]:
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                await asyncio.to_thread(server.stop)
+        keep, self._keep = self._keep, True
+        await super().close()
+        for one in (self._rabbitmq, self._postgres):
+            await one.stop()
+        if not keep:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    async def usage(self) -> Usage:
+        """What the nodes have used together; of lags, the first node's."""
+        own = await super().usage()
+        others = [await self._of(server, api) for server, api in zip(self.servers[1:], self.apis[1:], strict=True)]
+        return own._replace(
+            server=own.server + sum(one.server for one in others),
+            statements=own.statements + sum(one.statements for one in others),
+            transactions=own.transactions + sum(one.transactions for one in others),
+        )
+
+
+async def started(what: str, directory: Path, environment: dict[str, str]) -> tuple[Process, Api]:
+    """A server that is ready, and a session with it."""
+    environment = environment | {
+        "CAELUM_AGENT_LISTEN_PORT": "0", "CAELUM_AGENT_LISTEN_HOST": "127.0.0.1",
+        "CAELUM_ADVERTISED_HOST": "127.0.0.1",
+        "CAELUM_CONSOLE_PORT": "0", "CAELUM_CONSOLE_HOST": "127.0.0.1", "CAELUM_METRICS_PUBLIC": "true",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "caelum.cli.main", "server", "--data-dir", str(directory)]
+    command += ["--api-host", "127.0.0.1", "--api-port", "0"]
+    server = await asyncio.to_thread(Process, command, "caelum is ready", environment)
+    address = re.search(r"http://[\w.:]+", server.line)
+    assert address is not None, f"{what}: {server.line}"
+    api = Api(address[0])
+    await api.login()
+    return server, api
 
 
 def samples(text: str) -> list[tuple[str, str, float]]:

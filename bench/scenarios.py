@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import bus
 import micro
 import startup
 from api import Api
@@ -22,30 +23,42 @@ from fill import Filler
 from furnish import Furniture, furnish
 from load import Outcome, closed, opened
 from results import Row
-from rig import Rig, Usage
+from rig import ClusterRig, Rig, Usage
 
 Measure = Callable[["Mode"], Awaitable[list[Row]]]
 CREATE = "Creating VMs"
 LISTS = "Lists of many VMs, as a tenant"
 HOSTS = "Many hosts"
 START = "Start and idling"
+CLUSTERS = "Several management nodes on PostgreSQL and RabbitMQ"
+CUT = "Given up"
 _FEW_HOSTS = 20
 _PATIENCE = 900
 
 
 class Mode(NamedTuple):
-    """How much, and where a profile of the server goes, if anywhere."""
+    """How much, and where a profile of the server goes, if anywhere. `scale` makes large numbers smaller."""
 
     full: bool
     profile: Path | None = None
+    scale: float = 1.0
+
+    def count(self, whole: int) -> int:
+        """So many of this many."""
+        return max(1, round(whole * self.scale))
 
 
 class Scenario(NamedTuple):
-    """A scenario by name."""
+    """A scenario by name; `limit` are the seconds after which it is given up."""
 
     name: str
     measure: Measure
     quick: bool
+    limit: float = 600.0
+
+    def given_up(self, seconds: float) -> Row:
+        """The row of a scenario that ran out of time."""
+        return Row(id=f"{self.name}/time", scenario=CUT, value=seconds, unit="s", beyond=True)
 
 
 def addresses(count: int) -> list[str]:
@@ -62,7 +75,9 @@ class Cloud:
 
     async def create(self, number: int, **more: Any) -> None:
         """Create a VM and wait until it runs."""
-        vm = await self.rig.api.call("CreateVmInstance", name=f"vm{number}", **self.made.vm, **more)
+        apis = getattr(self.rig, "apis", [self.rig.api])
+        api = apis[number % len(apis)]
+        vm = await api.call("CreateVmInstance", name=f"vm{number}", **self.made.vm, **more)
         assert vm["state"] == "Running", vm
         self.uuids.append(vm["uuid"])
 
@@ -72,9 +87,9 @@ class Cloud:
 
 
 @asynccontextmanager
-async def furnished(hosts: int = _FEW_HOSTS) -> Any:
-    """A cloud with so many hosts and the image on each of them."""
-    async with Rig(hosts) as rig:
+async def furnished(hosts: int = _FEW_HOSTS, nodes: int = 0) -> Any:
+    """A cloud with so many hosts and the image on each of them; on so many nodes of a cluster, or embedded."""
+    async with ClusterRig(hosts, nodes) if nodes else Rig(hosts) as rig:
         made = await furnish(rig.api, rig.directory, rig.agent_port, addresses(hosts))
         cloud = Cloud(rig, made)
         # The first VM on a host brings the image there, which is not what is measured.
@@ -165,46 +180,79 @@ async def create_at_once(mode: Mode) -> list[Row]:
 
 async def create_thousand(mode: Mode) -> list[Row]:
     """1,000 by 100 clients, then destroyed."""
-    async with furnished(100) as cloud:
-        done, costs = await _measured(cloud, "create-1000", 1000, closed(cloud.create, 1000, 100), mode)
-        gone, gone_costs = await _measured(cloud, "destroy-1000", 1000, closed(cloud.destroy, 1000, 100), mode)
-    return [
-        _row("create-1000/seconds", done.seconds, "s", 8),
-        _row("create-1000/p99", done.percentile(0.99), "ms"),
-        *costs,
-        _row("destroy-1000/seconds", gone.seconds, "s"),
-        *gone_costs,
-    ]
+    return await _there_and_back(mode.count(1000), 100, mode, {1000: (8, None)})
 
 
 async def create_five_thousand(mode: Mode) -> list[Row]:
     """5,000 with 1,000 in flight, then all destroyed."""
+    return await _there_and_back(mode.count(5000), 1000, mode, {5000: (40, 25)})
+
+
+async def _there_and_back(
+    count: int, clients: int, mode: Mode, goals: dict[int, tuple[float | None, float | None]]
+) -> list[Row]:
+    create_goal, destroy_goal = goals.get(count, (None, None))
     async with furnished(100) as cloud:
-        done, costs = await _measured(cloud, "create-5000", 5000, closed(cloud.create, 5000, 1000), mode)
-        gone, gone_costs = await _measured(cloud, "destroy-5000", 5000, closed(cloud.destroy, 5000, 1000), mode)
+        done, costs = await _measured(cloud, f"create-{count}", count, closed(cloud.create, count, clients), mode)
+        gone, gone_costs = await _measured(
+            cloud, f"destroy-{count}", count, closed(cloud.destroy, count, clients), mode
+        )
         memory = cloud.rig.server.megabytes()
     return [
-        _row("create-5000/seconds", done.seconds, "s", 40),
+        _row(f"create-{count}/seconds", done.seconds, "s", create_goal),
+        _row(f"create-{count}/p99", done.percentile(0.99), "ms"),
         *costs,
-        _row("destroy-5000/seconds", gone.seconds, "s", 25),
+        _row(f"destroy-{count}/seconds", gone.seconds, "s", destroy_goal),
         *gone_costs,
-        _row("destroy-5000/server-memory", memory, "MB"),
+        _row(f"destroy-{count}/server-memory", memory, "MB"),
     ]
 
 
 async def create_ten_thousand(mode: Mode) -> list[Row]:
-    """10,000 by 100 clients: the last must not be slower than the first."""
+    """10,000 by 100 clients: the last tenth must not be slower than the first."""
+    count = mode.count(10_000)
+    part = max(1, count // 10)
     async with furnished(200) as cloud:
-        done, costs = await _measured(cloud, "create-10000", 10_000, closed(cloud.create, 10_000, 100), mode)
+        done, costs = await _measured(cloud, f"create-{count}", count, closed(cloud.create, count, 100), mode)
         memory = cloud.rig.server.megabytes()
     ends = sorted(done.ends)
-    decline = (ends[-1] - ends[-1001]) / ends[999]
+    decline = (ends[-1] - ends[-1 - part]) / ends[part - 1]
     return [
-        _row("create-10000/seconds", done.seconds, "s", 90),
-        _row("create-10000/last-to-first-1000", decline, "times", 1.2),
+        _row(f"create-{count}/seconds", done.seconds, "s", 90 if count == 10_000 else None),
+        _row(f"create-{count}/last-to-first-{part}", decline, "times", 1.2),
         *costs,
-        _row("create-10000/server-memory", memory, "MB"),
+        _row(f"create-{count}/server-memory", memory, "MB"),
     ]
+
+
+# --- clusters -------------------------------------------------------------------------------------------------------
+
+
+async def clusters(mode: Mode) -> list[Row]:
+    """The same load on an embedded node and on one, two and three nodes of a cluster; what each VM costs them."""
+    count, hosts = (mode.count(5000), 100) if mode.full else (10, 4)
+    rows = []
+    for nodes in (0, 1, 2, 3) if mode.full else (0, 2):
+        name = f"nodes-{nodes or 'embedded'}-{count}"
+        async with furnished(hosts, nodes) as cloud:
+            load = closed(cloud.create, count, min(count, 200))
+            done, costs = await _measured(cloud, name, count, load, mode)
+        rows.append(_row(f"{name}/seconds", done.seconds, "s", scenario=CLUSTERS))
+        rows += [_row(one.id, one.value, one.unit, scenario=CLUSTERS) for one in costs if "load" not in one.id]
+    return rows
+
+
+async def bus_over_rabbitmq(mode: Mode) -> list[Row]:
+    """Calls between two processes over a broker of their own."""
+    rows = []
+    async with bus.broker(None) as (url, pids):
+        for found in await bus.over_rabbitmq(url, pids, [1, 64], 5.0 if mode.full else 2.0):
+            name, goal = f"bus-rabbitmq-{found.concurrency}-at-a-time", bus.GOAL if found.concurrency > 1 else None
+            rows += [
+                _row(f"{name}/calls", found.calls_per_second, "/s", goal, CLUSTERS, at_least=True, simulated=False),
+                _row(f"{name}/processor", found.processor, "µs/op", scenario=CLUSTERS, simulated=False),
+            ]
+    return rows
 
 
 # --- lists ----------------------------------------------------------------------------------------------------------
@@ -212,12 +260,12 @@ async def create_ten_thousand(mode: Mode) -> list[Row]:
 
 async def lists(mode: Mode) -> list[Row]:
     """A page of 100 of 100,000 VMs."""
-    return await _lists(100_000, 50, 100 if mode.full else 40)
+    return await _lists(mode.count(100_000), 50, 100 if mode.full else 40)
 
 
-async def lists_of_a_million(_mode: Mode) -> list[Row]:
+async def lists_of_a_million(mode: Mode) -> list[Row]:
     """A page of 100 of 1,000,000 VMs."""
-    return await _lists(1_000_000, 100, 100)
+    return await _lists(mode.count(1_000_000), 100, 100)
 
 
 async def _lists(vms: int, goal: float, requests: int) -> list[Row]:
@@ -275,7 +323,7 @@ def _hashed(password: str) -> str:
 
 async def many_hosts(mode: Mode) -> list[Row]:
     """Hosts that are connected and pinged; all connect again when the server is restarted."""
-    count = 10_000 if mode.full else 1_000
+    count = mode.count(10_000) if mode.full else 300
     async with Rig(count) as rig:
         made = await furnish(rig.api, rig.directory, rig.agent_port, addresses(1))
         host = (await rig.api.call("QueryHost"))[0]
@@ -349,7 +397,7 @@ async def _allocations(rig: Rig) -> tuple[float, float]:
 
 async def tasks_in_flight(mode: Mode) -> list[Row]:
     """API tasks whose agents answer late: all succeed, and the loop stays quick."""
-    count, delay = (10_000, 30.0) if mode.full else (300, 5.0)
+    count, delay = (mode.count(10_000), 30.0) if mode.full else (100, 5.0)
     async with furnished(200 if mode.full else _FEW_HOSTS) as cloud:
         import aiohttp
 
@@ -395,11 +443,13 @@ SCENARIOS = [
     Scenario("create-one", create_one, True),
     Scenario("create-steadily", create_steadily, True),
     Scenario("create-at-once", create_at_once, True),
-    Scenario("in-flight", tasks_in_flight, True),
-    Scenario("hosts", many_hosts, True),
+    Scenario("in-flight", tasks_in_flight, True, 1800),
+    Scenario("hosts", many_hosts, True, 1200),
     Scenario("lists", lists, True),
+    Scenario("bus", bus_over_rabbitmq, True),
+    Scenario("clusters", clusters, True, 2400),
     Scenario("create-thousand", create_thousand, False),
-    Scenario("create-five-thousand", create_five_thousand, False),
-    Scenario("create-ten-thousand", create_ten_thousand, False),
-    Scenario("lists-million", lists_of_a_million, False),
+    Scenario("create-five-thousand", create_five_thousand, False, 1200),
+    Scenario("create-ten-thousand", create_ten_thousand, False, 1800),
+    Scenario("lists-million", lists_of_a_million, False, 1200),
 ]

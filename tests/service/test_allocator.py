@@ -289,6 +289,29 @@ async def test_limits_follow_settings_tags_and_reports(cloud: HostCloud) -> None
     assert await limits() == (24, 12 * GIB)
 
 
+async def test_a_report_of_the_same_changes_nothing_and_counts_again(cloud: HostCloud) -> None:
+    host, db = cloud.sim[0].uuid, cloud.node.db
+    await allocate(cloud, cpu_num=2, host_uuid=host)
+    async with db.read() as session:
+        row = await session.get(HostCapacityModel, host)
+    assert row is not None
+    same = ReportHostCapacity(
+        host_uuid=host, total_cpu=row.cpu_num, cpu_sockets=row.cpu_sockets, total_memory=row.total_memory
+    )
+    before = db.transactions
+    await cloud.node.bus.call(same)
+    assert db.transactions == before
+    async with db.transaction() as tx:
+        wrong = await tx.get(HostCapacityModel, host)
+        assert wrong is not None
+        wrong.vm_count = 7
+    await cloud.node.bus.call(same)
+    async with db.read() as session:
+        again = await session.get(HostCapacityModel, host)
+    assert again is not None
+    assert (again.vm_count, again.used_cpu) == (row.vm_count, row.used_cpu)
+
+
 async def test_capacity_for_clients(cloud: HostCloud) -> None:
     await allocate(cloud, cpu_num=2, host_uuid=cloud.sim[0].uuid)
     hosts = [host.uuid for host in cloud.sim.hosts]

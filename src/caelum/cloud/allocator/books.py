@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from sqlalchemy import BigInteger, ColumnElement, Table, Update, bindparam, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -19,6 +19,7 @@ from caelum.kernel.rows import insert_rows
 
 Capacity = HostCapacityModel
 Reservation = HostReservationModel
+_USED = (Capacity.used_cpu, Capacity.used_memory, Capacity.vm_count)
 
 
 def fits(cpu_num: int, memory: int, *, physically: bool) -> list[ColumnElement[bool]]:
@@ -76,22 +77,43 @@ def _giving() -> Update:
     return update(table).where(table.c.uuid == bindparam("of_host")).values(values)
 
 
-async def record(
-    tx: AsyncSession, host_uuid: str, *, cpu_num: int, cpu_sockets: int, total_cpu: int, total_memory: int, limit: int
-) -> None:
+class Has(NamedTuple):
+    """What a host has, and what may be given away of it (`total_cpu`, `limit_memory`)."""
+
+    cpu_num: int
+    cpu_sockets: int
+    total_cpu: int
+    total_memory: int
+    limit_memory: int
+
+
+async def is_recorded(session: AsyncSession, host_uuid: str, has: Has) -> bool:
+    """Whether the books say just that of a host, and what is taken of it is what its reservations take together."""
+    columns = (*(getattr(Capacity, name) for name in Has._fields), *_USED)
+    known = (await session.execute(select(*columns).where(Capacity.uuid == host_uuid))).one_or_none()
+    return known is not None and tuple(known) == (*has, *await _taken(session, host_uuid))
+
+
+async def record(tx: AsyncSession, host_uuid: str, has: Has) -> None:
     """Write down what a host has, and count again what is taken of it."""
-    used = select(
-        func.coalesce(func.sum(Reservation.cpu_num), 0),
-        func.coalesce(func.sum(Reservation.memory), 0),
-        func.count(),
-    ).where(Reservation.host_uuid == host_uuid)
     row = await tx.get(Capacity, host_uuid, with_for_update=True)
     if row is None:
         row = Capacity(uuid=host_uuid)
         tx.add(row)
-    row.cpu_num, row.cpu_sockets, row.total_cpu = cpu_num, cpu_sockets, total_cpu
-    row.total_memory, row.limit_memory = total_memory, limit
-    row.used_cpu, row.used_memory, row.vm_count = (await tx.execute(used)).one()
+    for name, value in has._asdict().items():
+        setattr(row, name, value)
+    row.used_cpu, row.used_memory, row.vm_count = await _taken(tx, host_uuid)
+
+
+async def _taken(session: AsyncSession, host_uuid: str) -> tuple[int, int, int]:
+    query = select(
+        func.coalesce(func.sum(Reservation.cpu_num), 0),
+        func.coalesce(func.sum(Reservation.memory), 0),
+        func.count(),
+    ).where(Reservation.host_uuid == host_uuid)
+    # Sums of big integers are decimals in PostgreSQL.
+    cpu, memory, count = (await session.execute(query)).one()
+    return int(cpu), int(memory), int(count)
 
 
 async def drop(tx: AsyncSession, host_uuid: str) -> None:

@@ -22,7 +22,7 @@ from caelum.cloud.zone import tags as zone_tags
 from caelum.kernel.database import after_commit
 from caelum.kernel.errors import CloudError, not_found
 from caelum.kernel.node import Node
-from caelum.kernel.settings import ResourceConfigUpdated, Setting, overrides, parse_size
+from caelum.kernel.settings import ResourceConfigUpdated, Setting, overrides_of, parse_size
 from caelum.kernel.tag import SystemTagModel, Tokens
 
 log = logging.getLogger(__name__)
@@ -57,37 +57,33 @@ class Limits:
 
     async def record(self, host_uuid: str, cpu_num: int, cpu_sockets: int, total_memory: int) -> None:
         """Note what a host has physically, and what may be given of it."""
-        cpu_ratio, memory_ratio, reserved = await self._terms(host_uuid)
+        async with self._node.db.read() as session:
+            cpu_ratio, memory_ratio, reserved = await self._terms(session, host_uuid)
+            limit = max(0, int(total_memory * memory_ratio) - reserved)
+            has = books.Has(cpu_num, cpu_sockets, cpu_num * cpu_ratio, total_memory, limit)
+            # When thousands of hosts connect after a start, nearly all have what they had.
+            if await books.is_recorded(session, host_uuid, has):
+                return
         async with self._node.db.transaction() as tx:
             # Locked, so that its deletion waits and then drops what is written here.
             known = select(HOST.c.uuid).where(HOST.c.uuid == host_uuid).with_for_update(read=True)
             if await tx.scalar(known) is None:
                 raise not_found("HostVO", host_uuid)
-            await books.record(
-                tx,
-                host_uuid,
-                cpu_num=cpu_num,
-                cpu_sockets=cpu_sockets,
-                total_cpu=cpu_num * cpu_ratio,
-                total_memory=total_memory,
-                limit=max(0, int(total_memory * memory_ratio) - reserved),
-            )
+            await books.record(tx, host_uuid, has)
 
-    async def _terms(self, host_uuid: str) -> tuple[int, float, int]:
+    async def _terms(self, session: AsyncSession, host_uuid: str) -> tuple[int, float, int]:
         """CPU ratio, memory ratio and reserve of a host: its own, else its cluster's, its zone's, or everybody's."""
-        async with self._node.db.read() as session:
-            query = select(HOST.c.cluster_uuid, HOST.c.zone_uuid).where(HOST.c.uuid == host_uuid)
-            row = (await session.execute(query)).one_or_none()
-            places = [host_uuid] if row is None else [host_uuid, row.cluster_uuid, row.zone_uuid]
-            reserved = await _reserved_by_tag(session, places)
-            if reserved is None:
-                reserved = await self._value(session, RESERVED_MEMORY, places)
-            cpu_ratio = await self._value(session, CPU_RATIO, places)
-            return cpu_ratio, await self._value(session, MEMORY_RATIO, places), reserved
+        query = select(HOST.c.cluster_uuid, HOST.c.zone_uuid).where(HOST.c.uuid == host_uuid)
+        row = (await session.execute(query)).one_or_none()
+        places = [host_uuid] if row is None else [host_uuid, row.cluster_uuid, row.zone_uuid]
+        texts = await overrides_of(session, _SETTINGS, places)
+        reserved = await _reserved_by_tag(session, places)
+        if reserved is None:
+            reserved = self._value(texts, RESERVED_MEMORY, places)
+        return self._value(texts, CPU_RATIO, places), self._value(texts, MEMORY_RATIO, places), reserved
 
-    async def _value(self, session: AsyncSession, setting: Setting[T], places: list[str]) -> T:
-        texts = await overrides(session, setting, places)
-        nearest = next((texts[uuid] for uuid in places if uuid in texts), None)
+    def _value(self, texts: dict[Setting[Any], dict[str, str]], setting: Setting[T], places: list[str]) -> T:
+        nearest = next((texts[setting][uuid] for uuid in places if uuid in texts[setting]), None)
         return self._node.settings.get(setting) if nearest is None else setting.parse(nearest)
 
     async def _on_setting(self, _value: object) -> None:

@@ -1,8 +1,8 @@
-"""indexes for long lists and many hosts."""
+"""indexes of who sees what and of NICs by address."""
 
 from alembic import op
 
-revision = "0fdaaf2ad6c8"
+revision = "3d965e7de973"
 down_revision = "b41d7c03e9f6"
 branch_labels = None
 depends_on = None
@@ -16,14 +16,8 @@ def upgrade() -> None:
             "ix_account_resource_ref_account", ["account_uuid", "resource_type", "resource_uuid"], unique=False
         )
 
-    with op.batch_alter_table("host_capacity", schema=None) as batch_op:
-        batch_op.create_index("ix_host_capacity_load", ["vm_count", "used_memory", "uuid"], unique=False)
-
     with op.batch_alter_table("shared_resource", schema=None) as batch_op:
         batch_op.create_index("ix_shared_resource_public", ["to_public"], unique=False)
-
-    with op.batch_alter_table("vm_instance", schema=None) as batch_op:
-        batch_op.create_index("ix_vm_instance_last_host", ["last_host_uuid", "state"], unique=False)
 
     with op.batch_alter_table("vm_nic", schema=None) as batch_op:
         batch_op.create_index("ix_vm_nic_ip", ["ip"], unique=False)
