@@ -18,6 +18,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from caelum.kernel import resources
 from caelum.kernel.database import Row, utcnow
+from caelum.kernel.prepared import Prepared
 
 ALL_PERMISSIONS = 2
 """The original's number for a permission to read and write."""
@@ -87,19 +88,21 @@ async def own_all(tx: AsyncSession, account_uuid: str, types: Mapping[str, str])
         }
         for resource_uuid, resource_type in types.items()
     ]
-    if rows:
-        postgresql = tx.get_bind().dialect.name == "postgresql"
-        await tx.execute(_owning(postgresql), rows if len(rows) > 1 else rows[0])
+    postgresql = tx.get_bind().dialect.name == "postgresql"
+    for row in rows:
+        await _owning(postgresql).run(tx, **row)
 
 
 @lru_cache
-def _owning(postgresql: bool) -> Any:
+def _owning(postgresql: bool) -> Prepared:
     build: Any = postgresql_insert if postgresql else sqlite_insert
     statement = build(cast("Table", AccountResourceRefModel.__table__)).inline()
     taken_over = {name: statement.excluded[name] for name in ("account_uuid", "owner_account_uuid")}
-    return statement.on_conflict_do_update(
+    owning = statement.on_conflict_do_update(
         index_elements=["resource_uuid"], set_={**taken_over, "last_op_date": statement.excluded.last_op_date}
     )
+    given = ("account_uuid", "owner_account_uuid", "resource_uuid", "resource_type", "concrete_resource_type")
+    return Prepared(owning, *given)
 
 
 async def disown(tx: AsyncSession, *resource_uuids: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, cast
 
-from sqlalchemy import BigInteger, String, Table, UniqueConstraint, bindparam, case, delete, select, update
+from sqlalchemy import BigInteger, String, Table, UniqueConstraint, bindparam, case, delete, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import IntegrityError
@@ -22,6 +22,7 @@ from caelum.kernel.context import ADMIN_ACCOUNT_UUID
 from caelum.kernel.database import Base, Resource
 from caelum.kernel.errors import CloudError, error_type
 from caelum.kernel.ids import derived_uuid
+from caelum.kernel.prepared import Prepared
 from caelum.kernel.settings import GlobalConfigModel, Setting, find_setting, setting
 
 QUOTA_EXCEEDING = error_type(
@@ -157,11 +158,11 @@ async def _note(tx: AsyncSession, account_uuid: str, amounts: Mapping[str, int],
     postgresql = tx.get_bind().dialect.name == "postgresql"
     statement = _noting(len(values), postgresql)
     flat = {f"{field}_{number}": value for number, one in enumerate(values) for field, value in one.items()}
-    return set((await tx.scalars(statement, {**flat, "usage_key": key, "account": account_uuid})).all())
+    return {name for (name,) in await statement.rows(tx, **flat, usage_key=key, account=account_uuid)}
 
 
 @lru_cache
-def _noting(count: int, postgresql: bool) -> Any:
+def _noting(count: int, postgresql: bool) -> Prepared:
     build: Any = postgresql_insert if postgresql else sqlite_insert
     table = cast("Table", QuotaUsageModel.__table__)
     rows = [
@@ -173,7 +174,7 @@ def _noting(count: int, postgresql: bool) -> Any:
         }
         for number in range(count)
     ]
-    return build(table).values(rows).on_conflict_do_nothing().returning(table.c.name)
+    return Prepared(build(table).values(rows).on_conflict_do_nothing().returning(table.c.name))
 
 
 @lru_cache
@@ -204,11 +205,11 @@ async def _change(tx: AsyncSession, how: str, account_uuid: str, amounts: Mappin
     values: dict[str, Any] = {}
     for number, (uuid, name) in enumerate(uuids.items()):
         values[f"uuid_{number}"], values[f"amount_{number}"] = uuid, amounts[name]
-    return {uuids[one] for one in await tx.scalars(_changing(len(uuids), how), values)}
+    return {uuids[uuid] for (uuid,) in await _changing(len(uuids), how).rows(tx, **values)}
 
 
 @lru_cache
-def _changing(count: int, how: str) -> Any:
+def _changing(count: int, how: str) -> Prepared:
     """One statement for so many quotas of an account, each changed by an amount of its own."""
     table = cast("Table", QuotaModel.__table__)
     keys = [bindparam(f"uuid_{number}", type_=String) for number in range(count)]
@@ -216,7 +217,8 @@ def _changing(count: int, how: str) -> Any:
     amount = case(*((table.c.uuid == key, one) for key, one in zip(keys, amounts, strict=True)), else_=0)
     used = table.c.used + amount
     fits = {"take": [used <= table.c.value], "take freely": [], "give": [used >= 0]}[how]
-    return update(table).where(table.c.uuid.in_(keys), *fits).values(used=used).returning(table.c.uuid)
+    mine = or_(*(table.c.uuid == key for key in keys))
+    return Prepared(update(table).where(mine, *fits).values(used=used).returning(table.c.uuid))
 
 
 async def _quota(tx: AsyncSession, account_uuid: str, name: str) -> QuotaModel:

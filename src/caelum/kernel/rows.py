@@ -10,10 +10,11 @@ from collections.abc import Collection, Iterable
 from functools import lru_cache
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import Insert, Table, bindparam, insert, inspect, update
+from sqlalchemy import Table, bindparam, insert, inspect, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.kernel.database import Base
+from caelum.kernel.prepared import Prepared
 
 M = TypeVar("M", bound=Base)
 
@@ -28,12 +29,13 @@ def values_of(row: Base) -> dict[str, Any]:
 
 
 async def insert_rows(tx: AsyncSession, rows: Iterable[Base]) -> None:
-    """Insert new objects, those of one model by one statement; a model's rows come after those of the models before."""
+    """Insert new objects; a model's rows come after those of the models before."""
     by_model: dict[type[Base], list[dict[str, Any]]] = {}
     for row in rows:
         by_model.setdefault(type(row), []).append(values_of(row))
     for model, values in by_model.items():
-        await tx.execute(_insert(model), values if len(values) > 1 else values[0])
+        for one in values:
+            await _insert(model).run(tx, **one)
 
 
 async def update_row(
@@ -59,8 +61,8 @@ def _update(model: type[Base], names: tuple[str, ...], only: tuple[str, ...]) ->
 
 
 @lru_cache
-def _insert(model: type[Base]) -> Insert:
-    return insert(cast("Table", model.__table__)).inline()
+def _insert(model: type[Base]) -> Prepared:
+    return Prepared(insert(cast("Table", model.__table__)).inline(), *(column for column, _ in _columns(model)))
 
 
 @lru_cache

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
-from sqlalchemy import BigInteger, ColumnElement, Table, Update, bindparam, delete, func, select, update
+from sqlalchemy import BigInteger, ColumnElement, Table, bindparam, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.allocator.model import HostCapacityModel, HostReservationModel
 from caelum.kernel.database import update_where
+from caelum.kernel.prepared import Prepared
 from caelum.kernel.rows import insert_rows
 
 Capacity = HostCapacityModel
@@ -53,7 +54,7 @@ async def give_back(tx: AsyncSession, vm_uuid: str, host_uuid: str | None = None
     if row is None:
         return False
     values = {"of_host": row.host_uuid, "cpus": row.cpu_num, "bytes": row.memory}
-    await tx.execute(_giving(), values)
+    await _giving().run(tx, **values)
     return True
 
 
@@ -67,14 +68,14 @@ def _forgetting(*, anywhere: bool) -> Any:
 
 
 @lru_cache
-def _giving() -> Update:
+def _giving() -> Prepared:
     table = cast("Table", Capacity.__table__)
     values = {
         "used_cpu": table.c.used_cpu - bindparam("cpus", type_=BigInteger),
         "used_memory": table.c.used_memory - bindparam("bytes", type_=BigInteger),
         "vm_count": table.c.vm_count - 1,
     }
-    return update(table).where(table.c.uuid == bindparam("of_host")).values(values)
+    return Prepared(update(table).where(table.c.uuid == bindparam("of_host")).values(values))
 
 
 class Has(NamedTuple):

@@ -17,9 +17,7 @@ from typing import Any, cast
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
-    CursorResult,
     Table,
-    Update,
     bindparam,
     delete,
     func,
@@ -41,6 +39,7 @@ from caelum.cloud.primary_storage.model import (
 from caelum.kernel.database import insert_new, update_where
 from caelum.kernel.errors import CloudError, not_found
 from caelum.kernel.gc import GarbageCollectorModel
+from caelum.kernel.prepared import Prepared
 
 Reservation = StorageReservationModel
 HostRef = LocalStorageHostRefModel
@@ -126,11 +125,11 @@ async def pin_new(
         "image_uuid": image_uuid,
         "maker": maker,
     }
-    return cast("CursorResult[Any]", await tx.execute(_pinning(), values)).rowcount > 0
+    return await _pinning().run(tx, **values) > 0
 
 
 @lru_cache
-def _pinning() -> Update:
+def _pinning() -> Prepared:
     table = cast("Table", Reservation.__table__)
     here, job = table.c, GarbageCollectorModel
     mine = (
@@ -141,7 +140,7 @@ def _pinning() -> Update:
     )
     waits = select(job.uuid).where(job.open_name == bindparam("waiting")).exists()
     names = ("install_path", "image_uuid", "maker")
-    return update(table).where(*mine, ~waits).values({name: bindparam(name) for name in names})
+    return Prepared(update(table).where(*mine, ~waits).values({name: bindparam(name) for name in names}))
 
 
 async def release(tx: AsyncSession, key: str) -> None:
@@ -182,11 +181,11 @@ async def _take(tx: AsyncSession, place: Place, charge: int, size: int, terms: T
 async def _take_from(
     tx: AsyncSession, model: type[HostRef] | type[Capacity], values: dict[str, Any], *, limited: bool
 ) -> int:
-    return cast("CursorResult[Any]", await tx.execute(_taking(model, limited), values)).rowcount
+    return await _taking(model, limited).run(tx, **values)
 
 
 @lru_cache
-def _taking(model: type[HostRef] | type[Capacity], limited: bool) -> Update:
+def _taking(model: type[HostRef] | type[Capacity], limited: bool) -> Prepared:
     table = cast("Table", model.__table__)
     left = table.c.available_capacity - bindparam("charge", type_=BigInteger)
     conditions = [table.c.uuid == bindparam("of_storage")] if model is Capacity else [
@@ -194,7 +193,7 @@ def _taking(model: type[HostRef] | type[Capacity], limited: bool) -> Update:
     ]  # fmt: skip
     if limited:
         conditions.append(left >= bindparam("reserved", type_=BigInteger))
-    return update(table).where(*conditions).values(available_capacity=left)
+    return Prepared(update(table).where(*conditions).values(available_capacity=left))
 
 
 async def _refusal(tx: AsyncSession, place: Place, size: int, charge: int, terms: Terms) -> CloudError:
