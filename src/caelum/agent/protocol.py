@@ -26,9 +26,9 @@ import msgspec
 
 A = TypeVar("A")
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 OLDEST_PROTOCOL = 1
-"""What a server of this version still speaks: that of the version before."""
+"""Server and agent also speak the protocol of the version before: whichever is upgraded first works with the other."""
 
 
 class _Struct(msgspec.Struct, rename="camel", kw_only=True, omit_defaults=True):
@@ -131,6 +131,8 @@ class ConnectHostAnswer(_Struct):
     facts: HostFacts
     vm_states: dict[str, str]
     unknown_domains: list[str]
+    oldest_protocol: int = 1
+    """The oldest one that the agent speaks, too."""
 
 
 class ConnectHost(Command[ConnectHostAnswer]):
@@ -140,6 +142,17 @@ class ConnectHost(Command[ConnectHostAnswer]):
     host_uuid: str
     report_url: str
     settings: dict[str, str] = {}
+
+
+class UpdateAgent(Command[Empty]):
+    """Fetch the agent's program of another version (HTTPS, mutual TLS), and try it: the agent starts anew in it soon
+    after it has answered, and in its former program when that does not come up."""
+
+    path = "/host/update"
+    version: str
+    url: str
+    sha256: str
+    size: int
 
 
 class PingAnswer(_Struct):
