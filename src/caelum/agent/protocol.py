@@ -14,7 +14,6 @@ A command that is refused before it is journaled is answered at once with a `Tas
 `GET /task/<uuid>` tells `TaskStatus` of a task; `DELETE /task/<uuid>` cancels it. Reports, numbered per agent start,
 are POSTed to the report URL given at connect; a report is repeated until acknowledged with 200 (400 and 404 drop it).
 Beside it, at `certificate`, a host has its certificate renewed: PEM signing request in, PEM certificate out.
-
 Commands are idempotent: the state that they name is reached or kept. Paths are absolute; sizes are bytes.
 """
 
@@ -26,8 +25,7 @@ import msgspec
 
 A = TypeVar("A")
 
-PROTOCOL_VERSION = 2
-OLDEST_PROTOCOL = 1
+PROTOCOL_VERSION, OLDEST_PROTOCOL = 2, 1
 """Server and agent also speak the protocol of the version before: whichever is upgraded first works with the other."""
 
 
@@ -132,7 +130,6 @@ class ConnectHostAnswer(_Struct):
     vm_states: dict[str, str]
     unknown_domains: list[str]
     oldest_protocol: int = 1
-    """The oldest one that the agent speaks, too."""
 
 
 class ConnectHost(Command[ConnectHostAnswer]):
@@ -145,8 +142,7 @@ class ConnectHost(Command[ConnectHostAnswer]):
 
 
 class UpdateAgent(Command[Empty]):
-    """Fetch the agent's program of another version (HTTPS, mutual TLS), and try it: the agent starts anew in it soon
-    after it has answered, and in its former program when that does not come up."""
+    """Fetch the program of another version (HTTPS, mutual TLS) and try it: the agent starts anew after its answer."""
 
     path = "/host/update"
     version: str
@@ -587,8 +583,7 @@ class VmStateReport(_Struct):
 
 def commands() -> dict[str, type[Command[Any]]]:
     """Every command class by path."""
-    found = {}
-    pending = list(Command.__subclasses__())
+    found, pending = {}, list(Command.__subclasses__())
     while pending:
         cls = pending.pop()
         pending.extend(cls.__subclasses__())
@@ -599,9 +594,7 @@ def commands() -> dict[str, type[Command[Any]]]:
 
 def answer_type(cls: type[Command[Any]]) -> type[Any]:
     """The answer that a command class was declared with."""
-    for base in cls.__orig_bases__:  # type: ignore[attr-defined]
-        arguments = getattr(base, "__args__", ())
-        if arguments:
-            answer: type[Any] = arguments[0]
-            return answer
-    raise TypeError(f"{cls.__name__} does not name its answer")
+    arguments = [one for base in vars(cls)["__orig_bases__"] for one in getattr(base, "__args__", ())]
+    if not arguments:
+        raise TypeError(f"{cls.__name__} does not name its answer")
+    return arguments[0]  # type: ignore[no-any-return]
