@@ -135,7 +135,7 @@ async def test_a_node_that_joins_meanwhile_is_refused(db: Database, newer: Newer
         joining = asyncio.create_task(_admitted(db, former))
         await asyncio.sleep(0.3)
         assert not joining.done(), "it waits for what is being changed"
-        await changing.run_sync(lambda one: migrate._upgrade(one, schema.History(), finish=True))
+        await changing.run_sync(lambda one: migrate._upgrade(one, schema.History(), finish=migrate.Finish.ALL))
     with pytest.raises(schema.NewerDatabaseError):
         await joining
     await _admitted(db, schema.History())
@@ -162,8 +162,7 @@ async def test_a_table_in_use_is_waited_for_without_holding_others_up(db: Databa
 async def test_the_last_node_of_a_former_version_that_leaves_lets_the_others_finish(
     tmp_path: Path, newer: Newer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("caelum.kernel.upgrade._LOOK_INTERVAL", 0.2)
-    async with Bakeries(tmp_path, 1) as cluster:
+    async with Bakeries(tmp_path, 1, upgrade_finish_seconds=0.3) as cluster:
         old = cluster.clouds[0]
         newer.now_knows("expand", EXPANSION)
         contraction = newer.now_knows("contract", CONTRACTION)

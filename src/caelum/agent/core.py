@@ -24,7 +24,9 @@ from caelum.agent.protocol import INTERNAL, Nic
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-MODULES = ("caelum.agent.host", "caelum.agent.vm", "caelum.agent.network", "caelum.agent.storage")
+MODULES = (
+    "caelum.agent.host", "caelum.agent.program", "caelum.agent.vm", "caelum.agent.network", "caelum.agent.storage",
+)  # fmt: skip
 """Packages that bring handlers; each may have `setup(agent)`."""
 THREADS = 32
 """Threads for blocking work: libvirt calls, hashing, nftables."""
@@ -91,6 +93,10 @@ class Agent:
         self.routes: list[web.RouteDef] = []
         """Web routes of parts that are more than commands (consoles); filled by `setup`."""
         self.tasks_running: Callable[[], int] = lambda: 0
+        self.answers_waiting: Callable[[], int] = lambda: 0
+        """How many answers the server has not acknowledged yet."""
+        self.replaced = asyncio.Event()
+        """Set when the agent is to start anew in another program."""
         self._parts: dict[type, Any] = {}
         self._background: set[asyncio.Task[Any]] = set()
         self._reports = reports

@@ -14,7 +14,9 @@ from typing import Any
 import caelum
 from caelum.agent import facts
 from caelum.agent.core import Agent
+from caelum.agent.program import Programs
 from caelum.agent.protocol import (
+    OLDEST_PROTOCOL,
     PROTOCOL_VERSION,
     ConnectHost,
     ConnectHostAnswer,
@@ -59,10 +61,12 @@ async def connect_host(agent: Agent, cmd: ConnectHost) -> ConnectHostAnswer:
     await agent.run_blocking(_write, agent.state_dir / HOST_FILE, kept)
     agent.settings = dict(cmd.settings)
     agent.report_to(cmd.report_url, cmd.host_uuid)
+    await agent.run_blocking(Programs(agent.state_dir).keep)
     return ConnectHostAnswer(
         agent_uuid=agent.uuid,
         version=caelum.__version__,
         protocol=PROTOCOL_VERSION,
+        oldest_protocol=OLDEST_PROTOCOL,
         facts=found,
         vm_states=states,
         unknown_domains=unknown,

@@ -16,10 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
+from caelum.agent import program
 from caelum.agent.core import AgentConfig
 from caelum.agent.server import AgentServer
 
 PID_FILE = "agent.pid"
+REPLACED = -1
+"""In place of an exit code: the agent goes on in another program."""
 CHATTY = ("pyroute2", "asyncio")
 
 
@@ -45,7 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not _claim(pid_file):
             print(f"an agent runs already with {config.state_dir}", file=sys.stderr)
             return 1
-        status = _clean(config) if options.clean else asyncio.run(_serve(config))
+        if options.clean:
+            status = _clean(config)
+        else:
+            given = sys.argv[1:] if arguments is None else arguments
+            program.hand_over(config.state_dir, given)
+            status = asyncio.run(_serve(config))
+            if status == REPLACED:
+                program.become(None, given)
         pid_file.truncate(0)
     return status
 
@@ -99,10 +109,15 @@ async def _serve(config: AgentConfig) -> int:
     server = AgentServer(config)
     try:
         await server.start()
-        await stop.wait()
+        program.listens()
+        replaced = server.agent.replaced
+        waiting = [asyncio.create_task(one.wait()) for one in (stop, replaced)]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in waiting:
+            task.cancel()
     finally:
         await server.stop()
-    return 0
+    return 0 if stop.is_set() else REPLACED
 
 
 if __name__ == "__main__":

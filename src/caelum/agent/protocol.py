@@ -14,7 +14,6 @@ A command that is refused before it is journaled is answered at once with a `Tas
 `GET /task/<uuid>` tells `TaskStatus` of a task; `DELETE /task/<uuid>` cancels it. Reports, numbered per agent start,
 are POSTed to the report URL given at connect; a report is repeated until acknowledged with 200 (400 and 404 drop it).
 Beside it, at `certificate`, a host has its certificate renewed: PEM signing request in, PEM certificate out.
-
 Commands are idempotent: the state that they name is reached or kept. Paths are absolute; sizes are bytes.
 """
 
@@ -26,9 +25,8 @@ import msgspec
 
 A = TypeVar("A")
 
-PROTOCOL_VERSION = 1
-OLDEST_PROTOCOL = 1
-"""What a server of this version still speaks: that of the version before."""
+PROTOCOL_VERSION, OLDEST_PROTOCOL = 2, 1
+"""Server and agent also speak the protocol of the version before: whichever is upgraded first works with the other."""
 
 
 class _Struct(msgspec.Struct, rename="camel", kw_only=True, omit_defaults=True):
@@ -131,6 +129,7 @@ class ConnectHostAnswer(_Struct):
     facts: HostFacts
     vm_states: dict[str, str]
     unknown_domains: list[str]
+    oldest_protocol: int = 1
 
 
 class ConnectHost(Command[ConnectHostAnswer]):
@@ -140,6 +139,16 @@ class ConnectHost(Command[ConnectHostAnswer]):
     host_uuid: str
     report_url: str
     settings: dict[str, str] = {}
+
+
+class UpdateAgent(Command[Empty]):
+    """Fetch the program of another version (HTTPS, mutual TLS) and try it: the agent starts anew after its answer."""
+
+    path = "/host/update"
+    version: str
+    url: str
+    sha256: str
+    size: int
 
 
 class PingAnswer(_Struct):
@@ -574,8 +583,7 @@ class VmStateReport(_Struct):
 
 def commands() -> dict[str, type[Command[Any]]]:
     """Every command class by path."""
-    found = {}
-    pending = list(Command.__subclasses__())
+    found, pending = {}, list(Command.__subclasses__())
     while pending:
         cls = pending.pop()
         pending.extend(cls.__subclasses__())
@@ -586,9 +594,7 @@ def commands() -> dict[str, type[Command[Any]]]:
 
 def answer_type(cls: type[Command[Any]]) -> type[Any]:
     """The answer that a command class was declared with."""
-    for base in cls.__orig_bases__:  # type: ignore[attr-defined]
-        arguments = getattr(base, "__args__", ())
-        if arguments:
-            answer: type[Any] = arguments[0]
-            return answer
-    raise TypeError(f"{cls.__name__} does not name its answer")
+    arguments = [one for base in vars(cls)["__orig_bases__"] for one in getattr(base, "__args__", ())]
+    if not arguments:
+        raise TypeError(f"{cls.__name__} does not name its answer")
+    return arguments[0]  # type: ignore[no-any-return]

@@ -47,6 +47,7 @@ class Tasks:
         self._posts = asyncio.Semaphore(POSTS_AT_ONCE)
         self._stopping = False
         agent.tasks_running = lambda: len(self._running)
+        agent.answers_waiting = lambda: len(self._delivering)
 
     async def open(self) -> None:
         """Settle what the former agent left, and deliver what the server has not taken."""

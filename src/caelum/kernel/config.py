@@ -75,7 +75,9 @@ class Config(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     node_patience_seconds: float = 10.0
     """How long a node without its lease waits for the database before its process ends."""
     upgrade_finish: Literal["automatic", "manual"] = "automatic"
-    """`manual`: what a former version needs stays in the database until `caelum admin upgrade finish`."""
+    """`manual`: what only a former version needs stays in the database until `caelum admin upgrade finish`."""
+    upgrade_finish_seconds: float = 60.0
+    """`automatic`: it goes when no server of a former version has been there for so long."""
     upgrade_backup: Literal["dump", "elsewhere"] = "dump"
     """Dump PostgreSQL to `data_dir`/backup before an upgrade changes it; `elsewhere`: you have a backup."""
     stop_seconds: float = 20.0

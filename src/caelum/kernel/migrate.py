@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import enum
 import logging
 import re
 import sqlite3
@@ -51,11 +52,19 @@ class UpgradeWaitsError(schema.UpgradeError):
     """This version cannot start yet: the upgrade to the version before is not finished."""
 
 
+class Finish(enum.Enum):
+    """Which contract revisions run, of those that no member of a former version forbids."""
+
+    ALL = "all"
+    NEEDED = "needed"
+    """Those that an addition comes after, which this program needs; the last ones wait for their time."""
+    NONE = "none"
+
+
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """How an upgrade is done."""
 
-    finish: bool = True
-    """Run contract revisions as soon as no node of a former version is left."""
+    finish: Finish = Finish.ALL
     dumps: Path | None = None
     """Where a PostgreSQL database is dumped to before revisions run; None: it is not."""
     silence: float = 8.0
@@ -80,19 +89,22 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         """What those that wait, wait for."""
         if self.blockers:
             return f"management nodes of a former version: {', '.join(map(str, self.blockers))}"
-        return "`caelum admin upgrade finish`"
+        return "the end of the upgrade (`caelum admin upgrade finish`)"
 
 
-def make_plan(connection: Connection, history: History, *, finish: bool) -> Plan:
+def make_plan(connection: Connection, history: History, *, finish: Finish) -> Plan:
     """What to do with a database. Raises NewerDatabaseError."""
     schema.check_compatible(connection, history)
     version = schema.version_of(connection)
     pending = history.pending(version)
     living = schema.members(connection) if any(one.contracts for one in pending) else []
-    finish = finish or not inspect(connection).get_table_names()
+    if not inspect(connection).get_table_names():
+        finish = Finish.ALL
+    needed = max((place for place, one in enumerate(pending) if not one.contracts), default=-1)
     for place, one in enumerate(pending):
         blockers = [member for member in living if one.contracts and not history.admits(member, one)]
-        if blockers or (one.contracts and not finish):
+        early = finish is Finish.NONE or (finish is Finish.NEEDED and place > needed)
+        if blockers or (one.contracts and early):
             return Plan(version=version, now=pending[:place], later=pending[place:], blockers=blockers)
     return Plan(version=version, now=pending)
 
@@ -108,7 +120,8 @@ async def upgrade(db: Database, rules: Rules | None = None) -> Plan:
         plan = await _settled_plan(db, history, rules)
         if plan.now and plan.version is not None:
             await _keep_copy(db, plan.version, rules)
-        plan = await _run(db, history, finish=rules.finish and any(one.contracts for one in plan.now))
+        contracts = any(one.contracts for one in plan.now)
+        plan = await _run(db, history, finish=rules.finish if contracts else Finish.NONE)
     for one in plan.now if plan.version is not None else ():
         log.info("the schema's revision %s has been run", one)
     if plan.later:
@@ -131,7 +144,7 @@ async def _settled_plan(db: Database, history: History, rules: Rules) -> Plan:
     return plan
 
 
-async def look(db: Database, history: History, *, finish: bool) -> Plan:
+async def look(db: Database, history: History, *, finish: Finish) -> Plan:
     """What an upgrade would do now. Raises NewerDatabaseError."""
     async with db.engine.connect() as connection:
         return await connection.run_sync(lambda one: make_plan(one, history, finish=finish))
@@ -145,7 +158,7 @@ async def _keep_copy(db: Database, version: str, rules: Rules) -> None:
         log.info("the database is upgraded from revision %s; a dump of it is in %s", version, kept)
 
 
-async def _run(db: Database, history: History, *, finish: bool) -> Plan:
+async def _run(db: Database, history: History, *, finish: Finish) -> Plan:
     """Run what may run; a table that is in use is asked for again and again, and holds nobody up for long."""
     end = time.monotonic() + _LOCK_PATIENCE
     while True:
@@ -159,14 +172,14 @@ async def _run(db: Database, history: History, *, finish: bool) -> Plan:
         await asyncio.sleep(_LOCK_PAUSE)
 
 
-async def _run_once(db: Database, history: History, *, finish: bool) -> Plan:
+async def _run_once(db: Database, history: History, *, finish: Finish) -> Plan:
     async with db.engine.begin() as connection:
         if not db.sqlite:
             # A change of the schema may take its time, but not while others wait for the locks that it waits for.
             await connection.execute(text("SET LOCAL statement_timeout = 0"))
             await connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
             await connection.execute(text(f"SET LOCAL lock_timeout = {int(_LOCK_SECONDS * 1000)}"))
-        if finish:
+        if finish is not Finish.NONE:
             await schema.exclude_joins(connection)
         return await connection.run_sync(lambda one: _upgrade(one, history, finish=finish))
 
@@ -212,7 +225,7 @@ def run_revisions(connection: Connection, until: str = "head") -> None:
     command.upgrade(_config(connection), until)
 
 
-def _upgrade(connection: Connection, history: History, *, finish: bool) -> Plan:
+def _upgrade(connection: Connection, history: History, *, finish: Finish) -> Plan:
     plan = make_plan(connection, history, finish=finish)
     if plan.now:
         # Looked up without Alembic: loading it takes longer than the rest of a start.

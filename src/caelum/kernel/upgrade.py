@@ -1,8 +1,8 @@
 """A node's share in the upgrade of its cluster.
 
 Invariant: a node starts with every addition that its version needs in the schema; what it takes away goes when no node
-of a former version is a member any more, by whichever node sees that first. Until then the former version can be
-started again.
+of a former version has been a member for a while, by whichever node sees that first. Until then the former version can
+be started again: also when all nodes were away at once, and one of the newer version is back first.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import msgspec
 from caelum.kernel import migrate
 from caelum.kernel.config import Config
 from caelum.kernel.database import Database
+from caelum.kernel.migrate import Finish
 from caelum.kernel.schema import History
 
 log = logging.getLogger(__name__)
@@ -28,8 +29,12 @@ _LOOK_INTERVAL = 3.0
 
 def rules(config: Config) -> migrate.Rules:
     """How the configuration wants upgrades done."""
+    finish = Finish.NONE
+    if config.upgrade_finish == "automatic":
+        # A single server has nobody to wait for.
+        finish = Finish.ALL if config.resolved_database_url().startswith("sqlite") else Finish.NEEDED
     return migrate.Rules(
-        finish=config.upgrade_finish == "automatic",
+        finish=finish,
         dumps=config.data_dir / BACKUPS if config.upgrade_backup == "dump" else None,
         silence=config.node_lease_seconds + config.node_eviction_seconds,
     )
@@ -37,7 +42,7 @@ def rules(config: Config) -> migrate.Rules:
 
 async def finish(db: Database, config: Config) -> migrate.Plan:
     """Run what may run, also what waits for the order. Raises what `migrate.upgrade` does."""
-    return await migrate.upgrade(db, msgspec.structs.replace(rules(config), finish=True))
+    return await migrate.upgrade(db, msgspec.structs.replace(rules(config), finish=Finish.ALL))
 
 
 class Upgrade:
@@ -45,18 +50,18 @@ class Upgrade:
 
     def __init__(self, db: Database, config: Config) -> None:
         self._db = db
-        self._rules = rules(config)
+        self._config = config
         self._waiting = False
         self._loop: asyncio.Task[None] | None = None
 
     async def begin(self) -> None:
         """Bring the schema to what this version needs. Raises what `migrate.upgrade` does."""
-        plan = await migrate.upgrade(self._db, self._rules)
+        plan = await migrate.upgrade(self._db, rules(self._config))
         self._waiting = bool(plan.later)
 
     def start(self) -> None:
         """Finish as soon as that may be."""
-        if self._waiting and self._rules.finish:
+        if self._waiting and self._config.upgrade_finish == "automatic":
             self._loop = asyncio.create_task(self._finish(), name="upgrade", context=Context())
 
     async def stop(self) -> None:
@@ -68,12 +73,15 @@ class Upgrade:
     async def _finish(self) -> None:
         # Loading Alembic would hold the event loop up.
         await asyncio.to_thread(importlib.import_module, "alembic.command")
+        loop = asyncio.get_running_loop()
+        alone_since: float | None = None
         while self._waiting:
-            await asyncio.sleep(_LOOK_INTERVAL)
+            await asyncio.sleep(min(_LOOK_INTERVAL, self._config.upgrade_finish_seconds))
             try:
-                plan = await migrate.look(self._db, History(), finish=True)
-                if plan.now:
-                    plan = await migrate.upgrade(self._db, self._rules)
-                self._waiting = bool(plan.later)
+                plan = await migrate.look(self._db, History(), finish=Finish.ALL)
+                alone_since = None if plan.blockers else alone_since or loop.time()
+                if alone_since is not None and loop.time() >= alone_since + self._config.upgrade_finish_seconds:
+                    plan = await finish(self._db, self._config)
+                    self._waiting = bool(plan.later)
             except Exception:
                 log.exception("the upgrade of the database could not be finished; it is tried again")

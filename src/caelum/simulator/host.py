@@ -52,6 +52,8 @@ class SimulatedHost:
         self.uuid, self.ip, self.world = uuid, ip, world
         self.port = 0
         self.agent_uuid = new_uuid()
+        self.version = VERSION
+        self.protocol = p.PROTOCOL_VERSION
         self.alive = False
         self.arrived: Counter[str] = Counter()
         """How many commands came, by path."""
@@ -242,15 +244,19 @@ class SimulatedHost:
             case p.ConnectHost():
                 self.world.host_uuid, self.world.report_url = command.host_uuid, command.report_url
                 answer = p.ConnectHostAnswer(
-                    agent_uuid=self.agent_uuid, version=VERSION, protocol=p.PROTOCOL_VERSION, facts=self.world.facts,
+                    agent_uuid=self.agent_uuid, version=self.version, protocol=self.protocol, facts=self.world.facts,
                     vm_states=self.world.states(), unknown_domains=[],
                 )  # fmt: skip
             case p.Ping():
                 answer = p.PingAnswer(
-                    host_uuid=self.world.host_uuid, agent_uuid=self.agent_uuid, version=VERSION,
+                    host_uuid=self.world.host_uuid, agent_uuid=self.agent_uuid, version=self.version,
                     vm_states=self.world.states(),
                 )  # fmt: skip
             case p.Echo():
+                return {"": None}
+            case p.UpdateAgent():
+                # It starts anew in no time.
+                self.version, self.agent_uuid, self._report_number = command.version, new_uuid(), 0
                 return {"": None}
             case _:
                 return None

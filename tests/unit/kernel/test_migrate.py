@@ -152,12 +152,17 @@ async def test_an_older_program_goes_on_after_additions_and_refuses_what_was_tak
 
     _write(scripts, "second", "first", "expand")
     _write(scripts, "third", "second", "contract")
-    held = await migrate.upgrade(db, migrate.Rules(finish=False))
+    held = await migrate.upgrade(db, migrate.Rules(finish=migrate.Finish.NONE))
     assert (held.now, [one.name for one in held.later], held.stuck) == ([], ["third"], False)
     _write(scripts, "fourth", "third", "expand")
     with pytest.raises(migrate.UpgradeWaitsError, match=r"third \(contract\), fourth \(expand\), which wait"):
-        await migrate.upgrade(db, migrate.Rules(finish=False))
+        await migrate.upgrade(db, migrate.Rules(finish=migrate.Finish.NONE))
+    async with db.engine.connect() as connection:
+        needed = await connection.run_sync(migrate.make_plan, schema.History(), finish=migrate.Finish.NEEDED)
+    assert [one.name for one in needed.now] == ["third", "fourth"]
     (scripts / "versions" / "fourth.py").unlink()
+    held = await migrate.upgrade(db, migrate.Rules(finish=migrate.Finish.NEEDED))
+    assert (held.now, [one.name for one in held.later]) == ([], ["third"])
     assert [one.name for one in (await migrate.upgrade(db)).now] == ["third"]
 
     (scripts / "versions" / "third.py").unlink()

@@ -130,7 +130,10 @@ async def test_revisions_to_run_and_room_for_the_copy(
     report = await inspect_cloud(config)
     assert not report.blocked
     assert any("start of the first server: more (expand)" in one for one in report.facts)
-    assert any("waits for `caelum admin upgrade finish`: less (contract)" in one for one in report.facts)
+    assert any(
+        "waits for the end of the upgrade (`caelum admin upgrade finish`): less (contract)" in one
+        for one in report.facts
+    )
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: Usage(10, 10, 0))
     assert _kinds(await inspect_cloud(config)) == ["NoSpace"]
 

@@ -23,6 +23,7 @@ from caelum.cloud.host.spec import ConsoleTarget, NicSpec, VmSpec, VmStarted, Vo
 from caelum.drivers.kvm import tags
 from caelum.drivers.kvm.agents import Agents
 from caelum.drivers.kvm.errors import wrap
+from caelum.drivers.kvm.program import AgentProgram, check_protocol
 from caelum.drivers.kvm.settings import CACHE_MODE, CPU_MODE
 from caelum.drivers.kvm.translate import Choices, disk, nic, start_command
 from caelum.kernel.errors import OPERATION_ERROR, CloudError, ErrorType
@@ -40,20 +41,22 @@ _STOP_MARGIN = 60.0
 class KvmDriver(HypervisorDriver):
     """Hosts with the host agent."""
 
-    def __init__(self, node: Node, agents: Agents) -> None:
+    def __init__(self, node: Node, agents: Agents, program: AgentProgram) -> None:
         self._node = node
         self._agents = agents
+        self._program = program
 
     # --- the host ---------------------------------------------------------------------------------------------------
 
     async def connect(self, host: HostInventory) -> HostConnection:
-        """Adopt the host."""
+        """Adopt the host; an agent that is older than this server is updated first."""
         command = p.ConnectHost(host_uuid=host.uuid, report_url=self._agents.report_url)
         address = self._agents.address(host.uuid, host.management_ip)
         answer = await self._agents.client.run(address, command, _CONNECT_TIMEOUT)
-        if answer.protocol != p.PROTOCOL_VERSION:
-            why = f"the agent at {host.management_ip} speaks protocol {answer.protocol}, not {p.PROTOCOL_VERSION}"
-            raise CloudError(OPERATION_ERROR, why, hostUuid=host.uuid, agentVersion=answer.version)
+        check_protocol(answer, host.uuid, host.management_ip)
+        if self._program.fits(answer) and await self._program.update(address, answer):
+            answer = await self._agents.client.run(address, command, _CONNECT_TIMEOUT)
+            check_protocol(answer, host.uuid, host.management_ip)
         return _connection(answer)
 
     async def ping(self, host: HostInventory, timeout: float) -> HostPing:

@@ -24,6 +24,7 @@ from caelum.drivers.kvm.api import AddKVMHost, UpdateKVMHost
 from caelum.drivers.kvm.driver import ForgetLostHosts, KvmDriver
 from caelum.drivers.kvm.messages import CancelAgentCommand, RunAgentCommand
 from caelum.drivers.kvm.model import KVM
+from caelum.drivers.kvm.program import AgentProgram
 from caelum.kernel.errors import INVALID_ARGUMENT, CloudError, invalid
 from caelum.kernel.node import Node
 from caelum.kernel.service import Service, handles
@@ -40,7 +41,9 @@ class KvmService(Service):
         super().__init__(node)
         self.agents = Agents(node)
         self._running: dict[str, asyncio.Task[Any]] = {}
-        node.drivers.add(HypervisorDriver, KVM, KvmDriver(node, self.agents))
+        program = AgentProgram(node, self.agents)
+        node.drivers.add(HypervisorDriver, KVM, KvmDriver(node, self.agents, program))
+        node.extensions.add(program)
         node.extensions.add(ForgetLostHosts(self.agents))
 
     async def start(self) -> None:

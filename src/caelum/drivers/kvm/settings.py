@@ -5,6 +5,9 @@ from __future__ import annotations
 from caelum.kernel.settings import setting
 
 AGENT_PORT = setting("kvm", "agent.port", 7070, int, "The port at which host agents listen.", minimum=1, maximum=65535)
+AGENT_UPDATE = setting(
+    "kvm", "agent.update", True, bool, "Whether a host's agent that is older than the server is updated as it connects."
+)
 CACHE_MODE = setting(
     "kvm",
     "vm.cacheMode",
