@@ -19,3 +19,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Collect again from the first test on."""
     gc.enable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """And not while plugins load what they need for the end: the greenlets of nodes that were killed are garbage too."""
+    gc.collect()
+    gc.disable()

@@ -63,8 +63,6 @@ def test_a_pages_example_works(name: str, tmp_path: Path) -> None:
         "pytest",
         "-q",
         "-p",
-        "no:schemathesis",
-        "-p",
         "no:hypothesispytest",
         "-p",
         "no:cacheprovider",
