@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,19 @@ async def test_one_lost_ping_is_no_loss(cloud: HostCloud) -> None:
     await cloud.until(lambda: cloud.sim[0].arrived[p.Ping.path] >= before + 3, 10)
     assert (await cloud.host(host.uuid)).status == "Connected"
     assert not await cloud.seen(HostLostSight)
+
+
+async def test_a_node_that_stops_loses_no_host(tmp_path: Path) -> None:
+    async with host_cloud(tmp_path, 1) as cloud:
+        host = await cloud.add_host()
+        cloud.sim.fault("hang", p.ConnectHost.path, count=1)
+        before = cloud.sim[0].arrived[p.ConnectHost.path]
+        task = asyncio.create_task(cloud.api(ReconnectHost(uuid=host.uuid)))
+        await cloud.until(lambda: cloud.sim[0].arrived[p.ConnectHost.path] > before, 10)
+        await cloud.node.stop()
+        await asyncio.wait([task])
+        with sqlite3.connect(tmp_path / "caelum.db") as database:
+            assert database.execute("SELECT status FROM host").fetchall() == [("Connecting",)]
 
 
 async def test_a_ping_alone_does_not_make_a_host_connected(cloud: HostCloud) -> None:

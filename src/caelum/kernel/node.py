@@ -74,6 +74,7 @@ class Node:
         self.uuid = new_uuid()
         self.config = config
         self.ready = False
+        self.stopping = False
         self.started_at = time.time()
         self.waiting_for: str | None = None
         self.ring = Ring(self.uuid)
@@ -244,15 +245,16 @@ class Node:
 
     async def stop(self) -> None:
         """Stop in reverse order, each part within its time."""
-        self.ready = False
+        self.ready, self.stopping = False, True
         await self._ending("the membership", self.membership.withdraw())
         await self._ending("the timers", self.timers.stop())
         await self._ending("the upgrade", self.upgrade.stop())
+        # Before the parts that its steps call: a step that fails since its driver has stopped would be undone.
+        await self._ending("the workflows", self.workflows.stop(), self.config.stop_seconds)
         for part in reversed(self._begun):
             if (stop := getattr(part, "stop", None)) is not None:
                 await self._ending(_name(part), stop())
         self._begun.clear()
-        await self._ending("the workflows", self.workflows.stop(), self.config.stop_seconds)
         await self._ending("the garbage collector", self.gc.stop())
         await self._ending("the work queues", self.workqueue.stop())
         await self._ending("running handlers", self.bus.drain(self.config.stop_seconds), self.config.stop_seconds + 1)

@@ -483,6 +483,40 @@ async def test_a_stopped_node_is_taken_up_where_it_was_and_the_job_is_answered(t
     assert [fence.rpartition(":")[2] for fence in oven.fences] == ["1", "2"]
 
 
+async def test_what_its_parts_refuse_when_they_stop_undoes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heating, closed = asyncio.Event(), asyncio.Event()
+
+    class ClosingBakery(BakeryService):
+        async def stop(self) -> None:
+            closed.set()
+            await asyncio.sleep(0.1)
+
+    async def refuse(what: str) -> None:
+        if what == "heat":
+            heating.set()
+            await closed.wait()
+            raise CloudError(OPERATION_ERROR, "the oven is closed")
+
+    async with EmbeddedCloud(tmp_path, [ClosingBakery]) as cloud:
+        oven = oven_of(cloud.node)
+        monkeypatch.setattr(oven, "work", refuse)
+        task = asyncio.create_task(cloud.node.bus.call(BakeCake(uuid=new_uuid())))
+        await heating.wait()
+    assert closed.is_set()
+    await asyncio.wait([task])
+    monkeypatch.undo()
+    async with EmbeddedCloud(tmp_path, [BakeryService]) as cloud:
+        (row,) = await _rows(cloud.node, "cake.bake")
+        assert row.error is None
+
+        async def ended() -> bool:
+            return (await _rows(cloud.node, "cake.bake"))[0].state == "Done"
+
+        await _until(ended)
+
+
 async def test_new_work_of_the_subject_waits_for_the_resumed_one(tmp_path: Path) -> None:
     uuid = new_uuid()
     async with EmbeddedCloud(tmp_path, [BakeryService]) as cloud:

@@ -128,7 +128,12 @@ class Connector:
         return True
 
     async def lost(self, host_uuid: str, error: BaseException) -> None:
-        """The host cannot be reached: it becomes Disconnected, and whoever cares is told why."""
+        """The host cannot be reached: it becomes Disconnected, and whoever cares is told why.
+
+        Nothing is said by a node that stops: it has closed its own connections. Who follows the host next finds out.
+        """
+        if self._node.stopping:
+            return
         reason = as_cloud_error(error)
         host = await records.move(self._node, host_uuid, DISCONNECTED, of=(CONNECTED, CONNECTING))
         if host is None:
