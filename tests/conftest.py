@@ -23,6 +23,6 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """And not while plugins load what they need for the end: the greenlets of nodes that were killed are garbage too."""
+    """And not while plugins load what they need for the end: greenlets of nodes that were killed are garbage too."""
     gc.collect()
     gc.disable()
