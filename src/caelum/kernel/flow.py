@@ -177,6 +177,11 @@ class Workflow(Generic[C, R]):
             return len(cls.steps) + 1
         return 0 if cls.pivot == BEGIN else [one.name for one in cls.steps].index(cls.pivot) + 1
 
+    @classmethod
+    def step_names(cls) -> str:
+        """Its steps in their order, as the journal notes them."""
+        return ",".join(one.name for one in cls.steps)
+
     def subject(self, ctx: C) -> str:
         """The UUID of the resource that the workflow is about."""
         raise NotImplementedError

@@ -38,7 +38,8 @@ class JournalModel(Resource):
     """A run of a workflow.
 
     `position` counts the steps that are done while Running, and those that are still to be undone while Undoing.
-    `parent` is the key of the step in whose call chain this run was started, `identity` what the step asked for.
+    `steps` are their names, in the version that wrote the row. `parent` is the key of the step in whose call chain this
+    run was started, `identity` what the step asked for.
     """
 
     __tablename__ = "workflow_journal"
@@ -56,6 +57,7 @@ class JournalModel(Resource):
     owner: Mapped[str] = mapped_column(String(32))
     attempt: Mapped[int] = mapped_column(default=1)
     state: Mapped[str] = mapped_column(String(16), default=RUNNING)
+    steps: Mapped[str | None] = mapped_column(Text)
     position: Mapped[int] = mapped_column(default=0)
     skipped: Mapped[list[Any]] = mapped_column(default=list)
     ctx: Mapped[str] = mapped_column(Text)
@@ -128,11 +130,12 @@ def _advancing(columns: tuple[str, ...]) -> Prepared:
 async def claim(tx: AsyncSession, row: JournalModel, owner: str) -> bool:
     """Take an unfinished run over: from here on, only `owner` may write it. False when another node was first.
 
-    `row` is a copy outside of the session.
+    `row` is a copy outside of the session; where it goes on by this version's steps is written too.
     """
     model, attempt = JournalModel, row.attempt + 1
     free = (model.uuid == row.uuid, model.attempt == row.attempt, model.state.in_(LIVE))
-    if not await update_where(tx, model, {"owner": owner, "attempt": attempt}, *free):
+    place = {name: getattr(row, name) for name in ("steps", "position", "skipped", "state", "error")}
+    if not await update_where(tx, model, {"owner": owner, "attempt": attempt, **place}, *free):
         return False
     row.owner, row.attempt = owner, attempt
     return True

@@ -232,15 +232,16 @@ async def _dump_program(db: Database, config: Config, report: Report) -> None:
 async def _workflows(look: Look) -> None:
     """Whether this version can take up each workflow that goes on."""
     row, known = journal.JournalModel, flows()
-    found = await look.rows(row, "uuid", "name", "ctx", "position", where=row.state.in_(journal.LIVE))
+    noted = ("steps",) if look.has(row, "steps") else ()
+    found = await look.rows(row, "uuid", "name", "ctx", *noted, where=row.state.in_(journal.LIVE))
     look.report.facts.append(f"workflows under way: {len(found)}")
     strange = []
     for one in found:
         flow = known.get(one.name)
         if flow is None:
             strange.append(f"{one.name} {one.uuid} is not known")
-        elif one.position > len(flow.steps):
-            strange.append(f"{one.name} {one.uuid} has done {one.position} steps of {len(flow.steps)}")
+        elif getattr(one, "steps", None) not in (None, flow.step_names()):
+            strange.append(f"{one.name} {one.uuid} has other steps here, and would be undone")
         elif not _decodes(one.ctx, flow.context_type):
             strange.append(f"{one.name} {one.uuid} has a context that this version cannot read")
     if strange:

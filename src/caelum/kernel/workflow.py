@@ -39,6 +39,7 @@ from caelum.kernel.ids import derived_uuid, new_uuid
 from caelum.kernel.jobs import reply_body
 from caelum.kernel.journal import DONE, LIVE, UNDONE, JournalModel, StaleAttempt
 from caelum.kernel.postgresql import is_passing
+from caelum.kernel.relocation import relocate
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -159,9 +160,9 @@ class Workflows:
             uuid = derived_uuid(parent, flow.name, identity, "" if former is None else former.uuid)
         row = JournalModel(
             uuid=uuid, name=flow.name, subject=subject, queue=flow.queue(ctx), parent=parent, identity=identity,
-            owner=self._node.uuid, attempt=1, position=0, skipped=[], state=journal.RUNNING, job_uuid=inside.job_uuid,
-            api=inside.api, answers=answers and parent is None, actor=msgspec.to_builtins(inside.actor),
-            trace=inside.trace,
+            owner=self._node.uuid, attempt=1, steps=flow.step_names(), position=0, skipped=[], state=journal.RUNNING,
+            job_uuid=inside.job_uuid, api=inside.api, answers=answers and parent is None,
+            actor=msgspec.to_builtins(inside.actor), trace=inside.trace,
         )  # fmt: skip
         while not await self._write_beginning(flow, row, ctx):
             inside.remaining()
@@ -307,6 +308,7 @@ class Workflows:
         except msgspec.MsgspecError:
             log.exception("workflow %s of %s cannot be resumed: its context is of another version", row.uuid, row.name)
             return None
+        relocate(cls, row)
         return Execution(self._node, cls(self._node), row, ctx, resumed=True)
 
     async def _is_mine(self, row: JournalModel) -> bool:
@@ -423,11 +425,10 @@ class Workflows:
             tx.expunge(row)
             if row.owner != self._node.uuid and await self._node.membership.is_member(tx, row.owner):
                 return False  # it was taken over meanwhile, and goes on there
-            cls = flows()[row.name]
-            if not await journal.claim(tx, row, self._node.uuid):
+            execution = self._resumable(row)
+            if execution is None or not await journal.claim(tx, row, self._node.uuid):
                 return False
-            ctx = msgspec.json.decode(row.ctx, type=cls.context_type)
-            execution = Execution(self._node, cls(self._node), row, ctx, resumed=True)
+            execution.run.attempt = row.attempt
         context.enter(row.task_context())
         await asyncio.wait([self._start(execution)])
         return execution.row.state not in LIVE

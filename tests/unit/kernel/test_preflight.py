@@ -74,16 +74,16 @@ async def test_a_database_that_is_not_there(tmp_path: Path) -> None:
 
 
 async def test_workflows_that_this_version_cannot_take_up(config: Config) -> None:
-    name, flow = next((name, flow) for name, flow in sorted(flows().items()) if name.startswith("vm."))
+    name = next(name for name in sorted(flows()) if name.startswith("vm."))
     await _workflow(config, "vm.teleport")
     await _workflow(config, "vm.teleport", state="Done")
     await _workflow(config, name, ctx="{}", position=0)
-    await _workflow(config, name, ctx="{}", position=len(flow.steps) + 1)
+    await _workflow(config, name, ctx="{}", steps="beam")
     report = await inspect_cloud(config)
     assert _kinds(report) == ["StrangeWorkflow"]
     details = report.findings[0].details
     assert details.startswith("3 workflows cannot be taken up by this version")
-    for part in ("vm.teleport", "is not known", "cannot read", f"has done {len(flow.steps) + 1} steps"):
+    for part in ("vm.teleport", "is not known", "cannot read", "has other steps here"):
         assert part in details
     assert report.blocked
 
