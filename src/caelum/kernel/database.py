@@ -53,6 +53,7 @@ T = TypeVar("T")
 _READ_CACHE = 32_768
 """KiB of the database that a connection which reads keeps at most."""
 _TURN_PAUSE = 0.5
+_AGAIN_PAUSE = 0.5
 _CHECKPOINT_EVERY = 500
 """Transactions: a few MB of log."""
 _PARSED = 1024
@@ -317,6 +318,27 @@ class Database:
         finally:
             await _give_back(session)
 
+    async def read_surely(self, load: Callable[[AsyncSession], Awaitable[T]]) -> T:
+        """What `load(session)` reads, asked until the database answers: for what nobody can go on without."""
+
+        async def ask() -> T:
+            async with self.read() as session:
+                return await load(session)
+
+        return await _until_answered(ask)
+
+    async def write_surely(self, write: Callable[[AsyncSession], Awaitable[T]]) -> T:
+        """What `write(tx)` returns, in a transaction that is tried until the database takes it.
+
+        It may have been committed before: a connection may be lost during the commit.
+        """
+
+        async def ask() -> T:
+            async with self.transaction() as tx:
+                return await write(tx)
+
+        return await _until_answered(ask)
+
     @contextlib.asynccontextmanager
     async def turn(self, key: int) -> AsyncIterator[None]:
         """Be the only node in such a block of this key. SQLite has one node, which never waits."""
@@ -381,6 +403,16 @@ class Database:
             await connections.close()
         await self._writer.dispose()
         await self._reader.dispose()
+
+
+async def _until_answered(ask: Callable[[], Awaitable[T]]) -> T:
+    while True:
+        try:
+            return await ask()
+        except CloudError as error:
+            if not postgresql.is_passing(error):
+                raise
+        await asyncio.sleep(_AGAIN_PAUSE)
 
 
 async def _give_back(session: AsyncSession) -> None:

@@ -36,7 +36,6 @@ from caelum.kernel.context import SYSTEM, Actor
 from caelum.kernel.database import Base, is_unique_violation, update_where, utcnow
 from caelum.kernel.errors import INVALID_ARGUMENT, CloudError, ErrorCode, error_type, to_wire
 from caelum.kernel.events import CanonicalEvent, canonical
-from caelum.kernel.postgresql import is_passing
 from caelum.kernel.prepared import Prepared
 from caelum.kernel.settings import Seconds, setting
 from caelum.kernel.vault import PREFIX as SEALED
@@ -56,7 +55,6 @@ MANAGEMENT_NODE_UNAVAILABLE = error_type(
     transient=True,
 )
 
-_LOOK_AGAIN = 0.5
 LAST_WORDS = timedelta(minutes=1)
 """How long before its end was noticed a node may have finished jobs that it could not tell of any more."""
 
@@ -192,19 +190,12 @@ class Jobs:
         return uuid in self._open and self._node.membership.serving
 
     async def _is_recorded(self, uuid: str) -> bool:
-        """Whether this node's row was committed before the connection was lost, asked until the database answers.
+        """Whether this node's row was committed before the connection was lost.
 
         A job that was recorded and that nobody works on would never have an answer.
         """
-        while True:
-            try:
-                async with self._node.db.read() as session:
-                    job = await session.get(JobModel, uuid)
-                return job is not None and job.node_uuid == self._node.uuid
-            except CloudError as error:
-                if not is_passing(error):
-                    raise
-            await asyncio.sleep(_LOOK_AGAIN)
+        job = await self._node.db.read_surely(lambda session: session.get(JobModel, uuid))
+        return job is not None and job.node_uuid == self._node.uuid
 
     async def finish(self, uuid: str, answer: str | bytes | ErrorCode | BaseException) -> bool:
         """Answer the job: the body's JSON text, or an error. False when it has its answer already (or is unknown)."""

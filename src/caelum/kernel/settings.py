@@ -24,7 +24,6 @@ from caelum.kernel.database import Database, Resource, Row, is_unique_violation,
 from caelum.kernel.errors import INVALID_ARGUMENT, RESOURCE_NOT_FOUND, CloudError
 from caelum.kernel.events import CanonicalEvent, canonical
 from caelum.kernel.ids import new_uuid
-from caelum.kernel.postgresql import is_passing
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -35,7 +34,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_LOOK_AGAIN = 0.5
 _MOST_KEPT = 1000
 """Overrides of one setting that are kept in memory; nearly always there are none."""
 
@@ -364,20 +362,16 @@ class Settings:
             await self._tell(one)
 
     async def _stored(self, setting: Setting[Any] | None) -> dict[Setting[Any], str]:
-        """The values in the table, asked until the database answers: without it nobody knows what is true."""
+        """The values in the table: without it nobody knows what is true."""
         row = GlobalConfigModel
         query = select(row.category, row.name, row.value)
         if setting is not None:
             query = query.where(row.category == setting.category, row.name == setting.name)
-        while True:
-            try:
-                async with self._db.read() as session:
-                    found = (await session.execute(query)).all()
-                break
-            except CloudError as error:
-                if not is_passing(error):
-                    raise
-            await asyncio.sleep(_LOOK_AGAIN)
+
+        async def load(session: AsyncSession) -> Sequence[Any]:
+            return (await session.execute(query)).all()
+
+        found = await self._db.read_surely(load)
         return {_declared[one[0], one[1]]: one[2] for one in found if (one[0], one[1]) in _declared}
 
     async def _tell(self, setting: Setting[Any]) -> None:

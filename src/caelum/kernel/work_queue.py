@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 from sqlalchemy import ColumnElement, Index, String, Text, delete, func, select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
 from caelum.kernel import context, journal
@@ -31,7 +30,6 @@ from caelum.kernel.errors import CloudError
 from caelum.kernel.events import CanonicalEvent, canonical
 from caelum.kernel.ids import derived_uuid, new_uuid
 from caelum.kernel.jobs import MANAGEMENT_NODE_UNAVAILABLE
-from caelum.kernel.postgresql import is_passing
 from caelum.kernel.queue import QUEUE_REENTERED, outside
 
 if TYPE_CHECKING:
@@ -243,7 +241,7 @@ class WorkQueue:
         row = WorkQueueEntryModel
         mine = (row.uuid == entry.uuid, row.node_uuid == entry.node_uuid, row.attempt == entry.attempt)
         values = {**values, "running": None, "done_date": utcnow()}
-        await self._surely(lambda tx: update_where(tx, row, values, *mine, row.state == PROCESSING))
+        await self._node.db.write_surely(lambda tx: update_where(tx, row, values, *mine, row.state == PROCESSING))
         self._tell(entry.queue)
 
     def _abandon(self, uuid: str, queue: str) -> None:
@@ -254,20 +252,8 @@ class WorkQueue:
         """Leave the queue, also where the entry counts as under way: nobody has begun it."""
         row = WorkQueueEntryModel
         mine = (row.uuid == uuid, row.node_uuid == self._node.uuid, row.state.in_(OPEN))
-        await self._surely(lambda tx: tx.execute(delete(row).where(*mine)))
+        await self._node.db.write_surely(lambda tx: tx.execute(delete(row).where(*mine)))
         self._tell(queue)
-
-    async def _surely(self, write: Callable[[AsyncSession], Awaitable[Any]]) -> None:
-        """Write, however long the database is away: an entry that nobody ends would hold up its queue."""
-        while True:
-            try:
-                async with self._node.db.transaction() as tx:
-                    await write(tx)
-                return
-            except CloudError as error:
-                if not is_passing(error):
-                    raise
-            await asyncio.sleep(_LOOK_AGAIN)
 
     async def _follow(self, uuid: str) -> WorkQueueEntryModel | None:
         """Wait for an entry that another task or node runs; None when it was dropped, so that it is to be made anew."""
@@ -319,18 +305,11 @@ class WorkQueue:
         return taken
 
     async def _is_ours(self, uuid: str, attempt: int) -> bool:
-        """Whether a commit happened whose connection was lost, asked until the database answers: an entry that is this
+        """Whether a commit happened whose connection was lost: an entry that is this
         node's and that it does not know of would hold up its queue."""
         row = WorkQueueEntryModel
         ours = select(row.id).where(row.uuid == uuid, row.node_uuid == self._node.uuid, row.attempt == attempt)
-        while True:
-            try:
-                async with self._node.db.read() as session:
-                    return await session.scalar(ours) is not None
-            except CloudError as error:
-                if not is_passing(error):
-                    raise
-            await asyncio.sleep(_LOOK_AGAIN)
+        return await self._node.db.read_surely(lambda session: session.scalar(ours)) is not None
 
     # --- turns --------------------------------------------------------------------------------------------------------
 

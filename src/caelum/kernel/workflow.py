@@ -38,7 +38,6 @@ from caelum.kernel.gc import gc_runner
 from caelum.kernel.ids import derived_uuid, new_uuid
 from caelum.kernel.jobs import reply_body
 from caelum.kernel.journal import DONE, LIVE, UNDONE, JournalModel, StaleAttempt
-from caelum.kernel.postgresql import is_passing
 from caelum.kernel.relocation import relocate
 
 if TYPE_CHECKING:
@@ -188,14 +187,7 @@ class Workflows:
 
     async def _has_begun(self, uuid: str) -> bool:
         """Whether the row was committed before the connection was lost."""
-        while True:
-            try:
-                async with self._node.db.read() as session:
-                    return await session.get(JournalModel, uuid) is not None
-            except CloudError as error:
-                if not is_passing(error):
-                    raise
-            await asyncio.sleep(_LOOK_AGAIN)
+        return await self._node.db.read_surely(lambda session: session.get(JournalModel, uuid)) is not None
 
     def _start(self, execution: Execution) -> asyncio.Task[Any]:
         uuid = execution.row.uuid
@@ -312,16 +304,9 @@ class Workflows:
         return Execution(self._node, cls(self._node), row, ctx, resumed=True)
 
     async def _is_mine(self, row: JournalModel) -> bool:
-        """Whether a take-over was committed before the connection was lost, asked until the database answers."""
-        while True:
-            try:
-                async with self._node.db.read() as session:
-                    kept = await session.get_one(JournalModel, row.uuid)
-                    return (kept.owner, kept.attempt) == (row.owner, row.attempt)
-            except CloudError as error:
-                if not is_passing(error):
-                    raise
-            await asyncio.sleep(_LOOK_AGAIN)
+        """Whether a take-over was committed before the connection was lost."""
+        kept = await self._node.db.read_surely(lambda session: session.get_one(JournalModel, row.uuid))
+        return (kept.owner, kept.attempt) == (row.owner, row.attempt)
 
     def _enqueue(self, execution: Execution) -> None:
         """Enter the queue of the subject now; the run begins when its turn comes."""
@@ -350,14 +335,12 @@ class Workflows:
 
     async def _wait_for_earlier(self, row: JournalModel) -> None:
         """Wait while another node drives an earlier run in the same queue: the ring had given it to that node."""
-        while not self._node.db.sqlite:
-            try:
-                async with self._node.db.transaction() as tx:
-                    if not await journal.is_held_elsewhere(tx, row, before=row.create_date):
-                        return
-            except CloudError as error:
-                if not is_passing(error):
-                    raise
+
+        async def is_held(tx: AsyncSession) -> bool:
+            return await journal.is_held_elsewhere(tx, row, before=row.create_date)
+
+        db = self._node.db
+        while not db.sqlite and await db.write_surely(is_held):  # noqa: ASYNC110 - other nodes wake nobody
             await asyncio.sleep(_LOOK_AGAIN)
 
     async def _answer(self, execution: Execution, task: asyncio.Task[Any]) -> None:
@@ -402,16 +385,11 @@ class Workflows:
         row = JournalModel
         query = select(row).where(row.job_uuid == job_uuid, row.answers.is_(True)).order_by(row.create_date.desc())
         while True:
-            try:
-                async with self._node.db.read() as session:
-                    found = await session.scalar(query.limit(1))
-                if found is None:
-                    return None
-                if found.state not in LIVE:
-                    return await self._answer_of(found)
-            except CloudError as error:
-                if not is_passing(error):
-                    raise
+            found = await self._node.db.read_surely(lambda session: session.scalar(query.limit(1)))
+            if found is None:
+                return None
+            if found.state not in LIVE:
+                return await self._answer_of(found)
             await asyncio.sleep(_LOOK_AGAIN)
 
     async def take_up(self, uuid: str) -> bool:
