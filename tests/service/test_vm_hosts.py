@@ -21,6 +21,7 @@ from caelum.cloud.vm.api import (
     VmInstanceInventory,
     VmStateChangedOnHost,
 )
+from caelum.cloud.vm.messages import VmStateSeen
 from caelum.cloud.vm.model import VmInstanceModel
 from caelum.kernel.errors import CloudError
 from caelum.kernel.ids import new_uuid
@@ -161,6 +162,15 @@ async def test_a_vm_destroyed_while_its_host_is_away_goes_when_it_is_back(world:
     await world.cloud.until(gone, 10)
     assert (await room(world))[:2] == free[:2]
     await assert_nothing_wrong(world)
+
+
+async def test_what_a_host_said_before_it_died_starts_no_stopped_vm(world: SimulatedCloud) -> None:
+    vm = await world.create_vm()
+    await world.api(StopVmInstance(uuid=vm.uuid, type="cold"))
+    host = host_of(world, vm)
+    await host.die()
+    await world.cloud.node.bus.call(VmStateSeen(vm_uuid=vm.uuid, host_uuid=vm.host_uuid or "", state="Running"))
+    assert (await vm_of(world, vm.uuid)).state == "Stopped"
 
 
 async def test_a_vm_does_not_start_on_a_host_that_is_away(world: SimulatedCloud) -> None:

@@ -294,6 +294,7 @@ class IdentityService(Service):
                 vo = await type_of(tx, msg.resource_uuid) or "ResourceVO"
                 raise invalid("resourceUuid", f"the resource[{msg.resource_uuid}] of type {vo} is owned by no account")
             await ownership.own(tx, msg.account_uuid, msg.resource_uuid, row.resource_type)
+            await tx.refresh(row)
         found: AccountResourceRefInventory = view(row)
         return found
 

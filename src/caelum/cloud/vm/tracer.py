@@ -119,7 +119,9 @@ class VmTracer(Service, HostDisconnected):
         if vm.state in TRANSITIONAL or (vm.host_uuid != msg.host_uuid and msg.state not in ON_HOST):
             return
         true_state = await state_on_host(self.node, vm.uuid, msg.host_uuid)
-        if true_state not in (VmState.UNKNOWN, vm.state) or vm.host_uuid != msg.host_uuid:
+        if true_state == VmState.UNKNOWN:
+            return  # the host cannot be asked; when it connects again, all is compared
+        if true_state != vm.state or vm.host_uuid != msg.host_uuid:
             await self._adopt(vm, msg.host_uuid, true_state)
 
     async def _adopt(self, vm: _Seen, host_uuid: str, state: str) -> None:
