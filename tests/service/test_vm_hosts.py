@@ -109,11 +109,18 @@ async def test_a_vm_is_found_running_that_was_thought_stopped(world: SimulatedCl
     await world.api(StopVmInstance(uuid=vm.uuid, type="cold"))
     host.world.vms[vm.uuid] = kept
     host.guest_changes(vm.uuid, "Running")
+    await world.cloud.until(lambda: _told(world, vm.uuid, "Running"))
     found = await until_state(world, vm.uuid, "Running")
     assert found.host_uuid == vm.host_uuid
     assert await used(world) == {"vm.totalNum": 1, "vm.num": 1, "vm.cpuNum": 1, "vm.memorySize": 128 * MIB}
     assert free[1] - (await room(world))[1] == 128 * MIB
     await assert_nothing_wrong(world)
+
+
+async def _told(world: SimulatedCloud, vm_uuid: str, state: str) -> bool:
+    """Whether it was told of a VM that was found so, which is when all is in order again."""
+    events = await world.cloud.seen(VmStateChangedOnHost)
+    return any((one.vm_uuid, one.to_state) == (vm_uuid, state) for one in events)
 
 
 async def test_a_stranger_is_told_and_never_touched(world: SimulatedCloud) -> None:

@@ -102,6 +102,14 @@ async def test_a_volume_without_a_storage_waits_for_its_bits(world: SimulatedClo
     assert (await used(world, "volume.data.num"), await used(world, "volume.capacity")) == (0, 0)
 
 
+async def test_a_volume_is_made_once_under_its_uuid(world: SimulatedCloud) -> None:
+    volume = await world.api(CreateDataVolume(name="data", disk_size=GIB))
+    with pytest.raises(CloudError, match="is that of a volume that exists"):
+        await world.api(place(world, resource_uuid=volume.uuid))
+    assert await one(world, volume.uuid) == volume
+    assert await used(world, "volume.data.num") == 1
+
+
 async def test_a_volume_gets_its_bits_on_a_named_host(world: SimulatedCloud) -> None:
     before = await free(world)
     volume = await world.api(place(world, 1))

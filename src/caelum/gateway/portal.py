@@ -100,11 +100,16 @@ class Portal:
                         return None
                     raise _not_found(param, missing)
         msg = syntax.build(meta, values)
-        if isinstance(msg, CreateMessage) and msg.resource_uuid is not None and not is_uuid(msg.resource_uuid):
-            raise invalid(
-                "resourceUuid", f"{msg.resource_uuid[:64]} is no UUID of version 1 to 5 without hyphens, in lower case"
-            )
+        if isinstance(msg, CreateMessage) and msg.resource_uuid is not None:
+            await self._check_new(msg.resource_uuid)
         return msg
+
+    async def _check_new(self, uuid: str) -> None:
+        """A UUID that the client chose is one, and nobody's: else what is made would take that resource's owner."""
+        if not is_uuid(uuid):
+            raise invalid("resourceUuid", f"{uuid[:64]} is no UUID of version 1 to 5 without hyphens, in lower case")
+        if (vo := await self._node.resources.type_of(uuid)) is not None:
+            raise invalid("resourceUuid", f"{uuid} is that of a resource that exists, of type {vo}")
 
     def _reader(self, meta: ApiMeta, values: dict[str, Any]) -> AbstractAsyncContextManager[AsyncSession | None]:
         """A session of the database when some parameter names a resource; most operations need none."""

@@ -168,6 +168,12 @@ class TestParameters:
         assert failed.status == 503
         assert text in failed.json["error"]["details"]
 
+    async def test_a_chosen_uuid_must_be_nobodys(self, admin: Client) -> None:
+        taken = (await admin.job("POST", f"{V1}/lamps", {"params": {"name": "ok"}})).json["inventory"]["uuid"]
+        failed = await admin.job("POST", f"{V1}/lamps", {"params": {"name": "ok", "resourceUuid": taken}})
+        assert "field[resourceUuid]" in failed.json["error"]["details"]
+        assert f"{taken} is that of a resource that exists, of type LampVO" in failed.json["error"]["details"]
+
     async def test_system_tags_come_top_level_or_inside_and_must_be_declared(self, admin: Client) -> None:
         for body in (
             {"params": {"name": "ok"}, "systemTags": ["glow::red"]},

@@ -17,7 +17,7 @@ from caelum.cloud.volume.api import VOLUME, VolumeInventory
 from caelum.cloud.volume.messages import DeleteVolume, InstantiateVolume
 from caelum.cloud.volume.model import CREATING, DATA, NOT_INSTANTIATED, VolumeModel
 from caelum.cloud.volume.records import add_volume, find, get, move, remove_volume
-from caelum.kernel.errors import CloudError
+from caelum.kernel.errors import CloudError, invalid
 from caelum.kernel.tag import save_system_tags, save_user_tags
 from caelum.kernel.workflow import BEGIN, Retry, Run, Workflow, step
 
@@ -60,7 +60,8 @@ class CreateDataVolumeFlow(Workflow[CreateDataContext, VolumeInventory]):
             disk_offering_uuid=ctx.disk_offering_uuid,
             status=NOT_INSTANTIATED,
         )
-        await add_volume(tx, row, ctx.account_uuid)
+        if not await add_volume(tx, row, ctx.account_uuid):
+            raise invalid("resourceUuid", f"{ctx.uuid} is that of a volume that exists")
         await save_system_tags(tx, ctx.system_tags, ctx.uuid, VOLUME)
         await save_user_tags(tx, ctx.user_tags, ctx.uuid, VOLUME, ctx.tag_uuids)
 

@@ -61,15 +61,24 @@ class DestroyVmFlow(VmWork[DestroyContext, None]):
         if run.ctx.host_uuid is not None:
             await destroy_on_host(run.node, run.ctx.vm_uuid, run.ctx.host_uuid)
 
-    @step(progress=60, no_undo="a destroyed VM needs nothing on a host, and at its next start it gets what it needs")
-    async def give_back(self, run: Run[DestroyContext]) -> None:
-        """What it had on its host, its room there, and its addresses."""
-        records = await self._records(run)
+    @step(progress=50, no_undo="a destroyed VM needs nothing on a host")
+    async def release_host(self, run: Run[DestroyContext]) -> None:
+        """What it had on its host, and its room there."""
         if run.ctx.host_uuid is not None:
-            await release_from(run.node, run.ctx.vm_uuid, run.ctx.host_uuid, records)
+            await release_from(run.node, run.ctx.vm_uuid, run.ctx.host_uuid, await self._records(run))
         await run.bus.call(ReturnHost(vm_uuid=run.ctx.vm_uuid))
-        for nic in records.vm.vm_nics:
-            await run.bus.call(ReturnIp(vm_nic_uuid=nic.uuid))
+
+    @step(progress=60, no_undo="a recovered VM gets addresses at its next start")
+    async def return_addresses(self, run: Run[DestroyContext]) -> None:
+        """Behind the release and not with it: from here on they may be another guest's, on the same host."""
+        for uuid in await self._nics(run):
+            await run.bus.call(ReturnIp(vm_nic_uuid=uuid))
+
+    async def _nics(self, run: Run[DestroyContext]) -> list[str]:
+        if self._vm is not None:
+            return [one.uuid for one in self._vm.vm_nics]
+        async with run.db.read() as session:
+            return [one.uuid for one in (await load_vm(session, run.ctx.vm_uuid)).vm_nics]
 
     async def _records(self, run: Run[DestroyContext]) -> VmRecords:
         vm = self._vm
