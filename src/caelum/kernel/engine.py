@@ -107,14 +107,19 @@ class Execution:
             await self._fail(CloudError(MANAGEMENT_NODE_UNAVAILABLE, details), self._current_step())
             return
         self._hit("begin")
-        try:
-            while self.row.state == RUNNING:
-                self._failing = step = self._current_step()
+        while self.row.state == RUNNING:
+            self._failing = step = self._current_step()
+            try:
                 await (self._stretch(step) if step is None or step.transactional else self._step(step))
-        except (StaleAttempt, Abandoned, ProcessDied):
-            raise
-        except (Exception, asyncio.CancelledError) as error:
-            await self._fail(self._reason(error, self._failing), self._failing)
+            except (StaleAttempt, Abandoned, ProcessDied):
+                raise
+            except (Exception, asyncio.CancelledError) as error:
+                reason = self._reason(error, self._failing)
+                if not self._certain:
+                    await self._fail(reason, self._failing)
+                    return
+                log.error("workflow %s behind its pivot cannot go on, it is tried again: %s", self.row.uuid, reason)
+                await asyncio.sleep(_LONGEST_PAUSE)
 
     def _current_step(self) -> Step | None:
         steps = self.flow.steps
@@ -145,7 +150,7 @@ class Execution:
             async with self._interruptions(step):
                 await getattr(self.flow, step.name)(self.run)
         self._hit(f"{step.name}/after")
-        if self._is_before_stretch():
+        if self._is_before_stretch() and self.row.position + 1 != self.flow.certain_from():
             self._unsaved = [step]
         else:
             await self._persist(lambda tx: self._save(tx, [step], self.row.position + 1))
@@ -229,8 +234,12 @@ class Execution:
             await progress_in(tx, self.row.job_uuid or "", told[-1].progress or 0, told[-1].name)
 
     async def _told_progress(self, steps: list[Step]) -> None:
+        """Tell those who watch; that they cannot be told is no failure of what is done."""
         if self._answers_job and any(one.progress is not None for one in steps):
-            await self.node.jobs.tell_progress(self.row.job_uuid or "")
+            try:
+                await self.node.jobs.tell_progress(self.row.job_uuid or "")
+            except Exception as error:
+                log.warning("the progress of job %s cannot be told: %s", self.row.job_uuid, error)
 
     def _return_to(self, mark: _Mark) -> None:
         """What the stretch changed did not happen."""
@@ -311,6 +320,7 @@ class Execution:
             if index not in self.row.skipped and step.undo_function is not None:
                 await self._undo(step)
             self.row.position = index
+        self._written = None
         try:
             await self._tries(END_RETRY, None, lambda _step: self._abort())
         except (StaleAttempt, Abandoned, ProcessDied):
@@ -325,6 +335,7 @@ class Execution:
 
     async def _undo(self, step: Step) -> None:
         self._hit(f"{step.name}/undo-before")
+        self._written = None
         call = self._transactional_undo if step.transactional else self._plain_undo
         try:
             with self._in_step(step, "undo"):
@@ -332,6 +343,8 @@ class Execution:
         except (StaleAttempt, Abandoned, ProcessDied):
             raise
         except Exception as error:
+            if self._written is not None and await self._is_written(*self._written):
+                return  # its time was over while it was committed
             log.warning("undo of %s/%s of %s failed, it is tried on later: %s",
                         self.flow.name, step.name, self.row.subject, error)  # fmt: skip
             await self._persist(lambda tx: self._undo_later(tx, step))
@@ -470,7 +483,7 @@ class Execution:
             except (StaleAttempt, Abandoned):
                 raise
             except Exception as error:
-                if self._cancelled is not None:
+                if self._cancelled is not None and self.row.state == RUNNING and not self._certain:
                     raise
                 if is_of_cluster(error) and away > 0:
                     # It says nothing of the step, which may be repeated as after a crash.

@@ -198,17 +198,25 @@ class Jobs:
         return job is not None and job.node_uuid == self._node.uuid
 
     async def finish(self, uuid: str, answer: str | bytes | ErrorCode | BaseException) -> bool:
-        """Answer the job: the body's JSON text, or an error. False when it has its answer already (or is unknown)."""
+        """Answer the job: the body's JSON text, or an error. False when it has its answer already (or is unknown).
+
+        Tried until the database takes it: of a job whose answer is lost, nobody would ever hear.
+        """
         if self._closed:
             return False
-        async with self._node.db.transaction() as tx:
-            finished = await self._finish_in(tx, uuid, answer)
+        self._open.discard(uuid)  # from here on only the database knows
+
+        async def write(tx: AsyncSession) -> bool:
+            return not self._closed and await self._finish_in(tx, uuid, answer)
+
+        finished = await self._node.db.write_surely(write)
         if finished:
             await self.tell(uuid)
+        elif uuid in self._waiting and (job := await self.get(uuid)) is not None and job.done:
+            self._resolve(job)  # perhaps by a try of which it was not known that it had been committed
         return finished
 
     async def _finish_in(self, tx: AsyncSession, uuid: str, answer: str | bytes | ErrorCode | BaseException) -> bool:
-        self._open.discard(uuid)  # from here on only the database knows
         result = error = None
         if isinstance(answer, (str, bytes)):
             result = await self._sealed(tx, uuid, answer if isinstance(answer, str) else answer.decode())

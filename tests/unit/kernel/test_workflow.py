@@ -374,6 +374,47 @@ async def test_behind_the_pivot_it_cannot_be_cancelled(node: Node) -> None:
     assert TRACE[-1] == "last"
 
 
+async def test_a_cancellation_that_comes_while_the_pivot_is_noted_is_too_late(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = journal.advance
+
+    async def advance(*args: Any, **values: Any) -> None:
+        if TRACE[-1:] == ["notify"] and values["position"] == 3:
+            assert node.workflows.cancel(node.workflows.dump()[0]["uuid"])
+        await real(*args, **values)
+
+    monkeypatch.setattr(journal, "advance", advance)
+    await node.workflows.run(PivotFlow, TraceContext(fail={"last": 1}))
+    assert TRACE == ["first", "second", "notify", "last", "last"]
+
+
+async def test_what_a_cancelled_run_undoes_is_tried_again_too(node: Node) -> None:
+    task = asyncio.create_task(node.workflows.run(TraceFlow, TraceContext(wait={"last": 5}, fail={"unsecond": 1})))
+
+    async def waits() -> bool:
+        return "last" in TRACE
+
+    await _until(waits)
+    assert node.workflows.cancel(node.workflows.dump()[0]["uuid"])
+    with pytest.raises(CloudError, match="cancelled"):
+        await task
+    assert TRACE[-5:] == ["unlast", "unsecond", "unsecond", "unfirst", "abort"]
+    assert await node.gc.open_jobs() == []
+
+
+async def test_progress_that_cannot_be_told_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(_uuid: str) -> None:
+        raise CloudError(OPERATION_ERROR, "nobody listens")
+
+    job = new_uuid()
+    async with EmbeddedCloud(tmp_path, [BakeryService]) as cloud:
+        monkeypatch.setattr(cloud.node.jobs, "tell_progress", refuse)
+        await cloud.node.jobs.create(job, "APIBakeCakeMsg")
+        with context.use(context.TaskContext(job_uuid=job, api="APIBakeCakeMsg")):
+            assert (await cloud.node.bus.call(BakeCake(uuid=new_uuid()))).state == "Baked"
+
+
 # --- nesting ----------------------------------------------------------------------------------------------------------
 
 
