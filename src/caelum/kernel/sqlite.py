@@ -43,6 +43,8 @@ _MOST = 5000
 _COMMIT, _ROLLBACK = "COMMIT", "ROLLBACK"
 BUSY_TIMEOUT = 30.0
 """Seconds that a statement waits for another process that writes to the same file."""
+LOCK_TIMEOUT = BUSY_TIMEOUT
+"""The same for the beginning of a transaction that writes."""
 
 
 class Pace:
@@ -161,8 +163,9 @@ async def _run_in_thread(adapted: Any, statement: str, run: Callable[[Any], Any]
 def _outcome(driver: Any, run: Callable[[Any], Any]) -> Outcome:
     cursor = driver._conn.cursor()
     try:
-        if (begin := driver.__dict__.pop(_BEGIN, None)) is not None:
+        if (begin := driver.__dict__.get(_BEGIN)) is not None:
             _begin_patiently(cursor, begin)
+            del driver.__dict__[_BEGIN]
         run(cursor)
         return Outcome(cursor)
     finally:
@@ -174,7 +177,7 @@ def _begin_patiently(cursor: sqlite3.Cursor, begin: str) -> None:
     if "IMMEDIATE" not in begin:
         cursor.execute(begin)
         return
-    cursor.execute(f"PRAGMA busy_timeout={int(BUSY_TIMEOUT * 1000)}")
+    cursor.execute(f"PRAGMA busy_timeout={int(LOCK_TIMEOUT * 1000)}")
     try:
         cursor.execute(begin)
     finally:

@@ -18,6 +18,7 @@ from typing import Any
 import aiosqlite
 import aiosqlite.core
 
+from caelum.kernel import sqlite
 from caelum.testing.simulation.loop import Machine, VirtualLoop
 
 SHORTEST_STATEMENT, LONGEST_STATEMENT = 0.0001, 0.0015
@@ -57,6 +58,7 @@ class DatabaseServer:
     """All connections of all machines."""
 
     def __init__(self, loop: VirtualLoop, chance: random.Random) -> None:
+        sqlite.LOCK_TIMEOUT = 0.0
         self.loop, self.chance = loop, chance
         self.connections: dict[InlineConnection, None] = {}
         self.on_ambiguous: Callable[[Machine, str], None] = lambda _machine, _how: None
