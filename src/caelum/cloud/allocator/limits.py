@@ -7,7 +7,7 @@ that it concerns as soon as it is committed.
 from __future__ import annotations
 
 import logging
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from sqlalchemy import Table, bindparam, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -23,12 +23,11 @@ from caelum.kernel.database import after_commit
 from caelum.kernel.errors import CloudError, not_found
 from caelum.kernel.node import Node
 from caelum.kernel.prepared import Prepared
-from caelum.kernel.settings import ResourceConfigUpdated, Setting, overrides_of, parse_size
+from caelum.kernel.settings import ResourceConfigUpdated, Setting, parse_size
 from caelum.kernel.tag import SystemTagModel, Tokens
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 _PLACE_NAMES = ("host", "cluster", "zone")
 _TAG = cast("Table", SystemTagModel.__table__).c
 _TEXTS = Prepared(
@@ -64,10 +63,10 @@ class Limits:
 
     async def record(self, host_uuid: str, cpu_num: int, cpu_sockets: int, total_memory: int) -> None:
         """Note what a host has physically, and what may be given of it."""
+        cpu_ratio, memory_ratio, reserved = await self._terms(host_uuid)
+        limit = max(0, int(total_memory * memory_ratio) - reserved)
+        has = books.Has(cpu_num, cpu_sockets, cpu_num * cpu_ratio, total_memory, limit)
         async with self._node.db.read() as session:
-            cpu_ratio, memory_ratio, reserved = await self._terms(session, host_uuid)
-            limit = max(0, int(total_memory * memory_ratio) - reserved)
-            has = books.Has(cpu_num, cpu_sockets, cpu_num * cpu_ratio, total_memory, limit)
             # When thousands of hosts connect after a start, nearly all have what they had.
             if await books.is_recorded(session, host_uuid, has):
                 return
@@ -78,19 +77,16 @@ class Limits:
                 raise not_found("HostVO", host_uuid)
             await books.record(tx, host_uuid, has)
 
-    async def _terms(self, session: AsyncSession, host_uuid: str) -> tuple[int, float, int]:
+    async def _terms(self, host_uuid: str) -> tuple[int, float, int]:
         """CPU ratio, memory ratio and reserve of a host: its own, else its cluster's, its zone's, or everybody's."""
-        found = await _PLACES.rows(session, key=host_uuid)
-        places = [host_uuid, *(found[0] if found else ())]
-        texts = await overrides_of(session, _SETTINGS, places)
-        reserved = await _reserved_by_tag(session, places)
+        async with self._node.db.read() as session:
+            found = await _PLACES.rows(session, key=host_uuid)
+            places = [host_uuid, *(found[0] if found else ())]
+            reserved = await _reserved_by_tag(session, places)
+        settings = self._node.settings
         if reserved is None:
-            reserved = self._value(texts, RESERVED_MEMORY, places)
-        return self._value(texts, CPU_RATIO, places), self._value(texts, MEMORY_RATIO, places), reserved
-
-    def _value(self, texts: dict[Setting[Any], dict[str, str]], setting: Setting[T], places: list[str]) -> T:
-        nearest = next((texts[setting][uuid] for uuid in places if uuid in texts[setting]), None)
-        return self._node.settings.get(setting) if nearest is None else setting.parse(nearest)
+            reserved = await settings.get_for(RESERVED_MEMORY, *places)
+        return await settings.get_for(CPU_RATIO, *places), await settings.get_for(MEMORY_RATIO, *places), reserved
 
     async def _on_setting(self, _value: object) -> None:
         await self.apply(None)
