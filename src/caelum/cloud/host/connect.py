@@ -200,7 +200,7 @@ class Connector:
             present = await texts_of(session, host_uuid)
         facts = {"architecture": connection.architecture, **connection.details}
         wanted = (tag.text(**tokens) for tag, tokens in [*_common_tags(connection), *connection.tags])
-        return all(row[name] == value for name, value in facts.items()) and all(text in present for text in wanted)
+        return all(row.get(name) == value for name, value in facts.items()) and all(text in present for text in wanted)
 
     async def _learn(self, host: HostInventory, connection: HostConnection) -> HostInventory:
         """Write down what the host is. The row is locked first: nothing is written of a host that is being deleted."""

@@ -1,4 +1,4 @@
-"""The table of hosts. Drivers add columns of their own by deriving from `HostModel`."""
+"""The table of hosts. Drivers add columns to it by deriving from `HostModel`; they have no table of their own."""
 
 from __future__ import annotations
 
