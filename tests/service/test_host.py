@@ -14,6 +14,7 @@ from tests.service.host_clouds import SERVICES, HostCloud, QuickKvmService, host
 
 from caelum.agent import protocol as p
 from caelum.cloud.cluster.api import DeleteCluster
+from caelum.cloud.host import records
 from caelum.cloud.host.api import (
     ChangeHostState,
     DeleteHost,
@@ -29,7 +30,7 @@ from caelum.cloud.host.messages import GetVmStatesOnHost, StartVmOnHost
 from caelum.cloud.host.model import HostModel
 from caelum.cloud.host.settings import LOST_PATIENCE, PING_INTERVAL, PING_TIMEOUT
 from caelum.cloud.host.spec import VmSpec
-from caelum.cloud.host.tags import OS_DISTRIBUTION
+from caelum.cloud.host.tags import CONNECTED_TIME, OS_DISTRIBUTION
 from caelum.cloud.vm.messages import HostLost, HostVmsSeen, VmStateSeen
 from caelum.drivers.kvm.api import KVMHostInventory, UpdateKVMHost
 from caelum.drivers.kvm.remote import on_host
@@ -40,6 +41,7 @@ from caelum.kernel.ids import new_uuid
 from caelum.kernel.pki import CertificateAuthority, Identity
 from caelum.kernel.service import Service, handles
 from caelum.kernel.tag import SystemTagModel
+from caelum.kernel.views import view
 from caelum.simulator import Latency, SimulatedHosts
 
 
@@ -232,6 +234,29 @@ async def test_reconnects_at_the_same_time_are_one(cloud: HostCloud) -> None:
     before = cloud.sim[0].arrived[p.ConnectHost.path]
     await asyncio.gather(*(cloud.api(ReconnectHost(uuid=host.uuid)) for _ in range(5)))
     assert cloud.sim[0].arrived[p.ConnectHost.path] == before + 1
+
+
+async def test_the_connect_of_an_unchanged_host_writes_its_status_and_time(cloud: HostCloud) -> None:
+    host, db = await cloud.add_host(), cloud.node.db
+    async with db.transaction() as tx:
+        await CONNECTED_TIME.set(tx, host.uuid, hostConnectedTime=1)
+    before = db.transactions
+    await cloud.node.services["host"].connector.connect(host.uuid)
+    assert db.transactions - before == 2
+    async with db.read() as session:
+        noted = await CONNECTED_TIME.get_all(session, host.uuid)
+        assert [int(one["hostConnectedTime"]) > 1 for one in noted] == [True]
+        assert view(await records.load(session, host.uuid)) == await records.get(cloud.node, host.uuid)
+
+
+async def test_a_connect_takes_over_what_has_changed(cloud: HostCloud) -> None:
+    host = await cloud.add_host()
+    facts = cloud.sim[0].world.facts
+    facts.libvirt_version, facts.os_version, facts.total_memory = "9.1.0", "13", facts.total_memory * 2
+    now = await cloud.api(ReconnectHost(uuid=host.uuid))
+    assert (now.os_version, now.total_memory_capacity) == ("13", facts.total_memory)
+    async with cloud.node.db.read() as session:
+        assert await LIBVIRT_VERSION.get(session, host.uuid) == {"version": "9.1.0"}
 
 
 async def test_a_restarted_server_connects_its_hosts(tmp_path: Path) -> None:

@@ -397,23 +397,11 @@ def _value_of(setting: Setting[T], text: str) -> T:
 
 async def overrides(session: AsyncSession, setting: Setting[Any], resource_uuids: Iterable[str]) -> dict[str, str]:
     """The overrides of a setting, as text by resource UUID."""
-    return (await overrides_of(session, [setting], resource_uuids))[setting]
-
-
-async def overrides_of(
-    session: AsyncSession, settings: Sequence[Setting[Any]], resource_uuids: Iterable[str]
-) -> dict[Setting[Any], dict[str, str]]:
-    """The overrides of several settings, as text by resource UUID, in one statement."""
-    row, found = ResourceConfigModel, {(one.category, one.name): (one, dict[str, str]()) for one in settings}
-    query = select(row.category, row.name, row.resource_uuid, row.value).where(
-        row.resource_uuid.in_(list(resource_uuids)),
-        row.category.in_([one.category for one in settings]),
-        row.name.in_([one.name for one in settings]),
+    row = ResourceConfigModel
+    query = select(row.resource_uuid, row.value).where(
+        row.category == setting.category, row.name == setting.name, row.resource_uuid.in_(list(resource_uuids))
     )
-    for category, name, uuid, value in await session.execute(query):
-        if (category, name) in found:
-            found[category, name][1][uuid] = value
-    return dict(found.values())
+    return {one.resource_uuid: one.value for one in await session.execute(query)}
 
 
 async def override(

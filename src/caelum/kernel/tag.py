@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy import Index, String, Text, delete, select
+from sqlalchemy import Index, String, Table, Text, bindparam, delete, select, update
 from sqlalchemy.orm import Mapped, mapped_column
 
 from caelum.kernel import resources
@@ -18,6 +18,7 @@ from caelum.kernel.database import Resource
 from caelum.kernel.errors import INVALID_ARGUMENT, CloudError
 from caelum.kernel.ids import new_uuid
 from caelum.kernel.message import ApiMessage, CreateMessage
+from caelum.kernel.prepared import Prepared
 from caelum.kernel.settings import drop_overrides, find_setting, override
 
 if TYPE_CHECKING:
@@ -147,6 +148,13 @@ class SystemTag:
             await tx.delete(extra)
         await self._tell(tx, uuid, old, text)
 
+    async def rewrite(self, tx: AsyncSession, uuid: str, **tokens: Any) -> None:
+        """`set` in one statement, for a tag that changes time and again; only for one that nobody listens to."""
+        if self._listeners:
+            raise TypeError(f"tag {self!r} has listeners, who would not be told")
+        if await _REWRITE.run(tx, key=uuid, pattern=self._like, text=self.text(**tokens)) != 1:
+            await self.set(tx, uuid, **tokens)
+
     async def add(self, tx: AsyncSession, uuid: str, **tokens: Any) -> None:
         """Give the resource this tag beside others of its kind; nothing happens when it has exactly this one."""
         await self._store(tx, uuid, self.resource, self.text(**tokens))
@@ -189,6 +197,21 @@ class SystemTag:
     async def _tell(self, tx: AsyncSession, uuid: str, old: str | None, new: str | None) -> None:
         for listener in self._listeners:
             await listener(tx, uuid, old and self.match(old), new and self.match(new))  # type: ignore[arg-type]
+
+
+_HERE = cast("Table", SystemTagModel.__table__).c
+_THIS = _HERE.resource_uuid == bindparam("key")
+_TEXTS = Prepared(select(_HERE.tag).where(_THIS))
+_REWRITE = Prepared(
+    update(cast("Table", SystemTagModel.__table__))
+    .where(_THIS, _HERE.tag.like(bindparam("pattern"), escape="\\"))
+    .values(tag=bindparam("text"))
+)
+
+
+async def texts_of(session: AsyncSession, uuid: str) -> set[str]:
+    """The stored system tags of a resource as text, quickly; what waits in the session is not among them."""
+    return {text for (text,) in await _TEXTS.rows(session, key=uuid)}
 
 
 async def tags_of(session: AsyncSession, uuid: str) -> list[str]:

@@ -40,6 +40,14 @@ def view(row: Any) -> Any:
     return inventory(**values)
 
 
+def view_of(model: type[Any], values: Mapping[str, Any]) -> Any:
+    """The inventory of a row of `model` whose columns were read without it; for models that derive nothing."""
+    inventory, columns, _, derived = _plans.get(model) or _plan(model)
+    if derived:
+        raise TypeError(f"a view of {model.__name__} needs the object itself")
+    return inventory(**{name: values[name] for name in columns})
+
+
 def views(rows: Iterable[Any]) -> list[Any]:
     """The inventories of several rows, in order."""
     return [view(row) for row in rows]

@@ -10,7 +10,16 @@ from caelum.kernel.database import Database, Resource
 from caelum.kernel.errors import CloudError, invalid
 from caelum.kernel.message import CreateMessage, Inventory, Param, inventory, rest
 from caelum.kernel.settings import ResourceConfigModel, setting
-from caelum.kernel.tag import SystemTagModel, UserTagModel, check_tags, drop_tags, find_tag, save_tags, system_tag
+from caelum.kernel.tag import (
+    SystemTagModel,
+    UserTagModel,
+    check_tags,
+    drop_tags,
+    find_tag,
+    save_tags,
+    system_tag,
+    texts_of,
+)
 from caelum.kernel.views import view
 
 
@@ -106,6 +115,37 @@ async def test_a_set_keeps_one_tag_of_its_kind(db: Database) -> None:
         await ROUTE.set(tx, "p", start="x", end="y")
     async with db.read() as session:
         assert await ROUTE.get_all(session, "p") == [{"start": "x", "end": "y"}]
+
+
+async def test_a_tag_without_listeners_can_be_rewritten(db: Database) -> None:
+    for end in "bc":
+        async with db.transaction() as tx:
+            await HOSTNAME.set(tx, "p", hostname="h")
+            await ROUTE.rewrite(tx, "p", start="a", end=end)
+    async with db.read() as session:
+        assert await texts_of(session, "p") == {"route::a::to::c", "hostname::h"}
+        assert await texts_of(session, "q") == set()
+        rows = (await session.scalars(select(SystemTagModel).where(SystemTagModel.tag.like("route%")))).all()
+    assert len(rows) == 1
+    heard = system_tag("rewritten::{x}", "TestPlaneVO")
+    heard.listen(_nothing)
+    async with db.transaction() as tx:
+        with pytest.raises(TypeError, match="listeners"):
+            await heard.rewrite(tx, "p", x=1)
+
+
+async def test_of_several_tags_of_a_kind_a_rewrite_leaves_one(db: Database) -> None:
+    async with db.transaction() as tx:
+        for end in "bcd":
+            await ROUTE.add(tx, "p", start="a", end=end)
+    async with db.transaction() as tx:
+        await ROUTE.rewrite(tx, "p", start="x", end="y")
+    async with db.read() as session:
+        assert await ROUTE.get_all(session, "p") == [{"start": "x", "end": "y"}]
+
+
+async def _nothing(tx: AsyncSession, uuid: str, old: Any, new: Any) -> None:
+    """Listen, and do nothing."""
 
 
 async def test_listeners_hear_each_change_and_may_refuse_it(db: Database) -> None:

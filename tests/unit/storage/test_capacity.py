@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select
 
-from caelum.cloud.primary_storage.capacity import Place, Terms, move, pin, record, release, reserve
+from caelum.cloud.primary_storage.capacity import Place, Terms, is_recorded, move, pin, record, release, reserve
 from caelum.cloud.primary_storage.errors import ALLOCATE_ERROR
 from caelum.cloud.primary_storage.extension import PhysicalCapacity
 from caelum.cloud.primary_storage.model import (
@@ -173,3 +173,27 @@ async def test_a_reservation_changes_its_name_once(db: Database) -> None:
     with pytest.raises(CloudError):
         async with db.transaction() as tx:
             await move(tx, "none", "other")
+
+
+async def test_a_share_is_recorded_while_the_host_says_the_same(db: Database) -> None:
+    async def recorded(total: int = 10, available: int = 8, ratio: float = 1.0, host: str = HOST) -> bool:
+        physical = PhysicalCapacity(total * GIB, available * GIB)
+        async with db.read() as session:
+            return await is_recorded(session, PS, host, physical, Terms(ratio))
+
+    assert await recorded()
+    assert not await recorded(total=11)
+    assert not await recorded(available=7)
+    assert not await recorded(host="d" * 32)
+    async with db.transaction() as tx:
+        await reserve(tx, here(), "volume", 2 * GIB, Terms())
+    assert await recorded()
+    assert not await recorded(ratio=2.0)
+    async with db.transaction() as tx:
+        (await tx.get_one(LocalStorageHostRefModel, (PS, HOST))).available_capacity -= 1
+    assert not await recorded()
+    await look(db, HOST, 10 * GIB, 8 * GIB)
+    assert await recorded()
+    async with db.transaction() as tx:
+        (await tx.get_one(LocalStorageHostRefModel, (PS, HOST))).status = "Disconnected"
+    assert not await recorded()

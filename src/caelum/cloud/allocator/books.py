@@ -20,7 +20,7 @@ from caelum.kernel.rows import insert_rows
 
 Capacity = HostCapacityModel
 Reservation = HostReservationModel
-_USED = (Capacity.used_cpu, Capacity.used_memory, Capacity.vm_count)
+_USED = ("used_cpu", "used_memory", "vm_count")
 
 
 def fits(cpu_num: int, memory: int, *, physically: bool) -> list[ColumnElement[bool]]:
@@ -90,9 +90,14 @@ class Has(NamedTuple):
 
 async def is_recorded(session: AsyncSession, host_uuid: str, has: Has) -> bool:
     """Whether the books say just that of a host, and what is taken of it is what its reservations take together."""
-    columns = (*(getattr(Capacity, name) for name in Has._fields), *_USED)
-    known = (await session.execute(select(*columns).where(Capacity.uuid == host_uuid))).one_or_none()
-    return known is not None and tuple(known) == (*has, *await _taken(session, host_uuid))
+    known = await _recorded().rows(session, key=host_uuid)
+    return bool(known) and tuple(known[0]) == (*has, *await _taken(session, host_uuid))
+
+
+@lru_cache
+def _recorded() -> Prepared:
+    here = cast("Table", Capacity.__table__).c
+    return Prepared(select(*(here[name] for name in (*Has._fields, *_USED))).where(here.uuid == bindparam("key")))
 
 
 async def record(tx: AsyncSession, host_uuid: str, has: Has) -> None:
@@ -107,14 +112,16 @@ async def record(tx: AsyncSession, host_uuid: str, has: Has) -> None:
 
 
 async def _taken(session: AsyncSession, host_uuid: str) -> tuple[int, int, int]:
-    query = select(
-        func.coalesce(func.sum(Reservation.cpu_num), 0),
-        func.coalesce(func.sum(Reservation.memory), 0),
-        func.count(),
-    ).where(Reservation.host_uuid == host_uuid)
     # Sums of big integers are decimals in PostgreSQL.
-    cpu, memory, count = (await session.execute(query)).one()
+    [(cpu, memory, count)] = await _summing().rows(session, key=host_uuid)
     return int(cpu), int(memory), int(count)
+
+
+@lru_cache
+def _summing() -> Prepared:
+    here = cast("Table", Reservation.__table__).c
+    sums = (func.coalesce(func.sum(here.cpu_num), 0), func.coalesce(func.sum(here.memory), 0), func.count())
+    return Prepared(select(*sums).where(here.host_uuid == bindparam("key")))
 
 
 async def drop(tx: AsyncSession, host_uuid: str) -> None:

@@ -7,9 +7,9 @@ that it concerns as soon as it is committed.
 from __future__ import annotations
 
 import logging
-from typing import Any, TypeVar
+from typing import Any, cast
 
-from sqlalchemy import or_, select
+from sqlalchemy import Table, bindparam, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.allocator import books
@@ -22,12 +22,18 @@ from caelum.cloud.zone import tags as zone_tags
 from caelum.kernel.database import after_commit
 from caelum.kernel.errors import CloudError, not_found
 from caelum.kernel.node import Node
-from caelum.kernel.settings import ResourceConfigUpdated, Setting, overrides_of, parse_size
+from caelum.kernel.prepared import Prepared
+from caelum.kernel.settings import ResourceConfigUpdated, Setting, parse_size
 from caelum.kernel.tag import SystemTagModel, Tokens
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
+_PLACE_NAMES = ("host", "cluster", "zone")
+_TAG = cast("Table", SystemTagModel.__table__).c
+_TEXTS = Prepared(
+    select(_TAG.resource_uuid, _TAG.tag).where(or_(*(_TAG.resource_uuid == bindparam(name) for name in _PLACE_NAMES)))
+)
+_PLACES = Prepared(select(HOST.c.cluster_uuid, HOST.c.zone_uuid).where(HOST.c.uuid == bindparam("key")))
 
 _SETTINGS: tuple[Setting[Any], ...] = (CPU_RATIO, MEMORY_RATIO, RESERVED_MEMORY)
 _TAGS = (host_tags.RESERVED_MEMORY, cluster_tags.RESERVED_MEMORY, zone_tags.RESERVED_MEMORY)
@@ -57,10 +63,10 @@ class Limits:
 
     async def record(self, host_uuid: str, cpu_num: int, cpu_sockets: int, total_memory: int) -> None:
         """Note what a host has physically, and what may be given of it."""
+        cpu_ratio, memory_ratio, reserved = await self._terms(host_uuid)
+        limit = max(0, int(total_memory * memory_ratio) - reserved)
+        has = books.Has(cpu_num, cpu_sockets, cpu_num * cpu_ratio, total_memory, limit)
         async with self._node.db.read() as session:
-            cpu_ratio, memory_ratio, reserved = await self._terms(session, host_uuid)
-            limit = max(0, int(total_memory * memory_ratio) - reserved)
-            has = books.Has(cpu_num, cpu_sockets, cpu_num * cpu_ratio, total_memory, limit)
             # When thousands of hosts connect after a start, nearly all have what they had.
             if await books.is_recorded(session, host_uuid, has):
                 return
@@ -71,20 +77,16 @@ class Limits:
                 raise not_found("HostVO", host_uuid)
             await books.record(tx, host_uuid, has)
 
-    async def _terms(self, session: AsyncSession, host_uuid: str) -> tuple[int, float, int]:
+    async def _terms(self, host_uuid: str) -> tuple[int, float, int]:
         """CPU ratio, memory ratio and reserve of a host: its own, else its cluster's, its zone's, or everybody's."""
-        query = select(HOST.c.cluster_uuid, HOST.c.zone_uuid).where(HOST.c.uuid == host_uuid)
-        row = (await session.execute(query)).one_or_none()
-        places = [host_uuid] if row is None else [host_uuid, row.cluster_uuid, row.zone_uuid]
-        texts = await overrides_of(session, _SETTINGS, places)
-        reserved = await _reserved_by_tag(session, places)
+        async with self._node.db.read() as session:
+            found = await _PLACES.rows(session, key=host_uuid)
+            places = [host_uuid, *(found[0] if found else ())]
+            reserved = await _reserved_by_tag(session, places)
+        settings = self._node.settings
         if reserved is None:
-            reserved = self._value(texts, RESERVED_MEMORY, places)
-        return self._value(texts, CPU_RATIO, places), self._value(texts, MEMORY_RATIO, places), reserved
-
-    def _value(self, texts: dict[Setting[Any], dict[str, str]], setting: Setting[T], places: list[str]) -> T:
-        nearest = next((texts[setting][uuid] for uuid in places if uuid in texts[setting]), None)
-        return self._node.settings.get(setting) if nearest is None else setting.parse(nearest)
+            reserved = await settings.get_for(RESERVED_MEMORY, *places)
+        return await settings.get_for(CPU_RATIO, *places), await settings.get_for(MEMORY_RATIO, *places), reserved
 
     async def _on_setting(self, _value: object) -> None:
         await self.apply(None)
@@ -114,8 +116,7 @@ class Limits:
 
 async def _reserved_by_tag(session: AsyncSession, places: list[str]) -> int | None:
     """The reserve that a tag names, the host's own before its cluster's and its zone's."""
-    row = SystemTagModel
-    found = (await session.execute(select(row.resource_uuid, row.tag).where(row.resource_uuid.in_(places)))).all()
+    found = await _TEXTS.rows(session, **dict(zip(_PLACE_NAMES, [*places, "", ""], strict=False)))
     for tag, place in zip(_TAGS, places, strict=False):
         tokens = tag.find(text for uuid, text in found if uuid == place)
         if tokens is not None:

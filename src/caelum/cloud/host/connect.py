@@ -13,7 +13,7 @@ import logging
 import time
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.allocator.messages import ReportHostCapacity
 from caelum.cloud.host import records, tags
@@ -34,7 +34,7 @@ from caelum.kernel import context
 from caelum.kernel.errors import CloudError, as_cloud_error, not_found
 from caelum.kernel.message import Message
 from caelum.kernel.node import Node
-from caelum.kernel.tag import SystemTag, SystemTagModel
+from caelum.kernel.tag import SystemTag, texts_of
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +168,8 @@ class Connector:
             raise not_found("HostVO", host_uuid)
         driver = self._node.drivers.get(HypervisorDriver, host.hypervisor_type)
         connection = await driver.connect(host)
-        host = await self._learn(host, connection)
+        if not await self._is_as_recorded(host.uuid, connection):
+            host = await self._learn(host, connection)
         await self._node.extensions.each(HostConnect, "connect", host)
         await self._node.bus.call(
             ReportHostCapacity(
@@ -178,7 +179,9 @@ class Connector:
                 cpu_sockets=connection.cpu_sockets,
             )
         )
-        ready = await records.move(self._node, host_uuid, CONNECTED, of=(CONNECTING,), agent_uuid=connection.agent_uuid)
+        ready = await records.move(
+            self._node, host_uuid, CONNECTED, of=(CONNECTING,), also=_note_time, agent_uuid=connection.agent_uuid
+        )
         if ready is None:
             raise CloudError(CONNECTION_ERROR, f"host {host_uuid} was deleted or given up while it was connected")
         self.forget(host_uuid)
@@ -190,6 +193,15 @@ class Connector:
         await self._node.extensions.notify(HostAfterConnect, "after_connect", ready)
         return ready
 
+    async def _is_as_recorded(self, host_uuid: str, connection: HostConnection) -> bool:
+        """Whether the host is just what was written of it. After a start, nearly all of thousands are."""
+        async with self._node.db.read() as session:
+            row = await records.row_of(session, host_uuid)
+            present = await texts_of(session, host_uuid)
+        facts = {"architecture": connection.architecture, **connection.details}
+        wanted = (tag.text(**tokens) for tag, tokens in [*_common_tags(connection), *connection.tags])
+        return all(row.get(name) == value for name, value in facts.items()) and all(text in present for text in wanted)
+
     async def _learn(self, host: HostInventory, connection: HostConnection) -> HostInventory:
         """Write down what the host is. The row is locked first: nothing is written of a host that is being deleted."""
         values = {"architecture": connection.architecture, **connection.details}
@@ -197,9 +209,7 @@ class Connector:
             row = await records.load(tx, host.uuid, lock=True)
             for name, value in values.items():
                 setattr(row, name, value)
-            query = select(SystemTagModel.tag).where(SystemTagModel.resource_uuid == host.uuid)
-            present = set(await tx.scalars(query))
-            # Nearly all are as they were: at a start with thousands of hosts, writing them again would be most of it.
+            present = await texts_of(tx, host.uuid)
             for tag, tokens in [*_common_tags(connection), *connection.tags]:
                 if tag.text(**tokens) not in present:
                     await tag.set(tx, host.uuid, **tokens)
@@ -211,11 +221,14 @@ class Connector:
         return CloudError(CONNECTION_ERROR, details, cause=cause, hostUuid=host_uuid)
 
 
+async def _note_time(tx: AsyncSession, host_uuid: str) -> None:
+    await tags.CONNECTED_TIME.rewrite(tx, host_uuid, hostConnectedTime=int(time.time()))
+
+
 def _common_tags(connection: HostConnection) -> list[tuple[SystemTag, dict[str, Any]]]:
     found: list[tuple[SystemTag, dict[str, Any]]] = [
         (tags.CPU_PROCESSOR_NUM, {"cpuProcessorNum": connection.cpu_sockets}),
         (tags.CPU_GHZ, {"cpuGHz": f"{connection.cpu_mhz / 1000:.2f}"}),
-        (tags.CONNECTED_TIME, {"hostConnectedTime": int(time.time())}),
     ]
     if connection.os_distribution:
         found.append((tags.OS_DISTRIBUTION, {"distribution": connection.os_distribution}))

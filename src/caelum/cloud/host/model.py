@@ -1,14 +1,16 @@
-"""The table of hosts. Drivers add columns of their own by deriving from `HostModel`."""
+"""The table of hosts. Drivers add columns to it by deriving from `HostModel`; they have no table of their own."""
 
 from __future__ import annotations
 
-from typing import Any
+from functools import lru_cache
+from typing import Any, cast
 
-from sqlalchemy import String, column, select, table
+from sqlalchemy import ColumnElement, String, Table, bindparam, column, select, table
 from sqlalchemy.orm import Mapped, column_property, mapped_column
 
 from caelum.cloud.host.api import HostInventory
 from caelum.kernel.database import Resource
+from caelum.kernel.prepared import Prepared
 
 
 class HostModel(Resource):
@@ -46,15 +48,30 @@ def _of_capacity(value: Any) -> Any:
 
 
 _c = _CAPACITY.c
-for _name, _value in {
+_SHOWN: dict[str, ColumnElement[Any]] = {
     "cpu_num": _c.cpu_num,
     "cpu_sockets": _c.cpu_sockets,
     "total_cpu_capacity": _c.total_cpu,
     "available_cpu_capacity": _c.total_cpu - _c.used_cpu,
     "total_memory_capacity": _c.total_memory,
     "available_memory_capacity": _c.limit_memory - _c.used_memory,
-}.items():
+}
+for _name, _value in _SHOWN.items():
     setattr(HostModel, _name, _of_capacity(_value))
+
+
+@lru_cache
+def whole_row() -> tuple[tuple[str, ...], Prepared]:
+    """The names of all that is known of a host, whatever its type, and the statement that selects it by `key`.
+
+    To be asked for once every driver has added its columns.
+    """
+    host = cast("Table", HostModel.__table__)
+    columns = {**{one.name: one for one in host.c}, **_SHOWN}
+    joined = host.outerjoin(_CAPACITY, _c.uuid == host.c.uuid)
+    return tuple(columns), Prepared(
+        select(*columns.values()).select_from(joined).where(host.c.uuid == bindparam("key"))
+    )
 
 
 def model_of(hypervisor_type: str) -> type[HostModel]:

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Callable, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple, cast
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, Table, bindparam, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.host.api import HostInventory
 from caelum.cloud.host.events import HostStatusChanged
-from caelum.cloud.host.model import HostModel
-from caelum.kernel.database import update_where
+from caelum.cloud.host.model import HostModel, model_of, whole_row
 from caelum.kernel.errors import not_found
 from caelum.kernel.node import Node
+from caelum.kernel.prepared import Prepared
 from caelum.kernel.tag import drop_tags
-from caelum.kernel.views import view, views
+from caelum.kernel.views import view_of, views
+
+Also = Callable[[AsyncSession, str], Awaitable[None]]
+"""What happens in a transaction that moves a host of this UUID."""
+
+_HOST = cast("Table", HostModel.__table__)
+_THIS = _HOST.c.uuid == bindparam("key")
+_STANDING = Prepared(select(_HOST.c.status, _HOST.c.hypervisor_type).where(_THIS))
+_LOCKED_STATUS = Prepared(select(_HOST.c.status).where(_THIS).with_for_update(key_share=True))
+
+
+@lru_cache
+def _setting(columns: tuple[str, ...]) -> Prepared:
+    return Prepared(update(_HOST).where(_THIS).values({name: bindparam(name) for name in columns}))
 
 
 async def load(session: AsyncSession, host_uuid: str, *, lock: bool = False) -> HostModel:
@@ -26,13 +40,39 @@ async def load(session: AsyncSession, host_uuid: str, *, lock: bool = False) -> 
     return host
 
 
+async def row_of(session: AsyncSession, host_uuid: str) -> dict[str, Any]:
+    """All that is known of a host, by the names of columns and of the inventory's capacities. Raises SYS.1003."""
+    names, statement = whole_row()
+    found = await statement.rows(session, key=host_uuid)
+    if not found:
+        raise not_found("HostVO", host_uuid)
+    return dict(zip(names, found[0], strict=True))
+
+
 async def get(node: Node, host_uuid: str) -> HostInventory:
     """A host. Raises SYS.1003."""
+    return (await known(node, host_uuid)).inventory
 
-    async def inventory(session: AsyncSession) -> HostInventory:
-        return view(await load(session, host_uuid))  # type: ignore[no-any-return]
 
-    return await node.db.remember((HostModel, host_uuid), inventory)
+class Known(NamedTuple):
+    """A host, and the agent of its last completed connect."""
+
+    inventory: HostInventory
+    agent_uuid: str | None
+
+
+async def known(node: Node, host_uuid: str) -> Known:
+    """A host and its agent. Raises SYS.1003."""
+
+    async def load(session: AsyncSession) -> Known:
+        row = await row_of(session, host_uuid)
+        return Known(_inventory(row), row["agent_uuid"])
+
+    return await node.db.remember((HostModel, host_uuid), load)
+
+
+def _inventory(row: dict[str, Any]) -> HostInventory:
+    return view_of(model_of(row["hypervisor_type"]), row)  # type: ignore[no-any-return]
 
 
 class Standing(NamedTuple):
@@ -44,11 +84,10 @@ class Standing(NamedTuple):
 
 async def standing(node: Node, host_uuid: str) -> Standing | None:
     """The same without its capacity, which changes with every machine."""
-    query = select(HostModel.status, HostModel.hypervisor_type).where(HostModel.uuid == host_uuid)
 
     async def load(session: AsyncSession) -> Standing | None:
-        found = (await session.execute(query)).one_or_none()
-        return None if found is None else Standing(*found)
+        found = await _STANDING.rows(session, key=host_uuid)
+        return Standing(*found[0]) if found else None
 
     return await node.db.remember((Standing, host_uuid), load)
 
@@ -61,21 +100,23 @@ async def find(node: Node, *conditions: ColumnElement[bool]) -> list[HostInvento
 
 
 async def move(
-    node: Node, host_uuid: str, status: str, *, of: Sequence[str] | None = None, **values: Any
+    node: Node, host_uuid: str, status: str, *, of: Sequence[str] | None = None, also: Also | None = None, **values: Any
 ) -> HostInventory | None:
     """Set a host's status, when it is one `of` these now, and other columns with it; None when it was not.
 
+    What is `also` to happen does so in the same transaction.
     The news goes out once the change is committed, and only when the status is another than before.
     """
     async with node.db.transaction() as tx:
-        old = await tx.scalar(
-            select(HostModel.status).where(HostModel.uuid == host_uuid).with_for_update(key_share=True)
-        )
-        allowed = [HostModel.status.in_(of)] if of is not None else []
-        if not await update_where(tx, HostModel, {"status": status, **values}, HostModel.uuid == host_uuid, *allowed):
+        found = await _LOCKED_STATUS.rows(tx, key=host_uuid)
+        old = found[0][0] if found else None
+        if old is None or (of is not None and old not in of):
             return None
-    host = await get(node, host_uuid)
-    if old is not None and old != status:
+        await _setting(("status", *values)).run(tx, key=host_uuid, status=status, **values)
+        if also is not None:
+            await also(tx, host_uuid)
+        host = _inventory(await row_of(tx, host_uuid))
+    if old != status:
         event = HostStatusChanged(host_uuid=host_uuid, old_status=old, new_status=status, inventory=host)
         node.bus.publish(event)
     return host

@@ -19,8 +19,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncSession
 
+from caelum.cloud.host import records
+from caelum.cloud.host.api import HostInventory
 from caelum.cloud.host.connect import Connector
 from caelum.cloud.host.extension import HostPing, HypervisorDriver
 from caelum.cloud.host.model import HostModel
@@ -37,13 +38,12 @@ from caelum.cloud.host.settings import (
     RECONNECT_ON_BOOT,
     VM_SYNC_ON_PING,
 )
-from caelum.cloud.host.states import CONNECTED, CONNECTING, MAINTENANCE, PRE_MAINTENANCE
+from caelum.cloud.host.states import CONNECTED, MAINTENANCE, PRE_MAINTENANCE
 from caelum.cloud.vm.messages import HostVmsSeen
-from caelum.kernel.errors import CloudError, as_cloud_error
+from caelum.kernel.errors import RESOURCE_NOT_FOUND, CloudError, as_cloud_error
 from caelum.kernel.node import Node
 from caelum.kernel.queue import outside
 from caelum.kernel.ring import RingChange
-from caelum.kernel.views import view
 
 log = logging.getLogger(__name__)
 
@@ -212,16 +212,16 @@ class HostTracker:
             return self._interval()
 
     async def _look_closely(self, followed: _Followed) -> float | None:
-        async def load(session: AsyncSession) -> HostModel | None:
-            return await session.get(HostModel, followed.host_uuid)
-
-        host = await self._node.db.remember((HostTracker, followed.host_uuid), load)
-        if host is None:
-            return None
+        if self._connector.connecting(followed.host_uuid):
+            return 1.0
+        try:
+            host, agent_uuid = await records.known(self._node, followed.host_uuid)
+        except CloudError as error:
+            if error.kind is RESOURCE_NOT_FOUND:
+                return None
+            raise
         if host.state in (PRE_MAINTENANCE, MAINTENANCE):
             return self._interval()
-        if host.status == CONNECTING and self._connector.connecting(host.uuid):
-            return 1.0
         if host.status != CONNECTED:
             return await self._find_again(followed, host)
         followed.failures = 0
@@ -233,7 +233,7 @@ class HostTracker:
             self._watch(followed, None)
             await self._connector.lost(host.uuid, error)
             return _BACK_OFF[0]
-        if not answer.adopted or answer.agent_uuid != host.agent_uuid:
+        if not answer.adopted or answer.agent_uuid != agent_uuid:
             log.info("the agent of host %s at %s has restarted", host.name, host.management_ip)
             return await self._reconnect(followed)
         self._watch(followed, host)
@@ -241,21 +241,21 @@ class HostTracker:
             self._connector.tell(HostVmsSeen(host_uuid=host.uuid, states=answer.vm_states))
         return self._interval()
 
-    async def _ping(self, host: HostModel, tries: int) -> HostPing:
+    async def _ping(self, host: HostInventory, tries: int) -> HostPing:
         """Ping until it is answered, at most so often. Raises the last failure."""
-        settings, inventory = self._node.settings, view(host)
+        settings = self._node.settings
         driver = self._node.drivers.get(HypervisorDriver, host.hypervisor_type)
         while True:
             tries -= 1
             try:
                 async with self._pinging:
-                    return await driver.ping(inventory, settings.get(PING_TIMEOUT))
+                    return await driver.ping(host, settings.get(PING_TIMEOUT))
             except Exception as error:
                 if tries <= 0:
                     raise as_cloud_error(error) from error
             await asyncio.sleep(settings.get(PING_PAUSE))
 
-    async def _find_again(self, followed: _Followed, host: HostModel) -> float:
+    async def _find_again(self, followed: _Followed, host: HostInventory) -> float:
         """Connect a lost host once it answers; until then it stays Disconnected without a word."""
         settings = self._node.settings
         limit = settings.get(MAX_RECONNECTS)
@@ -285,7 +285,7 @@ class HostTracker:
 
     # --- watching ---------------------------------------------------------------------------------------------------
 
-    def _watch(self, followed: _Followed, host: HostModel | None) -> None:
+    def _watch(self, followed: _Followed, host: HostInventory | None) -> None:
         if host is None:
             if followed.watch is not None:
                 followed.watch.cancel()
@@ -293,13 +293,13 @@ class HostTracker:
         elif followed.watch is None or followed.watch.done():
             followed.watch = self._spawn(self._keep_watching(followed, host))
 
-    async def _keep_watching(self, followed: _Followed, host: HostModel) -> None:
+    async def _keep_watching(self, followed: _Followed, host: HostInventory) -> None:
         driver = self._node.drivers.get(HypervisorDriver, host.hypervisor_type)
-        inventory, pause = view(host), 1.0
+        pause = 1.0
         while True:
             begun = time.monotonic()
             try:
-                await driver.watch(inventory)
+                await driver.watch(host)
             except Exception as error:
                 log.debug("cannot watch host %s: %s", followed.host_uuid, error)
             followed.wake.set()

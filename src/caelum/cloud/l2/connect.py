@@ -5,7 +5,7 @@ from __future__ import annotations
 from caelum.cloud.host.api import HostInventory
 from caelum.cloud.host.extension import HostConnect
 from caelum.cloud.l2.messages import RealiseL2
-from caelum.cloud.l2.rows import in_cluster
+from caelum.cloud.l2.rows import uuids_in_cluster
 from caelum.kernel.errors import CloudError
 from caelum.kernel.node import Node
 
@@ -23,8 +23,9 @@ class L2AtHostConnect(HostConnect):
 
     async def connect(self, host: HostInventory) -> None:
         """Make what is missing; the first failure fails the connect, once all were tried."""
-        async with self._node.db.read() as session:
-            wanted = [one.uuid for one in await in_cluster(session, host.cluster_uuid)]
+        wanted = await self._node.db.remember(
+            (L2AtHostConnect, host.cluster_uuid), lambda session: uuids_in_cluster(session, host.cluster_uuid)
+        )
         requests = [RealiseL2(l2_network_uuid=uuid, host_uuid=host.uuid) for uuid in wanted]
         answers = await self._node.bus.call_all(requests, parallelism=PARALLELISM)
         errors = [one for one in answers if isinstance(one, CloudError)]

@@ -14,7 +14,7 @@ from caelum.cloud.host.events import HostStatusChanged
 from caelum.cloud.host.messages import GetHost
 from caelum.cloud.l2.api import L2NetworkInventory
 from caelum.cloud.l2.extension import L2Driver
-from caelum.cloud.l2.rows import bridge_of, in_cluster
+from caelum.cloud.l2.rows import bridge_of, uuids_in_cluster
 from caelum.cloud.l2.settings import DELETE_BRIDGE
 from caelum.kernel.errors import RESOURCE_NOT_FOUND, CloudError
 from caelum.kernel.gc import gc_runner
@@ -63,7 +63,7 @@ async def run(node: Node, context: dict[str, Any]) -> bool:
 async def _remove(node: Node, l2: L2NetworkInventory, bridge: str, host_uuid: str) -> None:
     host = await node.bus.call(GetHost(host_uuid=host_uuid))
     async with node.db.read() as session:
-        wanted = [await bridge_of(session, one.uuid) for one in await in_cluster(session, host.cluster_uuid)]
+        wanted = [await bridge_of(session, one) for one in await uuids_in_cluster(session, host.cluster_uuid)]
     if bridge not in wanted:
         await node.drivers.get(L2Driver, l2.type).remove(l2, bridge, host_uuid)
 

@@ -11,7 +11,7 @@ from caelum.cloud.l2.api import L2NetworkInventory
 from caelum.cloud.l2.model import ATTACHED, ATTACHING, L2NetworkClusterRefModel, L2NetworkModel
 from caelum.cloud.l2.tags import BRIDGE_NAME
 from caelum.kernel.errors import not_found
-from caelum.kernel.tag import SystemTagModel
+from caelum.kernel.tag import SystemTagModel, texts_of
 from caelum.kernel.views import view
 
 
@@ -30,7 +30,7 @@ async def inventory(session: AsyncSession, uuid: str) -> L2NetworkInventory:
 
 async def bridge_of(session: AsyncSession, uuid: str) -> str:
     """The network's bridge on hosts."""
-    tokens = await BRIDGE_NAME.get(session, uuid)
+    tokens = BRIDGE_NAME.find(await texts_of(session, uuid))
     if tokens is None:
         raise not_found("bridge name of L2Network", uuid)
     return tokens["name"]
@@ -53,12 +53,8 @@ async def attachment(session: AsyncSession, l2_uuid: str, cluster_uuid: str) -> 
     return await session.scalar(select(row).where(row.l2_network_uuid == l2_uuid, row.cluster_uuid == cluster_uuid))
 
 
-async def in_cluster(session: AsyncSession, cluster_uuid: str) -> Sequence[L2NetworkModel]:
+async def uuids_in_cluster(session: AsyncSession, cluster_uuid: str) -> Sequence[str]:
     """The networks that the hosts of a cluster should have."""
-    ref = L2NetworkClusterRefModel
+    row, ref = L2NetworkModel, L2NetworkClusterRefModel
     wanted = select(ref.l2_network_uuid).where(ref.cluster_uuid == cluster_uuid, ref.state.in_((ATTACHED, ATTACHING)))
-    return (
-        await session.scalars(
-            select(L2NetworkModel).where(L2NetworkModel.uuid.in_(wanted)).order_by(L2NetworkModel.create_date)
-        )
-    ).all()
+    return (await session.scalars(select(row.uuid).where(row.uuid.in_(wanted)).order_by(row.create_date))).all()

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TypeVar
 
 from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.cluster.messages import GetCluster, ListClusters
 from caelum.cloud.host.messages import ListHosts
@@ -198,10 +197,9 @@ class L2Service(Service):
         return L2HostsReply([one.uuid for one in found if one.status == "Connected" or not msg.connected_only])
 
     async def _found(self, uuid: str) -> tuple[L2NetworkInventory, str]:
-        async def load(session: AsyncSession) -> tuple[L2NetworkInventory, str]:
-            return await inventory(session, uuid), await bridge_of(session, uuid)
-
-        return await self.db.remember((L2NetworkModel, uuid), load)
+        # Apart from each other: tags of other resources change all the time.
+        l2 = await self.db.remember((L2NetworkModel, uuid), lambda session: inventory(session, uuid))
+        return l2, await self.db.remember((bridge_of, uuid), lambda session: bridge_of(session, uuid))
 
     def _driver(self, l2: L2NetworkInventory) -> L2Driver:
         return self.node.drivers.get(L2Driver, l2.type)

@@ -219,6 +219,54 @@ def _here(place: Place) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
     return HostRef.primary_storage_uuid == place.ps_uuid, HostRef.host_uuid == place.host_uuid
 
 
+async def is_recorded(
+    session: AsyncSession, ps_uuid: str, host_uuid: str, physical: PhysicalCapacity, terms: Terms
+) -> bool:
+    """Whether the books say just that of a connected host's share of a host-bound storage."""
+    place = {"of_storage": ps_uuid, "of_host": host_uuid}
+    for status, system_used, *amounts in await _share().rows(session, **place):
+        charges = await _charges().rows(session, **place)
+        left = physical.total - system_used - sum(charged for _, _, charged in charges)
+        return (
+            status == CONNECTED
+            and physical.total > 0
+            and amounts == [physical.total, physical.total, physical.available, left]
+            and all(charged == terms.charge(size, scaled) for size, scaled, charged in charges)
+        )
+    return False
+
+
+@lru_cache
+def _share() -> Prepared:
+    here = cast("Table", HostRef.__table__).c
+    amounts = (
+        here.total_capacity,
+        here.total_physical_capacity,
+        here.available_physical_capacity,
+        here.available_capacity,
+    )
+    return Prepared(
+        select(here.status, here.system_used_capacity, *amounts).where(
+            here.primary_storage_uuid == bindparam("of_storage"), here.host_uuid == bindparam("of_host")
+        )
+    )
+
+
+@lru_cache
+def _charges() -> Prepared:
+    here = cast("Table", Reservation.__table__).c
+    return Prepared(
+        select(here.size, here.scaled, here.charged).where(
+            here.primary_storage_uuid == bindparam("of_storage"), here.host_uuid == bindparam("of_host")
+        )
+    )
+
+
+async def has_share(session: AsyncSession, ps_uuid: str, host_uuid: str) -> bool:
+    """Whether a host has been entered as one that has the storage."""
+    return bool(await _share().rows(session, of_storage=ps_uuid, of_host=host_uuid))
+
+
 async def record(
     tx: AsyncSession, ps_uuid: str, host_uuid: str, physical: PhysicalCapacity, terms: Terms, host_bound: bool
 ) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
 
 from sqlalchemy import Table, column, select, table
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.primary_storage.api import PrimaryStorageInventory
-from caelum.cloud.primary_storage.capacity import Place, Terms, record
+from caelum.cloud.primary_storage.capacity import Place, Terms, has_share, is_recorded, record
 from caelum.cloud.primary_storage.errors import DISCONNECTED as STORAGE_DISCONNECTED
 from caelum.cloud.primary_storage.events import (
     PrimaryStorageDisconnected,
@@ -33,6 +34,7 @@ from caelum.kernel.views import view
 
 HostRef = LocalStorageHostRefModel
 _HOST = table("host", column("uuid"))
+_STORAGE = cast("Table", PrimaryStorageModel.__table__)
 
 
 class KnownStorage(NamedTuple):
@@ -62,14 +64,12 @@ class Storages:
 
     async def known(self, uuid: str) -> PrimaryStorageInventory:
         """One storage without its capacity and its clusters: what does not change with every volume."""
-        table = cast("Table", PrimaryStorageModel.__table__)
 
         async def load(session: AsyncSession) -> PrimaryStorageInventory:
-            row = (await session.execute(select(table).where(table.c.uuid == uuid))).mappings().one_or_none()
+            row = (await session.execute(select(_STORAGE).where(_STORAGE.c.uuid == uuid))).mappings().one_or_none()
             if row is None:
                 raise not_found("PrimaryStorageVO", uuid)
-            fields = PrimaryStorageInventory.__struct_fields__
-            return PrimaryStorageInventory(**{name: value for name, value in row.items() if name in fields})
+            return _without_capacity(cast("Mapping[str, Any]", row))
 
         return await self.node.db.remember((Storages.known, uuid), load)
 
@@ -113,12 +113,15 @@ class Storages:
         return found
 
     async def of_cluster(self, cluster_uuid: str) -> list[PrimaryStorageInventory]:
-        """The storages that serve a cluster, but for those that are leaving it."""
+        """The storages that serve a cluster, but for those that are leaving it; as `known` has them."""
         ref = PrimaryStorageClusterRefModel
         serving = select(ref.primary_storage_uuid).where(ref.cluster_uuid == cluster_uuid, ref.state == ATTACHED)
-        query = select(PrimaryStorageModel).where(PrimaryStorageModel.uuid.in_(serving))
-        async with self.node.db.read() as session:
-            return [view(row) for row in await session.scalars(query)]
+
+        async def load(session: AsyncSession) -> list[PrimaryStorageInventory]:
+            found = await session.execute(select(_STORAGE).where(_STORAGE.c.uuid.in_(serving)))
+            return [_without_capacity(cast("Mapping[str, Any]", row)) for row in found.mappings()]
+
+        return await self.node.db.remember((Storages.of_cluster, cluster_uuid), load)
 
     async def hosts_of(self, ps_uuid: str, status: str | None = None) -> list[str]:
         """The hosts that have the storage, or those with this status."""
@@ -141,7 +144,7 @@ class Storages:
 
     async def _has(self, ps: PrimaryStorageInventory, host_uuid: str) -> bool:
         async with self.node.db.read() as session:
-            return await session.get(HostRef, (ps.uuid, host_uuid)) is not None
+            return await has_share(session, ps.uuid, host_uuid)
 
     async def _has_contents(self, ps: PrimaryStorageInventory, host_uuid: str) -> bool:
         query = select(StorageReservationModel.key).where(
@@ -159,6 +162,8 @@ class Storages:
     ) -> None:
         """Enter what a host says; the host then counts as connected to the storage, and so does the storage."""
         terms = await self.terms(ps.uuid)
+        if await self._is_recorded(ps, host_uuid, physical, terms):
+            return
         async with self.node.db.transaction() as tx:
             # Locked: nothing is written of a host that is being deleted.
             known = select(_HOST.c.uuid).where(_HOST.c.uuid == host_uuid).with_for_update(read=True)
@@ -173,6 +178,15 @@ class Storages:
             if old != CONNECTED:
                 self._tell_host(tx, ps.uuid, host_uuid, old, CONNECTED)
             await self.set_status(tx, row, CONNECTED)
+
+    async def _is_recorded(
+        self, ps: PrimaryStorageInventory, host_uuid: str, physical: PhysicalCapacity, terms: Terms
+    ) -> bool:
+        """Whether there is nothing to enter, as for nearly all of the hosts that connect after a start."""
+        if not self.driver(ps).host_bound or (await self.known(ps.uuid)).status != CONNECTED:
+            return False
+        async with self.node.db.read() as session:
+            return await is_recorded(session, ps.uuid, host_uuid, physical, terms)
 
     async def host_lost(self, host_uuid: str, reason: ErrorCode) -> None:
         """A host is gone: note it, and the storages that nobody reaches any more."""
@@ -226,3 +240,8 @@ async def get(session: AsyncSession, uuid: str) -> PrimaryStorageModel:
     if row is None:
         raise not_found("PrimaryStorageVO", uuid)
     return row
+
+
+def _without_capacity(row: Mapping[str, Any]) -> PrimaryStorageInventory:
+    fields = PrimaryStorageInventory.__struct_fields__
+    return PrimaryStorageInventory(**{name: value for name, value in row.items() if name in fields})

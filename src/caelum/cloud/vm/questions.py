@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import select
+from sqlalchemy import Table, bindparam, or_, select
 
 from caelum.cloud.allocator.messages import AllocateHost
 from caelum.cloud.host.messages import ListHosts
@@ -31,9 +31,17 @@ from caelum.cloud.vm.model import NEEDS_HOST, VmInstanceModel, VmNicModel
 from caelum.cloud.vm.specs import build_spec, load_vm
 from caelum.cloud.volume.api import QueryVolume, VolumeInventory
 from caelum.kernel.message import ApiQuery, QueryCondition
+from caelum.kernel.prepared import Prepared
 from caelum.kernel.service import Service, handles
 from caelum.kernel.tag import SystemTag
 from caelum.kernel.views import views
+
+_VM = cast("Table", VmInstanceModel.__table__)
+_NEEDING = Prepared(
+    select(_VM.c.uuid).where(
+        _VM.c.host_uuid == bindparam("key"), or_(*(_VM.c.state == state for state in sorted(NEEDS_HOST)))
+    )
+)
 
 
 class VmQuestions(Service):
@@ -111,10 +119,7 @@ class VmQuestions(Service):
     @handles(GetVmSpecs)
     async def specs_on_host(self, msg: GetVmSpecs) -> VmSpecsReply:
         async with self.db.read() as session:
-            query = select(VmInstanceModel.uuid).where(
-                VmInstanceModel.host_uuid == msg.host_uuid, VmInstanceModel.state.in_(NEEDS_HOST)
-            )
-            uuids = list(await session.scalars(query))
+            uuids = [uuid for (uuid,) in await _NEEDING.rows(session, key=msg.host_uuid)]
         return VmSpecsReply(specs=[await build_spec(self.node, one, with_leaving=False) for one in uuids])
 
     @handles(ListVms)

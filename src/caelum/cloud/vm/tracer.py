@@ -7,9 +7,9 @@ again, for the report may be older than the operation.
 from __future__ import annotations
 
 import logging
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
-from sqlalchemy import select
+from sqlalchemy import Table, bindparam, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.allocator.messages import ReserveHost, ReturnHost
@@ -22,6 +22,7 @@ from caelum.cloud.vm.model import ON_HOST, TRANSITIONAL, VM_STATES, VmInstanceMo
 from caelum.cloud.vm.records import give_running_quota, move, set_state, take_running_quota
 from caelum.cloud.vm.specs import load_vm
 from caelum.kernel.errors import CloudError
+from caelum.kernel.prepared import Prepared
 from caelum.kernel.service import Service, handles
 from caelum.kernel.workflow import BEGIN, Run, step
 
@@ -63,6 +64,10 @@ class VmGoneFlow(VmFlow[VmContext]):
     async def complete(self, tx: AsyncSession, ctx: VmContext) -> None:
         vm = await move(self.node, tx, ctx.vm_uuid, "stopped")
         await give_running_quota(tx, vm.uuid)
+
+
+_VM = cast("Table", VmInstanceModel.__table__)
+_ON_HOST = Prepared(select(_VM.c.uuid, _VM.c.state).where(_VM.c.host_uuid == bindparam("key")))
 
 
 class _Seen(NamedTuple):
@@ -172,5 +177,4 @@ class VmTracer(Service, HostDisconnected):
     async def _states_on(self, host_uuid: str) -> dict[str, str]:
         """State by UUID of the VMs that the records place on a host."""
         async with self.db.read() as session:
-            query = select(VmInstanceModel.uuid, VmInstanceModel.state).where(VmInstanceModel.host_uuid == host_uuid)
-            return {row.uuid: row.state for row in await session.execute(query)}
+            return {row[0]: row[1] for row in await _ON_HOST.rows(session, key=host_uuid)}

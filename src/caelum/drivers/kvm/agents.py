@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import msgspec
-from sqlalchemy import select
+from sqlalchemy import Table, bindparam, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.agent import protocol as p
@@ -22,7 +22,7 @@ from caelum.drivers.kvm import listener as paths
 from caelum.drivers.kvm.client import Address, AgentClient, Pace
 from caelum.drivers.kvm.extension import AgentRoutes
 from caelum.drivers.kvm.listener import AgentListener, KnownHosts
-from caelum.drivers.kvm.model import KvmHostModel
+from caelum.drivers.kvm.model import KVM, KvmHostModel
 from caelum.drivers.kvm.patience import FINAL, patiently
 from caelum.drivers.kvm.settings import AGENT_PORT
 from caelum.kernel import pki
@@ -30,12 +30,19 @@ from caelum.kernel.errors import CloudError, invalid, not_found
 from caelum.kernel.events import CanonicalEvent, canonical
 from caelum.kernel.node import Node
 from caelum.kernel.pki import CertificateAuthority, Files, Identity
+from caelum.kernel.prepared import Prepared
 
 log = logging.getLogger(__name__)
 
 A = TypeVar("A")
 
 _RENEWAL_CHECK = 6 * 3600.0
+_HOST = cast("Table", KvmHostModel.__table__)
+_PLACE = Prepared(
+    select(_HOST.c.management_ip, _HOST.c.status).where(
+        _HOST.c.uuid == bindparam("key"), _HOST.c.hypervisor_type == KVM
+    )
+)
 CONNECTING, DISCONNECTED = "Connecting", "Disconnected"
 
 
@@ -137,11 +144,10 @@ class Agents:
 
     async def _place(self, host_uuid: str) -> tuple[str, str] | None:
         """A host's address and status."""
-        query = select(KvmHostModel.management_ip, KvmHostModel.status).where(KvmHostModel.uuid == host_uuid)
 
         async def load(session: AsyncSession) -> tuple[str, str] | None:
-            row = (await session.execute(query)).one_or_none()
-            return None if row is None else (row.management_ip, row.status)
+            found = await _PLACE.rows(session, key=host_uuid)
+            return None if not found else (found[0][0], found[0][1])
 
         return await self._node.db.remember((KvmHostModel, host_uuid), load)
 
