@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from caelum.drivers.kvm.api import KVMHostInventory, UpdateKVMHost
 from caelum.drivers.kvm.remote import on_host
 from caelum.drivers.kvm.tags import LIBVIRT_VERSION
 from caelum.kernel import pki
+from caelum.kernel.database import Database
 from caelum.kernel.errors import OPERATION_ERROR, CloudError
 from caelum.kernel.ids import new_uuid
 from caelum.kernel.pki import CertificateAuthority, Identity
@@ -203,8 +203,10 @@ async def test_a_node_that_stops_loses_no_host(tmp_path: Path) -> None:
         await cloud.until(lambda: cloud.sim[0].arrived[p.ConnectHost.path] > before, 10)
         await cloud.node.stop()
         await asyncio.wait([task])
-        with sqlite3.connect(tmp_path / "caelum.db") as database:
-            assert database.execute("SELECT status FROM host").fetchall() == [("Connecting",)]
+        db = Database(cloud.node.db.url)
+        async with db.read() as session:
+            assert await session.scalar(select(HostModel.status)) == "Connecting"
+        await db.close()
 
 
 async def test_a_ping_alone_does_not_make_a_host_connected(cloud: HostCloud) -> None:
