@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator
+from contextvars import Context
 from pathlib import Path
+from typing import cast
 
 import asyncpg
 import pytest
 from fault_proxy import Link
-from sqlalchemy import make_url, text
+from sqlalchemy import Table, make_url, text
 
 from caelum.cluster.postgres import Postgres
+from caelum.kernel import context, journal
 from caelum.kernel.database import Database
-from caelum.kernel.errors import CloudError
+from caelum.kernel.errors import CANCELED, CloudError
+from caelum.kernel.journal import RUNNING, UNDOING, JournalModel
 from caelum.kernel.postgresql import DATABASE_UNAVAILABLE, Limits
+from caelum.kernel.queue import outside
 
 
 async def _query(url: str, statement: str) -> object:
@@ -109,3 +115,39 @@ async def test_a_connection_that_died_while_nobody_used_it_is_replaced(tmp_path:
         await postgres.execute(f"SELECT pg_terminate_backend({backend})", "dead")
         async with db.read() as session:
             assert await session.scalar(text("SELECT pg_backend_pid()")) != backend
+
+
+async def test_a_run_turns_back_before_its_steps_wish_is_granted_or_after(tmp_path: Path) -> None:
+    asking = context.in_step(context.TaskContext(), "run/step/run", "run:1")
+    async with Postgres(tmp_path / "pg") as postgres:
+        db = Database(await postgres.create_database("late"))
+        try:
+            async with db.transaction() as tx:
+                await (await tx.connection()).run_sync(cast("Table", JournalModel.__table__).create)
+                row = JournalModel(uuid="run", name="n", subject="s", owner="o", ctx="{}", actor={})
+                row.attempt, row.state, row.position, row.skipped, row.answers = 1, RUNNING, 0, [], False
+                await journal.insert(tx, row)
+            with context.use(asking):
+                async with db.transaction() as first, asyncio.TaskGroup() as group:
+                    await journal.refuse_late(first)
+                    turning = group.create_task(_turn_back(db), context=Context())
+                    async with asyncio.timeout(5):
+                        await group.create_task(_another_wish(db), context=outside())
+                    assert not (await asyncio.wait([turning], timeout=0.5))[0]
+                    await first.commit()
+                with pytest.raises(CloudError) as refused:
+                    async with db.transaction() as late:
+                        await journal.refuse_late(late)
+            assert refused.value.kind is CANCELED
+        finally:
+            await db.close()
+
+
+async def _another_wish(db: Database) -> None:
+    async with db.transaction() as tx:
+        await journal.refuse_late(tx)
+
+
+async def _turn_back(db: Database) -> None:
+    async with db.transaction() as tx:
+        await journal.advance(tx, "run", "o", 1, state=UNDOING)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from caelum.cloud.primary_storage.messages import (
     StorageCandidates,
     StorageRefusal,
 )
-from caelum.kernel.errors import OPERATION_ERROR, CloudError
+from caelum.kernel.errors import CANCELED, OPERATION_ERROR, CloudError
 from caelum.kernel.ids import new_uuid
 from caelum.kernel.service import Service, handles
 
@@ -53,6 +53,7 @@ class Disks(Service):
         super().__init__(node)
         self.free: dict[str, int] = {}
         self.taken: dict[str, tuple[str, int]] = {}
+        self.meanwhile: Callable[[], Awaitable[None]] | None = None
 
     @handles(FindStorage)
     async def find(self, msg: FindStorage) -> StorageCandidates:
@@ -70,6 +71,8 @@ class Disks(Service):
                 raise CloudError(OPERATION_ERROR, f"{free} bytes are free, {msg.size} are needed")
             self.taken[msg.key] = (host_uuid, msg.size)
             self.free[host_uuid] = free - msg.size
+        if self.meanwhile is not None:
+            await self.meanwhile()
 
     @handles(ReleaseStorage)
     async def release(self, msg: ReleaseStorage) -> None:
@@ -232,6 +235,62 @@ async def test_disks_decide_too_and_nothing_is_kept_of_a_failure(cloud: HostClou
         await allocate(cloud, disks=two, host_uuid=hosts[0])
     assert disks.free[hosts[0]] == 5 * GIB
     assert sum(count for _, _, count in (await books(cloud)).values()) == 1
+
+
+async def test_a_return_in_the_middle_of_an_allocation_leaves_nothing(cloud: HostCloud) -> None:
+    disks: Any = cloud.node.services["primary_storage"]
+    vm = new_uuid()
+
+    async def return_host() -> None:
+        await cloud.node.bus.call(ReturnHost(vm_uuid=vm))
+
+    disks.meanwhile = return_host
+    with pytest.raises(CloudError, match="returned before it was complete") as caught:
+        await allocate(cloud, vm_uuid=vm, disks=[DiskRequest(key=new_uuid(), size=GIB) for _ in range(2)])
+    assert caught.value.kind is CANCELED
+    assert disks.taken == {}
+    assert set((await books(cloud)).values()) == {(0, 0, 0)}
+
+
+async def test_the_same_request_twice_at_once_takes_one_place(cloud: HostCloud) -> None:
+    await cloud.node.settings.set(CONCURRENT, True)
+    ask = AllocateHost(vm_uuid=new_uuid(), cpu_num=1, memory=GIB, disks=[DiskRequest(key=new_uuid(), size=GIB)])
+    first, second = await cloud.node.bus.call_all([ask, ask])
+    assert isinstance(first, HostAllocation)
+    assert second == first
+    assert sorted((await books(cloud)).values()) == [(0, 0, 0), (0, 0, 0), (1, GIB, 1)]
+
+
+async def test_the_one_host_that_fits_is_always_found(tmp_path: Path) -> None:
+    async with host_cloud(tmp_path, 20, cpu_num=4, memory=9 * GIB) as cloud:
+        hosts = [(await cloud.add_host(index)).uuid for index in range(20)]
+
+        class Picky(HostFilter):
+            async def refuse(self, ask: AllocateHost, candidates: list[Candidate]) -> dict[str, str]:
+                return {one.host_uuid: "not this one" for one in candidates if one.host_uuid != hosts[7]}
+
+        cloud.node.extensions.add(Picky())
+        for _ in range(200):
+            vm = new_uuid()
+            assert (await allocate(cloud, vm_uuid=vm, strategy="DefaultHostAllocatorStrategy")).host_uuid == hosts[7]
+            await cloud.node.bus.call(ReturnHost(vm_uuid=vm))
+
+
+async def test_a_host_whose_load_changes_meanwhile_hides_no_other(tmp_path: Path) -> None:
+    async with host_cloud(tmp_path, 10, cpu_num=4, memory=9 * GIB) as cloud:
+        hosts = sorted([(await cloud.add_host(index)).uuid for index in range(10)])
+
+        class Busy(HostFilter):
+            """While the first page is looked at, one of its hosts gets a VM and goes to the end of the order."""
+
+            async def refuse(self, ask: AllocateHost, candidates: list[Candidate]) -> dict[str, str]:
+                if candidates[0].host_uuid == hosts[0]:
+                    reserve = ReserveHost(vm_uuid=new_uuid(), host_uuid=hosts[0], cpu_num=1, memory=GIB)
+                    await cloud.node.bus.call(reserve)
+                return {one.host_uuid: "not this one" for one in candidates if one.host_uuid != hosts[8]}
+
+        cloud.node.extensions.add(Busy())
+        assert (await allocate(cloud)).host_uuid == hosts[8]
 
 
 async def test_plugins_filter(cloud: HostCloud) -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 from tests.service.vm_clouds import assert_nothing_wrong, chain, guests, owned, room, used, vm_of
 
+from caelum.cloud.allocator.model import HostReservationModel
 from caelum.cloud.identity.api import CreateAccount, ShareResource, UpdateQuota
 from caelum.cloud.image.api import AddImage
+from caelum.cloud.l3.model import UsedIpModel
 from caelum.cloud.offering.api import CreateInstanceOffering
+from caelum.cloud.primary_storage.model import StorageReservationModel
 from caelum.cloud.quota import QUOTA_EXCEEDING
 from caelum.cloud.vm.api import (
     CreateVmInstance,
@@ -26,7 +30,7 @@ from caelum.cloud.vm.api import (
 )
 from caelum.cloud.volume.api import QueryVolume
 from caelum.kernel.context import Actor
-from caelum.kernel.errors import INVALID_ARGUMENT, CloudError
+from caelum.kernel.errors import CANCELED, INVALID_ARGUMENT, CloudError
 from caelum.testing.simcloud import GIB, MIB, SimulatedCloud, empty_qcow2, simulated_cloud
 
 
@@ -54,6 +58,63 @@ async def test_sizes(world: SimulatedCloud) -> None:
             await world.create_vm("wrong", instance_offering_uuid=None, **wrong)
         assert refused.value.kind == INVALID_ARGUMENT
     assert len(guests(world)) == 2
+
+
+async def reservations(world: SimulatedCloud) -> list[tuple[str, str]]:
+    """What is taken of hosts, storage and networks: who has it, and where."""
+    host, storage, ip = HostReservationModel, StorageReservationModel, UsedIpModel
+    async with world.cloud.node.db.read() as session:
+        found = [
+            *await session.execute(select(host.vm_uuid, host.host_uuid)),
+            *await session.execute(select(storage.key, storage.primary_storage_uuid)),
+            *await session.execute(select(ip.holder, ip.ip)),
+        ]
+    return sorted((one[0], one[1]) for one in found)
+
+
+async def cancel_in_the_queue(world: SimulatedCloud, flow: str, begin: Callable[[], Awaitable[object]]) -> None:
+    """Begin an operation, cancel it while its allocation waits for its turn, and let the turn come afterwards."""
+    node = world.cloud.node
+
+    def runs(name: str) -> list[Any]:
+        return [one for one in node.workflows.dump() if one["name"] == name]
+
+    async def waits() -> bool:
+        queue = node.queues.dump().get("host-allocator")
+        return queue is not None and len(queue.pending) == 1
+
+    async def nobody_waits() -> bool:
+        return "host-allocator" not in node.queues.dump()
+
+    turn = asyncio.Event()
+    before = asyncio.ensure_future(node.queues.run("host-allocator", 1, turn.wait, name="the one before"))
+    work = asyncio.ensure_future(begin())
+    await world.cloud.until(waits)
+    (run,) = runs(flow)
+    assert node.workflows.cancel(run["uuid"], "by its user")
+    with pytest.raises(CloudError) as refused:
+        await work
+    assert CANCELED.code in [one.code for one in chain(refused.value)]
+    assert runs(flow) == []
+    turn.set()
+    await before
+    await world.cloud.until(nobody_waits)
+
+
+async def test_what_is_cancelled_while_it_waits_for_a_host_takes_none(world: SimulatedCloud) -> None:
+    before, free = await reservations(world), await room(world)
+    await cancel_in_the_queue(world, "vm.create", lambda: world.create_vm("cancelled", data_disk_sizes=[GIB]))
+    assert (await reservations(world), await room(world)) == (before, free)
+    await assert_nothing_wrong(world)
+
+    vm = await world.create_vm("stopped")
+    await world.api(StopVmInstance(uuid=vm.uuid))
+    before, free = await reservations(world), await room(world)
+    await cancel_in_the_queue(world, "vm.start", lambda: world.api(StartVmInstance(uuid=vm.uuid)))
+    assert (await reservations(world), await room(world)) == (before, free)
+    assert (await vm_of(world, vm.uuid)).state == "Stopped"
+    await assert_nothing_wrong(world)
+    assert (await world.api(StartVmInstance(uuid=vm.uuid))).state == "Running"
 
 
 async def test_disks(world: SimulatedCloud) -> None:

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from caelum.kernel import context
 from caelum.kernel.database import Resource, update_where
-from caelum.kernel.errors import CloudError, ErrorCode, to_wire
+from caelum.kernel.errors import CANCELED, CloudError, ErrorCode, to_wire
 from caelum.kernel.prepared import Prepared
 
 if TYPE_CHECKING:
@@ -101,6 +101,22 @@ async def advance(tx: AsyncSession, uuid: str, owner: str, attempt: int, **value
         raise StaleAttempt(f"workflow {uuid} is no longer in attempt {attempt} of node {owner}")
 
 
+async def refuse_late(tx: AsyncSession) -> None:
+    """Refuse, with CANCELED, what a step asked for whose run has turned back, ended or been taken over since.
+
+    For handlers that take what the step's undo gives back, or give back what it takes again. A handler goes on after
+    its caller has left, so it may come to its transaction when the undo has looked already, and what it takes then
+    would be nobody's. Called in that transaction, it leaves two orders: the run turns back before, and nothing is done;
+    or after the commit, and the undo finds what was done. Undos, and callers outside of a step, always may.
+    """
+    asking = context.current()
+    if asking.step_key is None or asking.fence is None or not asking.step_key.endswith("/run"):
+        return
+    uuid, _, attempt = asking.fence.rpartition(":")
+    if not await _GOING_FORWARD.rows(tx, uuid=uuid, attempt=int(attempt)):
+        raise CloudError(CANCELED, f"step {asking.step_key} asked for this, and does not want it any more")
+
+
 async def keep_result(tx: AsyncSession, uuid: str, result: str) -> None:
     """Keep what an ended run answered, as JSON text."""
     await _RESULT.run(tx, key_uuid=uuid, result=result)
@@ -111,6 +127,12 @@ _HERE = _TABLE.c
 _BEGINNING = tuple(one.key for one in _HERE if one.key not in ("create_date", "last_op_date"))
 _INSERT = Prepared(insert_into(_TABLE), *_BEGINNING)
 _RESULT = Prepared(update(_TABLE).where(_HERE.uuid == bindparam("key_uuid")).values(result=bindparam("result")))
+_GOING_FORWARD = Prepared(
+    select(_HERE.uuid)
+    .where(_HERE.uuid == bindparam("uuid"), _HERE.attempt == bindparam("attempt"), _HERE.state == RUNNING)
+    # Shared by all that the run asks for at the same time; who turns the run back waits until they have committed.
+    .with_for_update(read=True)
+)
 _CHILDREN = Prepared(
     select(_HERE.uuid).order_by(_HERE.create_date).where(
         _HERE.parent == bindparam("parent"), _HERE.name == bindparam("name"), _HERE.identity == bindparam("identity")

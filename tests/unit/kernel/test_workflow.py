@@ -422,6 +422,54 @@ def _in_step(key: str) -> Any:
     return context.use(context.TaskContext(step_key=key))
 
 
+class LateFlow(Workflow[TraceContext, None]):
+    """Its step keeps the context in which it asks others."""
+
+    name = "test.late"
+    rehearsal = "test_late"
+    asking: dict[str, context.TaskContext]
+
+    def subject(self, ctx: TraceContext) -> str:
+        return ctx.uuid
+
+    @step()
+    async def ask(self, run: Run[TraceContext]) -> None:
+        LateFlow.asking["run"] = asking = context.current()
+        await refuse_late_in(run.node, asking)
+        with pytest.raises(CloudError):  # what another attempt asked for
+            await refuse_late_in(run.node, msgspec.structs.replace(asking, fence=f"{run.uuid}:{run.attempt + 1}"))
+        await _act(run, "ask")
+
+    @ask.undo
+    async def unask(self, run: Run[TraceContext]) -> None:
+        LateFlow.asking["undo"] = context.current()
+        with pytest.raises(CloudError):
+            await refuse_late_in(run.node, LateFlow.asking["run"])
+
+    async def abort(self, tx: Any, ctx: TraceContext, error: CloudError) -> None:
+        """Nothing was changed."""
+
+
+async def refuse_late_in(node: Node, asking: context.TaskContext) -> None:
+    """What a handler does in whose context it was asked."""
+    with context.use(asking):
+        async with node.db.transaction() as tx:
+            await journal.refuse_late(tx)
+
+
+async def test_what_a_step_asked_for_is_refused_once_its_run_has_turned_back_or_is_over(node: Node) -> None:
+    LateFlow.asking = {}
+    with pytest.raises(CloudError):
+        await node.workflows.run(LateFlow, TraceContext(fail={"ask": 1}))
+    assert set(LateFlow.asking) == {"run", "undo"}
+    await refuse_late_in(node, LateFlow.asking["undo"])
+    await refuse_late_in(node, context.TaskContext())
+    await node.workflows.run(LateFlow, TraceContext(uuid="done"))
+    with pytest.raises(CloudError, match="does not want it any more") as caught:
+        await refuse_late_in(node, LateFlow.asking["run"])
+    assert caught.value.kind is CANCELED
+
+
 async def test_a_nested_run_is_found_again_by_its_step(node: Node) -> None:
     uuid = new_uuid()
     await node.bus.call(BakeCake(uuid=uuid, ice=False))

@@ -1,7 +1,8 @@
 """Choosing a host: the database's rules, then plugins' filters and storage, then the reservation that decides.
 
 Invariant: a host is chosen by taking from it. Whatever was found before is only a proposal: when somebody was faster,
-the next candidate is tried, and what was already taken for the refused one is given back.
+the next candidate is tried, and what was already taken for the refused one is given back. For a workflow that has
+turned back meanwhile nothing is taken: its undo has given everything back.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from caelum.cloud.l2.messages import GetL2
 from caelum.cloud.l3.messages import GetL3
 from caelum.cloud.primary_storage.messages import FindStorage, ReleaseStorage, ReserveStorage, StorageCandidates
 from caelum.kernel.database import update_where
-from caelum.kernel.errors import CloudError
+from caelum.kernel.errors import CANCELED, CloudError
+from caelum.kernel.journal import refuse_late
 from caelum.kernel.node import Node
 
 _FIRST_PAGE = 8
@@ -77,16 +79,19 @@ class Chooser:
         will do; then more and more. Who only asks gets whole pages."""
         known, most = self._node.drivers.types(HostAllocatorStrategy), self._node.settings.get(PAGE)
         strategy = self._node.drivers.get(HostAllocatorStrategy, full_name(self._ask.strategy, known))
-        query, offset = hosts().where(*(rule.condition for rule in all_rules)), 0
+        query = hosts().where(*(rule.condition for rule in all_rules))
         preferred = None if self._ask.dry_run else strategy.preferred(self._ask)
         if preferred is not None:
             if page := await self._rows(query.where(HostCapacityModel.uuid == preferred)):
                 yield page
             query = query.where(HostCapacityModel.uuid != preferred)
         query, size = query.order_by(*strategy.order(self._ask)), most if self._ask.dry_run else min(most, _FIRST_PAGE)
-        while page := await self._rows(query.limit(size).offset(offset)):
+        seen: list[str] = []
+        # By what was seen, not by an offset: every page is ordered anew, by chance or by loads that change meanwhile.
+        while page := await self._rows(query.where(HostCapacityModel.uuid.not_in(seen)).limit(size)):
             yield page
-            offset, size = offset + len(page), min(most, size * _GROWTH)
+            seen += [row.uuid for row in page]
+            size = min(most, size * _GROWTH)
 
     async def _rows(self, query: Select[tuple[object, ...]]) -> list[Row[tuple[object, ...]]]:
         async with self._node.db.read() as session:
@@ -137,10 +142,11 @@ class Chooser:
     # --- taking -----------------------------------------------------------------------------------------------------
 
     async def _take(self, candidate: Candidate, storages: Storages, physically: bool) -> dict[str, str] | None:
-        """CPU, memory and disks on a host; None when somebody was faster."""
+        """CPU, memory and disks on a host; None when somebody was faster. Raises CANCELED when nobody wants it."""
         ask, host_uuid = self._ask, candidate.host_uuid
         conditions = books.fits(ask.cpu_num, ask.memory, physically=physically)
         async with self._node.db.transaction() as tx:
+            await refuse_late(tx)
             await books.give_back(tx, ask.vm_uuid)
             if not await books.take(tx, ask.vm_uuid, host_uuid, ask.cpu_num, ask.memory, conditions):
                 self._without("HostCapacity", [], {host_uuid: f"host[{host_uuid}]: others were faster"})
@@ -153,11 +159,18 @@ class Chooser:
                 raise
             self._without("HostPrimaryStorage", [], {host_uuid: error.details})
             return None
-        async with self._node.db.transaction() as tx:
-            row, taken = HostReservationModel, {"disks": msgspec.json.encode(disks).decode()}
-            if not await update_where(tx, row, taken, row.vm_uuid == ask.vm_uuid):
-                raise RuntimeError(f"the reservation of {ask.vm_uuid} is gone before it was complete")
+        if not await self._complete(host_uuid, disks):
+            await self._let_go()
+            raise CloudError(CANCELED, f"the reservation of vm[uuid:{ask.vm_uuid}] was returned before it was complete")
         return disks
+
+    async def _complete(self, host_uuid: str, disks: dict[str, str]) -> bool:
+        """Write the answer down; False when the reservation is gone."""
+        row, taken = HostReservationModel, {"disks": msgspec.json.encode(disks).decode()}
+        async with self._node.db.transaction() as tx:
+            await refuse_late(tx)
+            mine = (row.vm_uuid == self._ask.vm_uuid, row.host_uuid == host_uuid)
+            return await update_where(tx, row, taken, *mine) > 0
 
     async def _take_disk(self, disk: DiskRequest, host_uuid: str, storages: list[str]) -> str:
         last: CloudError | None = None
@@ -176,8 +189,10 @@ class Chooser:
         raise CloudError(NO_AVAILABLE_HOST, f"host[{host_uuid}]: disk[{disk.key}] of {disk.size} bytes: {why}")
 
     async def _let_go(self) -> None:
+        """Give back what was taken. When that is refused because the run has turned back, its undo does it."""
         await self._node.bus.call_all([ReleaseStorage(key=disk.key) for disk in self._ask.disks])
         async with self._node.db.transaction() as tx:
+            await refuse_late(tx)
             await books.give_back(tx, self._ask.vm_uuid)
 
     # --- refusal ----------------------------------------------------------------------------------------------------

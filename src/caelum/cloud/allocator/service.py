@@ -1,7 +1,8 @@
 """The allocator: which host a virtual machine gets, and the books of what every host has left.
 
 Invariant: no host is given more than it has, however many allocations run on however many nodes. Repeating a request
-gives the same answer; a return gives back exactly what was taken.
+gives the same answer; a return gives back exactly what was taken. For a workflow that has turned back while it waited
+nothing is taken any more, for nobody would return it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from caelum.cloud.allocator.model import HOST, HostCapacityModel, HostReservatio
 from caelum.cloud.allocator.settings import CONCURRENT, CONCURRENT_LEVEL
 from caelum.cloud.allocator.strategies import STRATEGIES
 from caelum.cloud.host.messages import AwaitHosts
-from caelum.kernel.errors import CloudError
+from caelum.kernel.errors import CANCELED, CloudError
+from caelum.kernel.journal import refuse_late
 from caelum.kernel.node import Node
 from caelum.kernel.service import Service, handles
 
@@ -57,18 +59,24 @@ class AllocatorService(Service):
 
     @handles(m.AllocateHost)
     async def allocate(self, msg: m.AllocateHost) -> m.HostAllocation:
-        """Choose and reserve. One at a time unless set otherwise, so that the load spreads evenly."""
+        """Choose and reserve."""
         if msg.dry_run:
             return await Chooser(self.node, msg).choose()
+        # A request that is repeated while the first one still runs must not take another host for the same machine.
+        async with self.node.queues.turn(f"host-of-{msg.vm_uuid}", name="AllocateHost"):
+            try:
+                return await self._in_turn(msg)
+            except CloudError as error:
+                # Hosts that are being connected, or are still to be after a restart, may take what these could not.
+                if error.kind is CANCELED or not await self.node.bus.call(AwaitHosts()):
+                    raise
+                return await self._in_turn(msg)
+
+    async def _in_turn(self, msg: m.AllocateHost) -> m.HostAllocation:
+        """One at a time unless set otherwise, so that the load spreads evenly."""
         settings = self.node.settings
         level = settings.get(CONCURRENT_LEVEL) if settings.get(CONCURRENT) else 1
-        try:
-            return await self.node.queues.run("host-allocator", level, self._allocate, msg, name="AllocateHost")
-        except CloudError:
-            # Hosts that are being connected, or are still to be after a restart, may take what these could not.
-            if not await self.node.bus.call(AwaitHosts()):
-                raise
-            return await self.node.queues.run("host-allocator", level, self._allocate, msg, name="AllocateHost")
+        return await self.node.queues.run("host-allocator", level, self._allocate, msg, name="AllocateHost")
 
     async def _allocate(self, msg: m.AllocateHost) -> m.HostAllocation:
         return await self._repeated(msg) or await Chooser(self.node, msg).choose()
@@ -95,6 +103,7 @@ class AllocatorService(Service):
     async def give_back(self, msg: m.ReturnHost) -> None:
         """Give back what a machine took."""
         async with self.node.db.transaction() as tx:
+            await refuse_late(tx)
             await books.give_back(tx, msg.vm_uuid, msg.host_uuid)
 
     @handles(m.ReserveHost)

@@ -26,6 +26,7 @@ from caelum.cloud.switch import ENABLED
 from caelum.kernel.database import Database, is_unique_violation, utcnow
 from caelum.kernel.errors import CloudError, invalid, not_found
 from caelum.kernel.ids import derived_uuid
+from caelum.kernel.journal import refuse_late
 from caelum.kernel.rows import insert_rows
 from caelum.kernel.settings import ResourceConfigModel
 
@@ -61,6 +62,8 @@ async def allocate(db: Database, cloud_strategy: str, msg: AllocateIp) -> UsedIp
     for _ in range(ATTEMPTS):
         try:
             async with db.transaction() as tx:
+                if msg.holder is None:  # a service keeps its address, whoever asked for it first
+                    await refuse_late(tx)
                 l3 = await _network(tx, msg)
                 if l3.held is not None:
                     return _check_held(l3.held, msg)

@@ -24,6 +24,7 @@ from caelum.cloud.l3.model import IpRangeModel, L3NetworkModel, ReservedIpRangeM
 from caelum.cloud.l3.rows import network
 from caelum.cloud.l3.settings import IP_STRATEGY
 from caelum.kernel.errors import invalid
+from caelum.kernel.journal import refuse_late
 from caelum.kernel.service import Service, handles
 from caelum.kernel.views import view
 
@@ -49,6 +50,7 @@ class AddressHandlers(Service):
         if msg.l3_network_uuid is not None:
             only.append(UsedIpModel.l3_network_uuid == msg.l3_network_uuid)
         async with self.node.db.transaction() as tx:
+            await refuse_late(tx)
             await tx.execute(delete(UsedIpModel).where(*only))
 
     @handles(GetFreeIp)

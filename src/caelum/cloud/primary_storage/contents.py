@@ -46,6 +46,7 @@ from caelum.cloud.primary_storage.storages import Storages
 from caelum.cloud.primary_storage.trash import Trash, free_path, job_name
 from caelum.kernel.database import insert_new, update_where
 from caelum.kernel.errors import RESOURCE_NOT_FOUND, CloudError
+from caelum.kernel.journal import refuse_late
 from caelum.kernel.node import Node
 from caelum.kernel.service import Service, handles
 
@@ -81,11 +82,13 @@ class StorageContentsService(Service):
         ps = await self.storages.known(msg.primary_storage_uuid)
         place, terms = self.storages.place(ps, msg.host_uuid), await self.storages.terms(ps.uuid)
         async with self.node.db.transaction() as tx:
+            await refuse_late(tx)
             await reserve(tx, place, msg.key, msg.size, terms)
 
     @handles(ReleaseStorage, queue="storage-{key}")
     async def release(self, msg: ReleaseStorage) -> None:
         async with self.node.db.transaction() as tx:
+            await refuse_late(tx)  # by now the space may be another run's
             known = await tx.get(StorageReservationModel, msg.key)
             if known is not None and known.install_path is None:
                 await release(tx, msg.key)

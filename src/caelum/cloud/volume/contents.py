@@ -32,6 +32,7 @@ from caelum.cloud.volume.records import add_volume, find, get, let_go, move, rem
 from caelum.cloud.volume.settings import DELETION_POLICY
 from caelum.kernel.database import unique, utcnow
 from caelum.kernel.errors import OPERATION_ERROR, CloudError, not_found
+from caelum.kernel.journal import refuse_late
 from caelum.kernel.node import Node
 from caelum.kernel.rows import update_row
 from caelum.kernel.service import Service, handles
@@ -77,6 +78,7 @@ class VolumeRecordsService(Service):
             status=NOT_INSTANTIATED,
         )
         async with self.db.transaction() as tx:
+            await refuse_late(tx)
             if added := await add_volume(tx, row, msg.account_uuid):
                 await save_system_tags(tx, msg.system_tags, row.uuid, VOLUME)
         return view(row) if added else await find(self.node, msg.volume_uuid)

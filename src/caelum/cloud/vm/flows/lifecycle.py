@@ -106,8 +106,10 @@ class StartVmFlow(VmFlow[StartContext]):
     @allocate_host.undo
     async def return_host(self, run: Run[StartContext]) -> None:
         await run.bus.call(ReturnHost(vm_uuid=run.ctx.vm_uuid))
-        for key in run.ctx.new_disks:
-            await run.bus.call(ReleaseStorage(key=key))
+        # Not by `new_disks`: an allocation that was cut short had no answer, but may have reserved.
+        for one in (await run.bus.call(GetVolumes(vm_instance_uuid=run.ctx.vm_uuid))).volumes:
+            if not one.install_path:
+                await run.bus.call(ReleaseStorage(key=one.uuid))
 
     @step(timeout=LONG, progress=40, no_undo="a disk that has been made stays for the next start")
     async def make_disks(self, run: Run[StartContext]) -> None:
