@@ -7,13 +7,14 @@ one quick statement after the other lets others have their turn. A cursor holds 
 statements: it opens, runs, fetches and closes in one go, so nothing is left to close when a task is cancelled. A
 transaction without statements never begins. What is quick goes to its end without a moment at which a cancellation
 could tear it; what runs in the thread when its task is cancelled costs the connection. A kept connection is in one
-session's hands at a time, and comes back without a transaction, or is closed.
+session's hands at a time, and comes back without a transaction, or is thrown away.
 """
 
 from __future__ import annotations
 
 import asyncio
 import collections
+import logging
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -21,10 +22,12 @@ from typing import Any, cast
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.dialects.sqlite import aiosqlite
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util.concurrency import await_, greenlet_spawn, in_greenlet
+
+log = logging.getLogger(__name__)
 
 _BEGIN = "caelum_begin"
 """The attribute of the driver's connection with the statement that begins its next transaction."""
@@ -278,18 +281,38 @@ class Connections:
         return connection
 
     async def give_back(self, connection: AsyncConnection) -> None:
-        """Let the next one have it; one that broke, or that is not at its beginning, is closed."""
-        self._turns.release()
-        if self._closed or connection.closed or connection.invalidated or connection.in_transaction():
+        """Let the next one have it; one that broke, or whose transaction did not end, is thrown away."""
+        try:
+            whole = _is_outside(connection)
+            if whole and not self._closed:
+                self._free.append(connection)
+                return
+            if not whole and not connection.closed:
+                # Closed alone it would go to the engine's pool, with the transaction that is open.
+                await connection.invalidate()
             await connection.close()
-        else:
-            self._free.append(connection)
+        finally:
+            self._turns.release()
 
     async def close(self) -> None:
         """Close those that nobody uses, and from now on each that is given back."""
         self._closed = True
         while self._free:
             await self._free.pop().close()
+
+
+def _is_outside(connection: AsyncConnection) -> bool:
+    """Whether a connection is outside of any transaction, also by what the driver says: an end may have failed."""
+    if connection.closed or connection.invalidated or connection.in_transaction():
+        return False
+    adapted: Any = cast("Connection", connection.sync_connection).connection.dbapi_connection
+    return adapted._connection._connection is not None and not _is_open(adapted)
+
+
+def _is_open(adapted: Any) -> bool:
+    """Whether the driver has a transaction open."""
+    inner = adapted._connection._connection
+    return inner is not None and inner.in_transaction
 
 
 class KeptSession(Session):
@@ -368,10 +391,13 @@ class KeptSession(Session):
         return _pace.quick(_ROLLBACK) or not (self.in_transaction() or self._adapted is not None)
 
     async def end(self) -> None:
-        """Roll back what is not committed, and give the connection back."""
+        """Roll back what is not committed, and give the connection back. That it breaks only now changes nothing: what
+        was read is read, what was committed is, and what was not goes with the connection."""
         try:
             if self.in_transaction() or self.changed:
                 await greenlet_spawn(self.close)
+        except SQLAlchemyError as error:
+            log.warning("a transaction could not be rolled back: %s", error)
         finally:
             if (taken := self._taken) is not None:
                 adapted, self._taken, self._adapted = self._adapted, None, None
@@ -379,8 +405,10 @@ class KeptSession(Session):
 
     async def _give_back(self, taken: AsyncConnection, adapted: Any) -> None:
         try:
-            if not taken.invalidated and adapted._connection._conn.in_transaction:
+            if not taken.invalidated and _is_open(adapted):
                 await greenlet_spawn(_rollback, adapted)
+        except sqlite3.Error as error:
+            log.warning("a transaction could not be rolled back: %s", error)
         finally:
             await self._connections.give_back(taken)
 

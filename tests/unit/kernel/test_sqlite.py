@@ -114,6 +114,35 @@ async def test_a_transaction_without_statements_never_begins(db: Database) -> No
     await ask(db, "SELECT * FROM empty_before")
 
 
+@pytest.mark.parametrize("past", [False, True])
+async def test_a_connection_whose_transaction_does_not_end_is_thrown_away(
+    db: Database, monkeypatch: pytest.MonkeyPatch, past: bool
+) -> None:
+    async with db.transaction() as tx:
+        await tx.execute(text("CREATE TABLE torn (x)"))
+
+    def breaks(_adapted: object, _statement: str, _end: object) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    async def fail() -> None:
+        async with db.transaction() as tx:
+            kept = tx.sync_session
+            assert isinstance(kept, sqlite.KeptSession)
+            await (
+                kept.run("INSERT INTO torn VALUES (1)", ()) if past else tx.execute(text("INSERT INTO torn VALUES (1)"))
+            )
+            raise ValueError("no")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(sqlite, "_end", breaks)
+        with pytest.raises(ValueError, match="no"):
+            await fail()
+    async with db.transaction() as tx:
+        await tx.execute(text("INSERT INTO torn VALUES (2)"))
+    async with db.read() as session:
+        assert list(await session.scalars(text("SELECT x FROM torn"))) == [2]
+
+
 async def test_a_checkpoint_empties_the_log(db: Database, tmp_path: Path) -> None:
     async with db.transaction() as tx:
         await tx.execute(text("CREATE TABLE logged (x)"))
