@@ -22,10 +22,13 @@ from typing import Any, cast
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.dialects.sqlite import aiosqlite
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util.concurrency import await_, greenlet_spawn, in_greenlet
+
+from caelum.kernel.errors import CloudError
+from caelum.kernel.postgresql import DATABASE_UNAVAILABLE
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +49,9 @@ _MOST = 5000
 _COMMIT, _ROLLBACK = "COMMIT", "ROLLBACK"
 BUSY_TIMEOUT = 30.0
 """Seconds that a statement waits for another process that writes to the same file."""
+_PASSING = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL})
+_PRIMARY_CODE = 0xFF
+"""The bits of an error's code that say what it is; the others tell more of it."""
 
 
 class Pace:
@@ -262,10 +268,14 @@ class Connections:
         return AsyncSession(self._engine, expire_on_commit=False, sync_session_class=KeptSession, connections=self)
 
     async def take(self) -> AsyncConnection:
-        """A connection outside of any transaction."""
+        """A connection outside of any transaction. Raises DATABASE_UNAVAILABLE when none becomes free in time."""
         if self._turns.locked():
-            async with asyncio.timeout(BUSY_TIMEOUT):
-                await self._turns.acquire()
+            try:
+                async with asyncio.timeout(BUSY_TIMEOUT):
+                    await self._turns.acquire()
+            except TimeoutError as error:
+                details = f"all connections to the database were in use for {BUSY_TIMEOUT:g} s"
+                raise CloudError(DATABASE_UNAVAILABLE, details) from error
         else:
             await self._turns.acquire()
         try:
@@ -303,9 +313,12 @@ class Connections:
 
 def _is_outside(connection: AsyncConnection) -> bool:
     """Whether a connection is outside of any transaction, also by what the driver says: an end may have failed."""
-    if connection.closed or connection.invalidated or connection.in_transaction():
+    if connection.closed or connection.invalidated:
         return False
-    adapted: Any = cast("Connection", connection.sync_connection).connection.dbapi_connection
+    plain = cast("Connection", connection.sync_connection)
+    if plain.get_transaction() is not None:  # also one that failed to commit, and counts as none in in_transaction()
+        return False
+    adapted: Any = plain.connection.dbapi_connection
     return adapted._connection._connection is not None and not _is_open(adapted)
 
 
@@ -358,7 +371,7 @@ class KeptSession(Session):
         try:
             outcome = _run_here(self._adapted, statement, lambda cursor: cursor.execute(statement, values))
         except sqlite3.Error as error:
-            raise DBAPIError.instance(statement, None, error, sqlite3.Error, hide_parameters=True) from error
+            raise _wrapped(statement, error) from error
         if outcome is not None:
             self._connections.sent(statement)
         return outcome
@@ -372,7 +385,10 @@ class KeptSession(Session):
         if self.in_transaction():
             super().commit()
         if self._adapted is not None:
-            _commit(self._adapted)
+            try:
+                _commit(self._adapted)
+            except sqlite3.Error as error:
+                raise _wrapped(_COMMIT, error) from error
 
     def rollback(self) -> None:
         """Undo what was done in either way."""
@@ -411,6 +427,22 @@ class KeptSession(Session):
             log.warning("a transaction could not be rolled back: %s", error)
         finally:
             await self._connections.give_back(taken)
+
+
+def _wrapped(statement: str, error: sqlite3.Error) -> BaseException:
+    """The driver's error as SQLAlchemy would raise it."""
+    return DBAPIError.instance(statement, None, error, sqlite3.Error, hide_parameters=True)
+
+
+def passing(error: BaseException) -> CloudError | None:
+    """The error to raise instead when `error` says that the file can be neither read nor written now: another process
+    holds it, the disk is full or fails. Else None. It left nothing behind, also when it was a commit that failed: that
+    leaves the transaction open, and whoever gives the session back rolls it back."""
+    if not isinstance(error, OperationalError):
+        return None
+    if getattr(error.orig, "sqlite_errorcode", 0) & _PRIMARY_CODE not in _PASSING:
+        return None
+    return CloudError(DATABASE_UNAVAILABLE, f"SQLite: {error.orig}")
 
 
 def commits_at_once() -> bool:

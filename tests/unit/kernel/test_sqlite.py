@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import event, text
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.kernel import sqlite
 from caelum.kernel.database import Database
+from caelum.kernel.errors import CloudError
+from caelum.kernel.postgresql import DATABASE_UNAVAILABLE
 
 
 @pytest.fixture
@@ -114,6 +118,115 @@ async def test_a_transaction_without_statements_never_begins(db: Database) -> No
     await ask(db, "SELECT * FROM empty_before")
 
 
+async def insert(tx: AsyncSession, statement: str, *, past: bool) -> None:
+    """Run a statement through SQLAlchemy, or past it."""
+    kept = tx.sync_session
+    assert isinstance(kept, sqlite.KeptSession)
+    if past:
+        await kept.run(statement, ())
+    else:
+        await tx.execute(text(statement))
+
+
+def driver_error(code: int) -> sqlite3.OperationalError:
+    error = sqlite3.OperationalError("what SQLite said")
+    error.sqlite_errorcode = code
+    return error
+
+
+@pytest.mark.parametrize(
+    ("code", "passes"),
+    [
+        (sqlite3.SQLITE_BUSY, True),
+        (sqlite3.SQLITE_BUSY_SNAPSHOT, True),
+        (sqlite3.SQLITE_IOERR_FSYNC, True),
+        (sqlite3.SQLITE_FULL, True),
+        (sqlite3.SQLITE_ERROR, False),  # no such table
+        (sqlite3.SQLITE_READONLY, False),
+    ],
+)
+def test_errors_that_pass(code: int, passes: bool) -> None:
+    found = sqlite.passing(OperationalError("SELECT 1", None, driver_error(code)))
+    assert (found is not None) == passes
+    assert found is None or (found.kind, found.facts) == (DATABASE_UNAVAILABLE, {})
+
+
+async def test_what_must_be_written_is_tried_until_the_disk_has_room(db: Database) -> None:
+    async with db.transaction() as tx:
+        await tx.execute(text("CREATE TABLE big (x)"))
+    tries = 0
+
+    async def write(tx: AsyncSession) -> int:
+        nonlocal tries
+        tries += 1
+        await tx.execute(text(f"PRAGMA max_page_count={1 if tries == 1 else 1_000_000}"))
+        await tx.execute(text("INSERT INTO big VALUES (zeroblob(10000000))"))
+        return tries
+
+    assert await db.write_surely(write) == 2
+    async with db.read() as session:
+        assert await session.scalar(text("SELECT count(*) FROM big")) == 1
+
+
+async def test_a_file_that_another_process_holds_for_too_long_is_unavailable(
+    db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT", 0.05)
+    other = sqlite3.connect(tmp_path / "test.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(CloudError) as busy:
+        async with db.transaction() as tx:
+            await tx.execute(text("CREATE TABLE held (x)"))
+    assert busy.value.kind is DATABASE_UNAVAILABLE
+    other.execute("ROLLBACK")
+    other.close()
+    async with db.transaction() as tx:
+        await tx.execute(text("CREATE TABLE held (x)"))
+
+
+async def test_readers_that_are_all_busy_make_the_database_unavailable(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT", 0.05)
+    taken = [await db._kept[1].take() for _ in range(4)]
+    with pytest.raises(CloudError) as busy:
+        await ask(db, "SELECT 1")
+    assert busy.value.kind is DATABASE_UNAVAILABLE
+    for one in taken:
+        await db._kept[1].give_back(one)
+    await ask(db, "SELECT 1")
+
+
+@pytest.mark.parametrize("past", [False, True])
+async def test_a_commit_that_fails_left_nothing_and_is_not_ambiguous(
+    db: Database, monkeypatch: pytest.MonkeyPatch, past: bool
+) -> None:
+    async with db.transaction() as tx:
+        await tx.execute(text("CREATE TABLE lost (x)"))
+    end, broken = sqlite._end, True
+
+    def breaks(adapted: object, statement: str, work: object) -> None:
+        if broken and statement == "COMMIT":
+            raise driver_error(sqlite3.SQLITE_FULL)
+        end(adapted, statement, work)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(sqlite, "_end", breaks)
+    with pytest.raises(CloudError) as full:
+        async with db.transaction() as tx:
+            await insert(tx, "INSERT INTO lost VALUES (1)", past=past)
+    assert (full.value.kind, full.value.facts) == (DATABASE_UNAVAILABLE, {})
+    broken = False
+    async with db.transaction() as tx:
+        await insert(tx, "INSERT INTO lost VALUES (2)", past=past)
+    async with db.read() as session:
+        assert list(await session.scalars(text("SELECT x FROM lost"))) == [2]
+
+
+async def test_errors_of_the_statement_stay_what_they_are(db: Database) -> None:
+    with pytest.raises(DBAPIError):
+        await ask(db, "SELECT * FROM nowhere")
+
+
 @pytest.mark.parametrize("past", [False, True])
 async def test_a_connection_whose_transaction_does_not_end_is_thrown_away(
     db: Database, monkeypatch: pytest.MonkeyPatch, past: bool
@@ -126,11 +239,7 @@ async def test_a_connection_whose_transaction_does_not_end_is_thrown_away(
 
     async def fail() -> None:
         async with db.transaction() as tx:
-            kept = tx.sync_session
-            assert isinstance(kept, sqlite.KeptSession)
-            await (
-                kept.run("INSERT INTO torn VALUES (1)", ()) if past else tx.execute(text("INSERT INTO torn VALUES (1)"))
-            )
+            await insert(tx, "INSERT INTO torn VALUES (1)", past=past)
             raise ValueError("no")
 
     with monkeypatch.context() as broken:
