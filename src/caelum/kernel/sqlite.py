@@ -1,9 +1,10 @@
 """SQLite without needless trips: what is known to be quick runs at once, the rest in the connection's thread, one trip
 per statement; a transaction's first statement takes BEGIN along.
 
-Invariant: nothing holds the event loop up. Only what took well under a millisecond lately runs on it; a lock that
-another process holds is waited for in the thread; checkpoints, which wait for the disk, run elsewhere; and whoever runs
-one quick statement after the other lets others have their turn. A cursor holds no resource of the driver between
+Invariant: nothing holds the event loop up. Only what took well under a millisecond within the last seconds runs on it:
+what comes now and then, as a purge that finds nothing for days, goes to the thread each time. A lock that another
+process holds is waited for in the thread; checkpoints, which wait for the disk, run elsewhere; and whoever runs one
+quick statement after the other lets others have their turn. A cursor holds no resource of the driver between
 statements: it opens, runs, fetches and closes in one go, so nothing is left to close when a task is cancelled. A
 transaction without statements never begins. What is quick goes to its end without a moment at which a cancellation
 could tear it; what runs in the thread when its task is cancelled costs the connection. A kept connection is in one
@@ -45,6 +46,10 @@ _RISE, _FALL = 0.2, 0.5
 long one may be that of another program that had the processor, or of another thread that had the interpreter."""
 _LONGEST = 4 * _QUICK
 """What counts of a duration: one long one does not make a statement slow, two do."""
+_STALL = 0.02
+"""Seconds for which the event loop was held up in earnest: such a run on it counts whole."""
+_FRESH = 10.0
+"""Seconds for which it is known how long a statement takes. What comes more rarely may find much more to do."""
 _MOST = 5000
 _COMMIT, _ROLLBACK = "COMMIT", "ROLLBACK"
 BUSY_TIMEOUT = 30.0
@@ -59,28 +64,37 @@ class Pace:
 
     def __init__(self) -> None:
         self._average: dict[str, float] = {}
+        self._latest: dict[str, float] = {}
+        """When each ran."""
         self._turn = time.monotonic()
 
     def quick(self, statement: str) -> bool:
-        """Whether it is known to take next to no time."""
+        """Whether it took next to no time so far."""
         return self._average.get(statement, 1.0) < _QUICK
 
-    def took(self, statement: str, seconds: float) -> None:
-        """Note how long it took."""
+    def quick_lately(self, statement: str) -> bool:
+        """Whether it took next to no time a moment ago."""
+        return self.quick(statement) and time.monotonic() - self._latest.get(statement, -_FRESH) < _FRESH
+
+    def took(self, statement: str, seconds: float, *, here: bool = False) -> None:
+        """Note how long it took: in a thread, or `here` on the event loop."""
         known = self._average.get(statement)
         if known is None and len(self._average) >= _MOST:
             self._average.clear()
-        seconds = min(seconds, _LONGEST)
+            self._latest.clear()
+        self._latest[statement] = time.monotonic()
+        if not here or seconds < _STALL:
+            seconds = min(seconds, _LONGEST)
         known = seconds if known is None else known
         self._average[statement] = known + (_RISE if seconds > known else _FALL) * (seconds - known)
 
-    def timed(self, statement: str, work: Callable[[], Any]) -> Any:
+    def timed(self, statement: str, work: Callable[[], Any], *, here: bool = False) -> Any:
         """Do the work, and note how long it took."""
         begun = time.monotonic()
         try:
             return work()
         finally:
-            self.took(statement, time.monotonic() - begun)
+            self.took(statement, time.monotonic() - begun, here=here)
 
     @property
     def long(self) -> bool:
@@ -138,8 +152,11 @@ class QuickCursor(aiosqlite.AsyncAdapt_aiosqlite_cursor):
         self._run(operation, lambda cursor: cursor.execute(operation, given))
 
     def executemany(self, operation: Any, seq_of_parameters: Sequence[Any]) -> None:
-        """The same with many sets of parameters."""
-        self._run(f"{operation} *", lambda cursor: cursor.executemany(operation, seq_of_parameters))
+        """The same with many sets of parameters. How many decides how long it takes."""
+        self._run(
+            f"{operation} *{len(seq_of_parameters).bit_length()}",
+            lambda cursor: cursor.executemany(operation, seq_of_parameters),
+        )
 
     def _run(self, statement: str, run: Callable[[Any], Any]) -> None:
         adapted: Any = self._adapt_connection
@@ -156,9 +173,11 @@ class QuickCursor(aiosqlite.AsyncAdapt_aiosqlite_cursor):
 def _run_here(adapted: Any, statement: str, run: Callable[[Any], Any]) -> Outcome | None:
     """Run a quick statement at once; None when it is none, or the connection is busy in its thread."""
     driver = adapted._connection
-    if adapted._execute_mutex.locked() or not _pace.quick(statement) or _KEPT not in driver.__dict__:
+    if adapted._execute_mutex.locked() or not _pace.quick_lately(statement) or _KEPT not in driver.__dict__:
         return None
-    return cast("Outcome", _pace.timed(statement, lambda: _outcome(driver, run))) if _begun(driver) else None
+    if not _begun(driver):
+        return None
+    return cast("Outcome", _pace.timed(statement, lambda: _outcome(driver, run), here=True))
 
 
 async def _run_in_thread(adapted: Any, statement: str, run: Callable[[Any], Any]) -> Outcome:
@@ -222,7 +241,7 @@ def _end(adapted: Any, statement: str, end: Callable[[Any], None]) -> None:
         if not driver._conn.in_transaction:
             return
         if _pace.quick(statement):
-            _pace.timed(statement, lambda: end(driver))
+            _pace.timed(statement, lambda: end(driver), here=True)
         else:
             await_(driver._execute(_pace.timed, statement, lambda: end(driver)))
     except Exception as error:

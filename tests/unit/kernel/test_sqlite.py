@@ -41,19 +41,24 @@ async def ask(db: Database, statement: str) -> None:
         await session.execute(text(statement))
 
 
+def be_quick(statement: str) -> None:
+    """Have a statement known as quick."""
+    sqlite._pace.took(statement, 0.0)
+    sqlite._pace._average[statement] = 0.0
+
+
 async def test_a_statement_that_was_quick_needs_no_thread(db: Database, threads: set[str]) -> None:
     here = threading.current_thread().name
     await ask(db, "SELECT note()")
     assert here not in threads
-    sqlite._pace.took("SELECT note()", 0.0)
-    sqlite._pace._average["SELECT note()"] = 0.0
+    be_quick("SELECT note()")
     threads.clear()
     await ask(db, "SELECT note()")
     assert threads == {here}
 
 
 async def test_a_statement_that_becomes_slow_goes_back_to_the_thread(db: Database, threads: set[str]) -> None:
-    sqlite._pace._average["SELECT note() + 1"] = 0.0
+    be_quick("SELECT note() + 1")
     for _ in range(10):
         sqlite._pace.took("SELECT note() + 1", 0.01)
     await ask(db, "SELECT note() + 1")
@@ -72,10 +77,56 @@ def test_one_long_run_does_not_make_a_statement_slow_but_two_do() -> None:
     assert pace.quick("x"), "a short run is certain"
 
 
+def test_one_run_that_holds_the_loop_up_makes_a_statement_slow() -> None:
+    pace = sqlite.Pace()
+    for _ in range(10):
+        pace.took("x", 0.00001, here=True)
+    pace.took("x", 0.01, here=True)
+    assert pace.quick("x")
+    for _ in range(10):
+        pace.took("x", 0.00001, here=True)
+    pace.took("x", 0.05, here=True)
+    assert not pace.quick("x")
+    for _ in range(3):
+        pace.took("x", 0.00001)
+    assert not pace.quick("x"), "one short run says little after that"
+    for _ in range(10):
+        pace.took("x", 0.00001)
+    assert pace.quick("x")
+
+
+async def test_a_statement_that_comes_rarely_goes_to_the_thread(
+    db: Database, threads: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    be_quick("SELECT note() + 2")
+    monkeypatch.setattr(sqlite, "_FRESH", 0.01)
+    await asyncio.sleep(0.02)
+    await ask(db, "SELECT note() + 2")
+    assert threading.current_thread().name not in threads
+    assert sqlite._pace.quick("SELECT note() + 2"), "a commit need not ask again between two moments"
+
+
+async def test_many_rows_are_not_taken_for_few(db: Database, threads: set[str]) -> None:
+    async with db.transaction() as tx:
+        await tx.execute(text("CREATE TABLE many (x)"))
+    statement, here = "INSERT INTO many VALUES (:x + note())", threading.current_thread().name
+
+    async def add(rows: int) -> None:
+        threads.clear()
+        async with db.transaction() as tx:
+            await tx.execute(text(statement), [{"x": number} for number in range(rows)])
+
+    be_quick("INSERT INTO many VALUES (? + note()) *2")
+    await add(3)
+    assert threads == {here}
+    await add(1000)
+    assert here not in threads
+
+
 async def test_the_loop_goes_on_while_another_process_holds_the_lock(db: Database, tmp_path: Path) -> None:
     statement = "CREATE TABLE IF NOT EXISTS locked (x)"
     other = sqlite3.connect(tmp_path / "test.db", isolation_level=None)
-    sqlite._pace._average[statement] = 0.0
+    be_quick(statement)
     other.execute("BEGIN IMMEDIATE")
 
     async def write() -> None:
@@ -91,7 +142,7 @@ async def test_the_loop_goes_on_while_another_process_holds_the_lock(db: Databas
 
 
 async def test_many_quick_statements_let_others_have_their_turn(db: Database) -> None:
-    sqlite._pace._average["SELECT 1"] = 0.0
+    be_quick("SELECT 1")
     turns = 0
 
     async def other() -> None:
