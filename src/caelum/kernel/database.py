@@ -247,7 +247,8 @@ class Database:
     async def transaction(self) -> AsyncIterator[AsyncSession]:
         """A session that commits at the end of the block, or rolls back when the block raises.
 
-        Raises CONFLICT and DATABASE_UNAVAILABLE (`postgresql.py`), which may pass when all of it is tried again.
+        Raises CONFLICT and DATABASE_UNAVAILABLE (`postgresql.py`, `sqlite.passing`), which may pass when all of it is
+        tried again.
         """
         refuse_in_transaction("open another transaction")
         if self.fence is not None:
@@ -299,7 +300,10 @@ class Database:
 
     def _raise_passing(self, session: AsyncSession, error: SQLAlchemyError) -> None:
         """Say of an error that may pass that it may."""
-        passing = None if self.sqlite else postgresql.passing(error, committing=_COMMITTING in session.info)
+        if self.sqlite:
+            passing = sqlite.passing(error)
+        else:
+            passing = postgresql.passing(error, committing=_COMMITTING in session.info)
         if passing is not None:
             raise passing from error
 

@@ -1,19 +1,21 @@
 """SQLite without needless trips: what is known to be quick runs at once, the rest in the connection's thread, one trip
 per statement; a transaction's first statement takes BEGIN along.
 
-Invariant: nothing holds the event loop up. Only what took well under a millisecond lately runs on it; a lock that
-another process holds is waited for in the thread; checkpoints, which wait for the disk, run elsewhere; and whoever runs
-one quick statement after the other lets others have their turn. A cursor holds no resource of the driver between
+Invariant: nothing holds the event loop up. Only what took well under a millisecond within the last seconds runs on it:
+what comes now and then, as a purge that finds nothing for days, goes to the thread each time. A lock that another
+process holds is waited for in the thread; checkpoints, which wait for the disk, run elsewhere; and whoever runs one
+quick statement after the other lets others have their turn. A cursor holds no resource of the driver between
 statements: it opens, runs, fetches and closes in one go, so nothing is left to close when a task is cancelled. A
 transaction without statements never begins. What is quick goes to its end without a moment at which a cancellation
 could tear it; what runs in the thread when its task is cancelled costs the connection. A kept connection is in one
-session's hands at a time, and comes back without a transaction, or is closed.
+session's hands at a time, and comes back without a transaction, or is thrown away.
 """
 
 from __future__ import annotations
 
 import asyncio
 import collections
+import logging
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -21,10 +23,15 @@ from typing import Any, cast
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.dialects.sqlite import aiosqlite
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util.concurrency import await_, greenlet_spawn, in_greenlet
+
+from caelum.kernel.errors import CloudError
+from caelum.kernel.postgresql import DATABASE_UNAVAILABLE
+
+log = logging.getLogger(__name__)
 
 _BEGIN = "caelum_begin"
 """The attribute of the driver's connection with the statement that begins its next transaction."""
@@ -39,12 +46,19 @@ _RISE, _FALL = 0.2, 0.5
 long one may be that of another program that had the processor, or of another thread that had the interpreter."""
 _LONGEST = 4 * _QUICK
 """What counts of a duration: one long one does not make a statement slow, two do."""
+_STALL = 0.02
+"""Seconds for which the event loop was held up in earnest: such a run on it counts whole."""
+_FRESH = 10.0
+"""Seconds for which it is known how long a statement takes. What comes more rarely may find much more to do."""
 _MOST = 5000
 _COMMIT, _ROLLBACK = "COMMIT", "ROLLBACK"
 BUSY_TIMEOUT = 30.0
 """Seconds that a statement waits for another process that writes to the same file."""
 LOCK_TIMEOUT = BUSY_TIMEOUT
 """The same for the beginning of a transaction that writes."""
+_PASSING = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL})
+_PRIMARY_CODE = 0xFF
+"""The bits of an error's code that say what it is; the others tell more of it."""
 
 
 class Pace:
@@ -52,28 +66,37 @@ class Pace:
 
     def __init__(self) -> None:
         self._average: dict[str, float] = {}
+        self._latest: dict[str, float] = {}
+        """When each ran."""
         self._turn = time.monotonic()
 
     def quick(self, statement: str) -> bool:
-        """Whether it is known to take next to no time."""
+        """Whether it took next to no time so far."""
         return self._average.get(statement, 1.0) < _QUICK
 
-    def took(self, statement: str, seconds: float) -> None:
-        """Note how long it took."""
+    def quick_lately(self, statement: str) -> bool:
+        """Whether it took next to no time a moment ago."""
+        return self.quick(statement) and time.monotonic() - self._latest.get(statement, -_FRESH) < _FRESH
+
+    def took(self, statement: str, seconds: float, *, here: bool = False) -> None:
+        """Note how long it took: in a thread, or `here` on the event loop."""
         known = self._average.get(statement)
         if known is None and len(self._average) >= _MOST:
             self._average.clear()
-        seconds = min(seconds, _LONGEST)
+            self._latest.clear()
+        self._latest[statement] = time.monotonic()
+        if not here or seconds < _STALL:
+            seconds = min(seconds, _LONGEST)
         known = seconds if known is None else known
         self._average[statement] = known + (_RISE if seconds > known else _FALL) * (seconds - known)
 
-    def timed(self, statement: str, work: Callable[[], Any]) -> Any:
+    def timed(self, statement: str, work: Callable[[], Any], *, here: bool = False) -> Any:
         """Do the work, and note how long it took."""
         begun = time.monotonic()
         try:
             return work()
         finally:
-            self.took(statement, time.monotonic() - begun)
+            self.took(statement, time.monotonic() - begun, here=here)
 
     @property
     def long(self) -> bool:
@@ -131,8 +154,11 @@ class QuickCursor(aiosqlite.AsyncAdapt_aiosqlite_cursor):
         self._run(operation, lambda cursor: cursor.execute(operation, given))
 
     def executemany(self, operation: Any, seq_of_parameters: Sequence[Any]) -> None:
-        """The same with many sets of parameters."""
-        self._run(f"{operation} *", lambda cursor: cursor.executemany(operation, seq_of_parameters))
+        """The same with many sets of parameters. How many decides how long it takes."""
+        self._run(
+            f"{operation} *{len(seq_of_parameters).bit_length()}",
+            lambda cursor: cursor.executemany(operation, seq_of_parameters),
+        )
 
     def _run(self, statement: str, run: Callable[[Any], Any]) -> None:
         adapted: Any = self._adapt_connection
@@ -149,9 +175,11 @@ class QuickCursor(aiosqlite.AsyncAdapt_aiosqlite_cursor):
 def _run_here(adapted: Any, statement: str, run: Callable[[Any], Any]) -> Outcome | None:
     """Run a quick statement at once; None when it is none, or the connection is busy in its thread."""
     driver = adapted._connection
-    if adapted._execute_mutex.locked() or not _pace.quick(statement) or _KEPT not in driver.__dict__:
+    if adapted._execute_mutex.locked() or not _pace.quick_lately(statement) or _KEPT not in driver.__dict__:
         return None
-    return cast("Outcome", _pace.timed(statement, lambda: _outcome(driver, run))) if _begun(driver) else None
+    if not _begun(driver):
+        return None
+    return cast("Outcome", _pace.timed(statement, lambda: _outcome(driver, run), here=True))
 
 
 async def _run_in_thread(adapted: Any, statement: str, run: Callable[[Any], Any]) -> Outcome:
@@ -216,7 +244,7 @@ def _end(adapted: Any, statement: str, end: Callable[[Any], None]) -> None:
         if not driver._conn.in_transaction:
             return
         if _pace.quick(statement):
-            _pace.timed(statement, lambda: end(driver))
+            _pace.timed(statement, lambda: end(driver), here=True)
         else:
             await_(driver._execute(_pace.timed, statement, lambda: end(driver)))
     except Exception as error:
@@ -262,10 +290,14 @@ class Connections:
         return AsyncSession(self._engine, expire_on_commit=False, sync_session_class=KeptSession, connections=self)
 
     async def take(self) -> AsyncConnection:
-        """A connection outside of any transaction."""
+        """A connection outside of any transaction. Raises DATABASE_UNAVAILABLE when none becomes free in time."""
         if self._turns.locked():
-            async with asyncio.timeout(BUSY_TIMEOUT):
-                await self._turns.acquire()
+            try:
+                async with asyncio.timeout(BUSY_TIMEOUT):
+                    await self._turns.acquire()
+            except TimeoutError as error:
+                details = f"all connections to the database were in use for {BUSY_TIMEOUT:g} s"
+                raise CloudError(DATABASE_UNAVAILABLE, details) from error
         else:
             await self._turns.acquire()
         try:
@@ -281,18 +313,41 @@ class Connections:
         return connection
 
     async def give_back(self, connection: AsyncConnection) -> None:
-        """Let the next one have it; one that broke, or that is not at its beginning, is closed."""
-        self._turns.release()
-        if self._closed or connection.closed or connection.invalidated or connection.in_transaction():
+        """Let the next one have it; one that broke, or whose transaction did not end, is thrown away."""
+        try:
+            whole = _is_outside(connection)
+            if whole and not self._closed:
+                self._free.append(connection)
+                return
+            if not whole and not connection.closed:
+                # Closed alone it would go to the engine's pool, with the transaction that is open.
+                await connection.invalidate()
             await connection.close()
-        else:
-            self._free.append(connection)
+        finally:
+            self._turns.release()
 
     async def close(self) -> None:
         """Close those that nobody uses, and from now on each that is given back."""
         self._closed = True
         while self._free:
             await self._free.pop().close()
+
+
+def _is_outside(connection: AsyncConnection) -> bool:
+    """Whether a connection is outside of any transaction, also by what the driver says: an end may have failed."""
+    if connection.closed or connection.invalidated:
+        return False
+    plain = cast("Connection", connection.sync_connection)
+    if plain.get_transaction() is not None:  # also one that failed to commit, and counts as none in in_transaction()
+        return False
+    adapted: Any = plain.connection.dbapi_connection
+    return adapted._connection._connection is not None and not _is_open(adapted)
+
+
+def _is_open(adapted: Any) -> bool:
+    """Whether the driver has a transaction open."""
+    inner = adapted._connection._connection
+    return inner is not None and inner.in_transaction
 
 
 class KeptSession(Session):
@@ -338,7 +393,7 @@ class KeptSession(Session):
         try:
             outcome = _run_here(self._adapted, statement, lambda cursor: cursor.execute(statement, values))
         except sqlite3.Error as error:
-            raise DBAPIError.instance(statement, None, error, sqlite3.Error, hide_parameters=True) from error
+            raise _wrapped(statement, error) from error
         if outcome is not None:
             self._connections.sent(statement)
         return outcome
@@ -352,7 +407,10 @@ class KeptSession(Session):
         if self.in_transaction():
             super().commit()
         if self._adapted is not None:
-            _commit(self._adapted)
+            try:
+                _commit(self._adapted)
+            except sqlite3.Error as error:
+                raise _wrapped(_COMMIT, error) from error
 
     def rollback(self) -> None:
         """Undo what was done in either way."""
@@ -371,10 +429,13 @@ class KeptSession(Session):
         return _pace.quick(_ROLLBACK) or not (self.in_transaction() or self._adapted is not None)
 
     async def end(self) -> None:
-        """Roll back what is not committed, and give the connection back."""
+        """Roll back what is not committed, and give the connection back. That it breaks only now changes nothing: what
+        was read is read, what was committed is, and what was not goes with the connection."""
         try:
             if self.in_transaction() or self.changed:
                 await greenlet_spawn(self.close)
+        except SQLAlchemyError as error:
+            log.warning("a transaction could not be rolled back: %s", error)
         finally:
             if (taken := self._taken) is not None:
                 adapted, self._taken, self._adapted = self._adapted, None, None
@@ -382,10 +443,28 @@ class KeptSession(Session):
 
     async def _give_back(self, taken: AsyncConnection, adapted: Any) -> None:
         try:
-            if not taken.invalidated and adapted._connection._conn.in_transaction:
+            if not taken.invalidated and _is_open(adapted):
                 await greenlet_spawn(_rollback, adapted)
+        except sqlite3.Error as error:
+            log.warning("a transaction could not be rolled back: %s", error)
         finally:
             await self._connections.give_back(taken)
+
+
+def _wrapped(statement: str, error: sqlite3.Error) -> BaseException:
+    """The driver's error as SQLAlchemy would raise it."""
+    return DBAPIError.instance(statement, None, error, sqlite3.Error, hide_parameters=True)
+
+
+def passing(error: BaseException) -> CloudError | None:
+    """The error to raise instead when `error` says that the file can be neither read nor written now: another process
+    holds it, the disk is full or fails. Else None. It left nothing behind, also when it was a commit that failed: that
+    leaves the transaction open, and whoever gives the session back rolls it back."""
+    if not isinstance(error, OperationalError):
+        return None
+    if getattr(error.orig, "sqlite_errorcode", 0) & _PRIMARY_CODE not in _PASSING:
+        return None
+    return CloudError(DATABASE_UNAVAILABLE, f"SQLite: {error.orig}")
 
 
 def commits_at_once() -> bool:

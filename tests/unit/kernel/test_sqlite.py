@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import event, text
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.kernel import sqlite
 from caelum.kernel.database import Database
+from caelum.kernel.errors import CloudError
+from caelum.kernel.postgresql import DATABASE_UNAVAILABLE
 
 
 @pytest.fixture
@@ -37,19 +41,24 @@ async def ask(db: Database, statement: str) -> None:
         await session.execute(text(statement))
 
 
+def be_quick(statement: str) -> None:
+    """Have a statement known as quick."""
+    sqlite._pace.took(statement, 0.0)
+    sqlite._pace._average[statement] = 0.0
+
+
 async def test_a_statement_that_was_quick_needs_no_thread(db: Database, threads: set[str]) -> None:
     here = threading.current_thread().name
     await ask(db, "SELECT note()")
     assert here not in threads
-    sqlite._pace.took("SELECT note()", 0.0)
-    sqlite._pace._average["SELECT note()"] = 0.0
+    be_quick("SELECT note()")
     threads.clear()
     await ask(db, "SELECT note()")
     assert threads == {here}
 
 
 async def test_a_statement_that_becomes_slow_goes_back_to_the_thread(db: Database, threads: set[str]) -> None:
-    sqlite._pace._average["SELECT note() + 1"] = 0.0
+    be_quick("SELECT note() + 1")
     for _ in range(10):
         sqlite._pace.took("SELECT note() + 1", 0.01)
     await ask(db, "SELECT note() + 1")
@@ -68,10 +77,56 @@ def test_one_long_run_does_not_make_a_statement_slow_but_two_do() -> None:
     assert pace.quick("x"), "a short run is certain"
 
 
+def test_one_run_that_holds_the_loop_up_makes_a_statement_slow() -> None:
+    pace = sqlite.Pace()
+    for _ in range(10):
+        pace.took("x", 0.00001, here=True)
+    pace.took("x", 0.01, here=True)
+    assert pace.quick("x")
+    for _ in range(10):
+        pace.took("x", 0.00001, here=True)
+    pace.took("x", 0.05, here=True)
+    assert not pace.quick("x")
+    for _ in range(3):
+        pace.took("x", 0.00001)
+    assert not pace.quick("x"), "one short run says little after that"
+    for _ in range(10):
+        pace.took("x", 0.00001)
+    assert pace.quick("x")
+
+
+async def test_a_statement_that_comes_rarely_goes_to_the_thread(
+    db: Database, threads: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    be_quick("SELECT note() + 2")
+    monkeypatch.setattr(sqlite, "_FRESH", 0.01)
+    await asyncio.sleep(0.02)
+    await ask(db, "SELECT note() + 2")
+    assert threading.current_thread().name not in threads
+    assert sqlite._pace.quick("SELECT note() + 2"), "a commit need not ask again between two moments"
+
+
+async def test_many_rows_are_not_taken_for_few(db: Database, threads: set[str]) -> None:
+    async with db.transaction() as tx:
+        await tx.execute(text("CREATE TABLE many (x)"))
+    statement, here = "INSERT INTO many VALUES (:x + note())", threading.current_thread().name
+
+    async def add(rows: int) -> None:
+        threads.clear()
+        async with db.transaction() as tx:
+            await tx.execute(text(statement), [{"x": number} for number in range(rows)])
+
+    be_quick("INSERT INTO many VALUES (? + note()) *2")
+    await add(3)
+    assert threads == {here}
+    await add(1000)
+    assert here not in threads
+
+
 async def test_the_loop_goes_on_while_another_process_holds_the_lock(db: Database, tmp_path: Path) -> None:
     statement = "CREATE TABLE IF NOT EXISTS locked (x)"
     other = sqlite3.connect(tmp_path / "test.db", isolation_level=None)
-    sqlite._pace._average[statement] = 0.0
+    be_quick(statement)
     other.execute("BEGIN IMMEDIATE")
 
     async def write() -> None:
@@ -87,7 +142,7 @@ async def test_the_loop_goes_on_while_another_process_holds_the_lock(db: Databas
 
 
 async def test_many_quick_statements_let_others_have_their_turn(db: Database) -> None:
-    sqlite._pace._average["SELECT 1"] = 0.0
+    be_quick("SELECT 1")
     turns = 0
 
     async def other() -> None:
@@ -112,6 +167,140 @@ async def test_a_transaction_without_statements_never_begins(db: Database) -> No
     async with db.transaction() as tx:
         await tx.execute(text("CREATE TABLE empty_before (x)"))
     await ask(db, "SELECT * FROM empty_before")
+
+
+async def insert(tx: AsyncSession, statement: str, *, past: bool) -> None:
+    """Run a statement through SQLAlchemy, or past it."""
+    kept = tx.sync_session
+    assert isinstance(kept, sqlite.KeptSession)
+    if past:
+        await kept.run(statement, ())
+    else:
+        await tx.execute(text(statement))
+
+
+def driver_error(code: int) -> sqlite3.OperationalError:
+    error = sqlite3.OperationalError("what SQLite said")
+    error.sqlite_errorcode = code
+    return error
+
+
+@pytest.mark.parametrize(
+    ("code", "passes"),
+    [
+        (sqlite3.SQLITE_BUSY, True),
+        (sqlite3.SQLITE_BUSY_SNAPSHOT, True),
+        (sqlite3.SQLITE_IOERR_FSYNC, True),
+        (sqlite3.SQLITE_FULL, True),
+        (sqlite3.SQLITE_ERROR, False),  # no such table
+        (sqlite3.SQLITE_READONLY, False),
+    ],
+)
+def test_errors_that_pass(code: int, passes: bool) -> None:
+    found = sqlite.passing(OperationalError("SELECT 1", None, driver_error(code)))
+    assert (found is not None) == passes
+    assert found is None or (found.kind, found.facts) == (DATABASE_UNAVAILABLE, {})
+
+
+async def test_what_must_be_written_is_tried_until_the_disk_has_room(db: Database) -> None:
+    async with db.transaction() as tx:
+        await tx.execute(text("CREATE TABLE big (x)"))
+    tries = 0
+
+    async def write(tx: AsyncSession) -> int:
+        nonlocal tries
+        tries += 1
+        await tx.execute(text(f"PRAGMA max_page_count={1 if tries == 1 else 1_000_000}"))
+        await tx.execute(text("INSERT INTO big VALUES (zeroblob(10000000))"))
+        return tries
+
+    assert await db.write_surely(write) == 2
+    async with db.read() as session:
+        assert await session.scalar(text("SELECT count(*) FROM big")) == 1
+
+
+async def test_a_file_that_another_process_holds_for_too_long_is_unavailable(
+    db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT", 0.05)
+    other = sqlite3.connect(tmp_path / "test.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(CloudError) as busy:
+        async with db.transaction() as tx:
+            await tx.execute(text("CREATE TABLE held (x)"))
+    assert busy.value.kind is DATABASE_UNAVAILABLE
+    other.execute("ROLLBACK")
+    other.close()
+    async with db.transaction() as tx:
+        await tx.execute(text("CREATE TABLE held (x)"))
+
+
+async def test_readers_that_are_all_busy_make_the_database_unavailable(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT", 0.05)
+    taken = [await db._kept[1].take() for _ in range(4)]
+    with pytest.raises(CloudError) as busy:
+        await ask(db, "SELECT 1")
+    assert busy.value.kind is DATABASE_UNAVAILABLE
+    for one in taken:
+        await db._kept[1].give_back(one)
+    await ask(db, "SELECT 1")
+
+
+@pytest.mark.parametrize("past", [False, True])
+async def test_a_commit_that_fails_left_nothing_and_is_not_ambiguous(
+    db: Database, monkeypatch: pytest.MonkeyPatch, past: bool
+) -> None:
+    async with db.transaction() as tx:
+        await tx.execute(text("CREATE TABLE lost (x)"))
+    end, broken = sqlite._end, True
+
+    def breaks(adapted: object, statement: str, work: object) -> None:
+        if broken and statement == "COMMIT":
+            raise driver_error(sqlite3.SQLITE_FULL)
+        end(adapted, statement, work)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(sqlite, "_end", breaks)
+    with pytest.raises(CloudError) as full:
+        async with db.transaction() as tx:
+            await insert(tx, "INSERT INTO lost VALUES (1)", past=past)
+    assert (full.value.kind, full.value.facts) == (DATABASE_UNAVAILABLE, {})
+    broken = False
+    async with db.transaction() as tx:
+        await insert(tx, "INSERT INTO lost VALUES (2)", past=past)
+    async with db.read() as session:
+        assert list(await session.scalars(text("SELECT x FROM lost"))) == [2]
+
+
+async def test_errors_of_the_statement_stay_what_they_are(db: Database) -> None:
+    with pytest.raises(DBAPIError):
+        await ask(db, "SELECT * FROM nowhere")
+
+
+@pytest.mark.parametrize("past", [False, True])
+async def test_a_connection_whose_transaction_does_not_end_is_thrown_away(
+    db: Database, monkeypatch: pytest.MonkeyPatch, past: bool
+) -> None:
+    async with db.transaction() as tx:
+        await tx.execute(text("CREATE TABLE torn (x)"))
+
+    def breaks(_adapted: object, _statement: str, _end: object) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    async def fail() -> None:
+        async with db.transaction() as tx:
+            await insert(tx, "INSERT INTO torn VALUES (1)", past=past)
+            raise ValueError("no")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(sqlite, "_end", breaks)
+        with pytest.raises(ValueError, match="no"):
+            await fail()
+    async with db.transaction() as tx:
+        await tx.execute(text("INSERT INTO torn VALUES (2)"))
+    async with db.read() as session:
+        assert list(await session.scalars(text("SELECT x FROM torn"))) == [2]
 
 
 async def test_a_checkpoint_empties_the_log(db: Database, tmp_path: Path) -> None:
