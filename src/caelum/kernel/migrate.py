@@ -110,23 +110,37 @@ def make_plan(connection: Connection, history: History, *, finish: Finish) -> Pl
 
 
 async def upgrade(db: Database, rules: Rules | None = None) -> Plan:
-    """Run the revisions that may run, in one transaction; nodes that start at once take turns. Returns what was done.
+    """Run the revisions that may run, in one transaction; nodes that have something to change take turns. Returns what
+    was done. A node that has nothing to change waits for nobody: another one's dump may take an hour.
 
-    Before that a SQLite database is copied beside itself, `caelum.db.<its revision>`, and one of PostgreSQL is dumped.
+    Before a change a SQLite database is copied beside itself, `caelum.db.<its revision>`, and one of PostgreSQL is dumped.
     Raises NewerDatabaseError, UpgradeWaitsError, BackupError; the database is then as it was.
     """
     rules, history = rules or Rules(), History()
-    async with db.turn(_TURN):
-        plan = await _settled_plan(db, history, rules)
-        if plan.now and plan.version is not None:
-            await _keep_copy(db, plan.version, rules)
-        contracts = any(one.contracts for one in plan.now)
-        plan = await _run(db, history, finish=rules.finish if contracts else Finish.NONE)
+    plan = await look(db, history, finish=rules.finish)
+    if plan.now or plan.stuck or await _lacks_tables(db, history):
+        async with db.turn(_TURN):
+            plan = await _change(db, history, rules)
     for one in plan.now if plan.version is not None else ():
         log.info("the schema's revision %s has been run", one)
     if plan.later:
         log.info("the schema's revisions %s wait for %s", ", ".join(map(str, plan.later)), plan.why())
     return plan
+
+
+async def _change(db: Database, history: History, rules: Rules) -> Plan:
+    plan = await _settled_plan(db, history, rules)
+    if plan.now and plan.version is not None:
+        await _keep_copy(db, plan.version, rules)
+    contracts = any(one.contracts for one in plan.now)
+    return await _run(db, history, finish=rules.finish if contracts else Finish.NONE)
+
+
+async def _lacks_tables(db: Database, history: History) -> bool:
+    """Whether a table is missing that no revision makes."""
+    async with db.engine.connect() as connection:
+        present = await connection.run_sync(lambda one: set(inspect(one).get_table_names()))
+    return any(table.name not in present for table in _tables_beside(history))
 
 
 async def _settled_plan(db: Database, history: History, rules: Rules) -> Plan:
@@ -234,7 +248,7 @@ def _upgrade(connection: Connection, history: History, *, finish: Finish) -> Pla
         else:
             _create(connection, plan.now[-1].name)
         _record(connection, history.needed(plan.now[-1].name))
-    Base.metadata.create_all(connection, tables=_plugin_tables() if history.newest else None)
+    Base.metadata.create_all(connection, tables=_tables_beside(history))
     return plan
 
 
@@ -289,6 +303,11 @@ def _our_metadata() -> Any:
 def _our_tables() -> list[Table]:
     foreign = _plugin_tables()
     return [table for table in Base.metadata.sorted_tables if table not in foreign]
+
+
+def _tables_beside(history: History) -> list[Table]:
+    """The tables that no revision makes."""
+    return _plugin_tables() if history.newest else list(Base.metadata.sorted_tables)
 
 
 def _plugin_tables() -> list[Table]:
