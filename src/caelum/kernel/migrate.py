@@ -113,8 +113,8 @@ async def upgrade(db: Database, rules: Rules | None = None) -> Plan:
     """Run the revisions that may run, in one transaction; nodes that have something to change take turns. Returns what
     was done. A node that has nothing to change waits for nobody: another one's dump may take an hour.
 
-    Before a change a SQLite database is copied beside itself, `caelum.db.<its revision>`, and one of PostgreSQL is dumped.
-    Raises NewerDatabaseError, UpgradeWaitsError, BackupError; the database is then as it was.
+    Before a change a SQLite database is copied beside itself, `caelum.db.<its revision>`, and one of PostgreSQL is
+    dumped. Raises NewerDatabaseError, UpgradeWaitsError, BackupError; the database is then as it was.
     """
     rules, history = rules or Rules(), History()
     plan = await look(db, history, finish=rules.finish)
@@ -165,11 +165,21 @@ async def look(db: Database, history: History, *, finish: Finish) -> Plan:
 
 
 async def _keep_copy(db: Database, version: str, rules: Rules) -> None:
+    """Copy the database as it is before an upgrade, unless an earlier try has. Raises BackupError."""
     if db.sqlite:
-        await asyncio.to_thread(_copy_file, db.url, version)
-    elif rules.dumps is not None:
+        kept = _copy_of(db.url, version)
+        if await asyncio.to_thread(kept.exists):
+            return
+        await backup.check_room(db, None)
+        await asyncio.to_thread(_copy_file, db.url, kept)
+    elif rules.dumps is None:
+        return
+    elif (found := await asyncio.to_thread(backup.recent, rules.dumps, version)) is not None:
+        kept = found
+    else:
+        await backup.check_room(db, rules.dumps)
         kept = await backup.dump(db.url, rules.dumps, version)
-        log.info("the database is upgraded from revision %s; a dump of it is in %s", version, kept)
+    log.info("the database is upgraded from revision %s; a copy of it is in %s", version, kept)
 
 
 async def _run(db: Database, history: History, *, finish: Finish) -> Plan:
@@ -204,18 +214,20 @@ async def differences(db: Database) -> list[Any]:
         return await connection.run_sync(_differences)
 
 
-def _copy_file(url: str, version: str) -> None:
-    """Copy the database as it is before an upgrade, unless an earlier try has."""
+def _copy_of(url: str, version: str) -> Path:
     path = Path(url.partition("///")[2])
-    copy = path.with_name(f"{path.name}.{version}")
-    if copy.exists():
-        return
+    return path.with_name(f"{path.name}.{version}")
+
+
+def _copy_file(url: str, copy: Path) -> None:
     unfinished = copy.with_name(f"{copy.name}.part")
     unfinished.unlink(missing_ok=True)
-    with contextlib.closing(sqlite3.connect(path)) as database:
-        database.execute("VACUUM INTO ?", [str(unfinished)])
-    unfinished.rename(copy)
-    log.info("the database is upgraded from revision %s; a copy of it is in %s", version, copy)
+    try:
+        with contextlib.closing(sqlite3.connect(Path(url.partition("///")[2]))) as database:
+            database.execute("VACUUM INTO ?", [str(unfinished)])
+        unfinished.rename(copy)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def write_revision(connection: Connection, message: str) -> None:

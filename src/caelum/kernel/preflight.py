@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import shutil
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -184,24 +183,14 @@ async def _schema(db: Database, config: Config, report: Report) -> Plan | None:
 
 async def _space(db: Database, config: Config, report: Report) -> None:
     """Whether the copy of the database fits on the disk."""
-    if db.sqlite:
-        path = Path(db.url.partition("///")[2])
-        needed, place = await asyncio.to_thread(lambda: path.stat().st_size), path.parent
-    elif config.upgrade_backup == "dump":
-        async with db.engine.connect() as connection:
-            needed = int(await connection.scalar(text("SELECT pg_database_size(current_database())")) or 0)
-        place = config.data_dir
-    else:
+    found = await backup.room(db, upgrade.rules(config).dumps)
+    if found is None:
         return
-    free = (await asyncio.to_thread(shutil.disk_usage, place if place.exists() else "/")).free
-    report.facts.append(f"the copy of the database needs at most {_mib(needed)}; {place} has {_mib(free)} free")
-    if free < needed:
-        details = f"the copy of the database may need {_mib(needed)}, and {place} has {_mib(free)} free"
+    needed, free, place = backup.mib(found.needed), backup.mib(found.free), found.place
+    report.facts.append(f"the copy of the database needs at most {needed}; {place} has {free} free")
+    if found.free < found.needed:
+        details = f"the copy of the database may need {needed}, and {place} has {free} free"
         report.find("NoSpace", details, "Make room, or back the database up elsewhere (upgrade_backup).")
-
-
-def _mib(number: int) -> str:
-    return f"{number / 2**20:.0f} MiB"
 
 
 async def _dump_program(db: Database, config: Config, report: Report) -> None:
