@@ -23,7 +23,7 @@ from caelum.kernel.config import Config
 from caelum.kernel.database import Base, Database
 from caelum.kernel.engine import UNDO_RUNNER
 from caelum.kernel.errors import CloudError
-from caelum.kernel.extension import discover
+from caelum.kernel.extension import discover, enabled
 from caelum.kernel.flow import flows
 from caelum.kernel.migrate import Plan
 from caelum.kernel.schema import History
@@ -100,7 +100,7 @@ def preflight_check(check: C) -> C:
 async def inspect_cloud(config: Config) -> Report:
     """Look at everything."""
     report = Report(version=__version__)
-    _load_declarations(report)
+    _load_declarations(config, report)
     url = config.resolved_database_url()
     path = Path(url.partition("///")[2])
     if url.startswith("sqlite") and not await asyncio.to_thread(path.exists):
@@ -123,15 +123,18 @@ async def inspect_cloud(config: Config) -> Report:
     return report
 
 
-def _load_declarations(report: Report) -> None:
-    """Load services, drivers and plugins, so that what they can do is known; one that is broken is reported."""
+def _load_declarations(config: Config, report: Report) -> None:
+    """Load services, drivers and plugins, so that what they can do is known; one that is broken is reported.
+
+    It does not block: a server starts without it. Work of it that nobody else could end is found by itself.
+    """
     parts = [
         *discover("caelum.services", builtin.SERVICES), *discover("caelum.drivers", builtin.DRIVERS),
         *discover("caelum.plugins", ()),
     ]  # fmt: skip
-    for part in (one for one in parts if one.factory is None):
+    for part in (one for one in enabled(parts, config.disabled_services) if one.factory is None):
         remedy = "Install a version of it that fits this version, or disable it."
-        report.find("BrokenPart", f"{part.name} cannot be loaded: {part.error}", remedy)
+        report.find("BrokenPart", f"{part.name} cannot be loaded: {part.error}", remedy, blocks=False)
 
 
 async def _columns_of(db: Database) -> dict[str, set[str]]:
