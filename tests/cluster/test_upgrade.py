@@ -222,6 +222,35 @@ async def test_without_a_dump_nothing_is_changed(
     assert await _has_note(db)
 
 
+async def test_a_node_with_nothing_to_change_does_not_wait_for_the_dump_of_another(
+    tmp_path: Path, db: Database, newer: Newer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    former = schema.SCRIPTS.parent / "former"
+    shutil.copytree(schema.SCRIPTS, former)
+    newer.now_knows("expand", EXPANSION)
+    dumping, done = asyncio.Event(), asyncio.Event()
+
+    async def dump(_url: str, directory: Path, _revision: str) -> Path:
+        dumping.set()
+        await done.wait()
+        return directory
+
+    monkeypatch.setattr(backup, "dump", dump)
+    changing = asyncio.create_task(migrate.upgrade(db, Rules(dumps=tmp_path / "dumps")))
+    await asyncio.wait_for(dumping.wait(), 10)
+    with monkeypatch.context() as of_former:
+        of_former.setattr(schema, "SCRIPTS", former)
+        plan = await asyncio.wait_for(migrate.upgrade(db), 10)
+    assert (plan.now, plan.later) == ([], [])
+    second = asyncio.create_task(migrate.upgrade(db))
+    await asyncio.sleep(0.5)
+    assert not second.done(), "a node that has the same revisions to run waits"
+    done.set()
+    assert len((await changing).now) == 1
+    assert (await second).now == []
+    assert await _has_note(db)
+
+
 async def test_the_look_before_an_upgrade(
     tmp_path: Path, db: Database, newer: Newer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TypeVar
 
 import pytest
 from tests.service.host_clouds import SERVICES, HostCloud, QuickKvmService
@@ -28,14 +29,16 @@ from caelum.drivers.kvm import program
 from caelum.drivers.kvm.api import AddKVMHost
 from caelum.drivers.kvm.settings import AGENT_PORT
 from caelum.kernel import pki
+from caelum.kernel.errors import CloudError
 from caelum.kernel.ids import new_uuid
 
+A = TypeVar("A")
 OLD, NEW = "0.0.1", "0.0.2"
 PACKAGE = Path(caelum.__file__).parent
 BARE_HOST = """
 import caelum
 from caelum.agent import protocol as p
-from caelum.agent.program import Programs
+from caelum.agent.program import HOST_LOCK, proving
 from caelum.agent.registry import handler
 
 FACTS = p.HostFacts(
@@ -44,10 +47,13 @@ FACTS = p.HostFacts(
     hypervisor="tcg", ip_addresses=[],
 )
 
-@handler(p.ConnectHost)
+@handler(p.ConnectHost, lock=HOST_LOCK)
 async def connect(agent, cmd):
+    async with proving(agent):
+        return await adopt(agent, cmd)
+
+async def adopt(agent, cmd):
     agent.report_to(cmd.report_url, cmd.host_uuid)
-    await agent.run_blocking(Programs(agent.state_dir).keep)
     return p.ConnectHostAnswer(
         agent_uuid=agent.uuid, version=caelum.__version__, protocol=p.PROTOCOL_VERSION, facts=FACTS, vm_states={},
         unknown_domains=[],
@@ -172,8 +178,16 @@ class Site:
 
     async def ping(self) -> p.PingAnswer:
         """Ask the agent itself."""
+        return await self._run(p.Ping())
+
+    async def connect(self) -> p.ConnectHostAnswer:
+        """Have the agent be connected, without what a server does about its version."""
         agents = self.cloud.node.services["kvm"].agents  # type: ignore[attr-defined]
-        answer: p.PingAnswer = await agents.client.run(agents.address(self.agent.uuid, "127.0.0.1"), p.Ping(), 5)
+        return await self._run(p.ConnectHost(host_uuid=self.agent.uuid, report_url=agents.report_url))
+
+    async def _run(self, command: p.Command[A]) -> A:
+        agents = self.cloud.node.services["kvm"].agents  # type: ignore[attr-defined]
+        answer: A = await agents.client.run(agents.address(self.agent.uuid, "127.0.0.1"), command, 5)
         return answer
 
 
@@ -233,6 +247,35 @@ async def test_a_version_that_does_not_come_up_is_given_up(
         await one.reconnect()
         assert (await one.ping()).version == OLD
         assert one.agent.starts == starts, "it is not tried again and again"
+
+
+async def test_a_version_that_listens_but_cannot_be_connected_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with site(tmp_path, monkeypatch) as one:
+        _change(tmp_path / "newer" / "caelum" / "agent" / "bare.py", "return await adopt", "raise RuntimeError\n#")
+        # The archive was made at the start of the server.
+        one.cloud.node.services["kvm"]._program._pack()  # type: ignore[attr-defined]
+        with pytest.raises(CloudError):
+            await one.add()
+        programs = Programs(one.agent.state)
+        assert (await one.ping()).version == NEW
+        assert (programs.read().connects, programs.read().tries) == (1, 0)
+        for _ in range(2):
+            with pytest.raises(CloudError):
+                await one.connect()
+        assert programs.read().tried is None
+
+        async def is_old() -> bool:
+            with contextlib.suppress(CloudError):
+                return (await one.ping()).version == OLD
+            return False
+
+        await one.cloud.until(is_old, 30)
+        assert one.agent.starts == 1, "the process was replaced"
+        assert (await one.add()).status == "Connected"
+        assert (await one.ping()).version == OLD
+        assert len(programs.read().given_up) == 1
 
 
 async def test_a_damaged_program_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

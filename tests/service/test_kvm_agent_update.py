@@ -16,6 +16,7 @@ from tests.service.host_clouds import HostCloud, host_cloud
 import caelum
 from caelum.agent import protocol as p
 from caelum.cloud.host.api import ReconnectHost
+from caelum.drivers.kvm import program
 from caelum.drivers.kvm.model import KvmHostModel
 from caelum.drivers.kvm.program import is_older, pack
 from caelum.drivers.kvm.settings import AGENT_UPDATE
@@ -72,6 +73,42 @@ async def test_an_agent_that_cannot_be_updated_keeps_working(tmp_path: Path) -> 
         cloud.sim.fault("error", p.UpdateAgent.path, code=p.DOWNLOAD)
         assert (await cloud.add_host()).status == "Connected"
         assert await _known(cloud) == ("0.0.9", p.PROTOCOL_VERSION)
+
+
+async def test_a_program_that_cannot_be_packed_keeps_no_host_away_and_is_packed_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = 0
+
+    def broken(_package: Path) -> bytes:
+        nonlocal tries
+        tries += 1
+        raise FileNotFoundError("replaced meanwhile")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(program, "pack", broken)
+        async with host_cloud(tmp_path, 1) as cloud:
+            cloud.sim[0].version = "0.0.9"
+            host = await cloud.add_host()
+            assert host.status == "Connected"
+            assert await _known(cloud) == ("0.0.9", p.PROTOCOL_VERSION)
+            assert tries == 2, "at the start, and for the host"
+            patched.undo()
+            await cloud.api(ReconnectHost(uuid=host.uuid))
+            assert await _known(cloud) == (caelum.__version__, p.PROTOCOL_VERSION)
+
+
+async def test_what_is_offered_was_read_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with host_cloud(tmp_path, 1) as cloud:
+        cloud.sim[0].version = "0.0.9"
+        await cloud.node.services["kvm"]._program._archive()
+
+        def replaced(_package: Path) -> bytes:
+            raise AssertionError("packed anew")
+
+        monkeypatch.setattr(program, "pack", replaced)
+        await cloud.add_host()
+        assert await _known(cloud) == (caelum.__version__, p.PROTOCOL_VERSION)
 
 
 async def test_a_host_can_fetch_the_program_and_nobody_else(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import caelum
 from caelum.agent import facts
 from caelum.agent.core import Agent
-from caelum.agent.program import Programs
+from caelum.agent.program import HOST_LOCK, proving
 from caelum.agent.protocol import (
     OLDEST_PROTOCOL,
     PROTOCOL_VERSION,
@@ -50,9 +50,14 @@ async def echo(_agent: Agent, _cmd: Echo) -> Empty:
     return Empty()
 
 
-@handler(ConnectHost, lock="host")
+@handler(ConnectHost, lock=HOST_LOCK)
 async def connect_host(agent: Agent, cmd: ConnectHost) -> ConnectHostAnswer:
     """Adopt this host."""
+    async with proving(agent):
+        return await _adopt(agent, cmd)
+
+
+async def _adopt(agent: Agent, cmd: ConnectHost) -> ConnectHostAnswer:
     kind = await agent.part(Acceleration).kind()
     shown = await agent.run(["ip", "-json", "address"], timeout=10)
     found = await agent.part(Libvirt).call(facts.collect, kind, facts.ip_addresses(shown.text))
@@ -61,7 +66,6 @@ async def connect_host(agent: Agent, cmd: ConnectHost) -> ConnectHostAnswer:
     await agent.run_blocking(_write, agent.state_dir / HOST_FILE, kept)
     agent.settings = dict(cmd.settings)
     agent.report_to(cmd.report_url, cmd.host_uuid)
-    await agent.run_blocking(Programs(agent.state_dir).keep)
     return ConnectHostAnswer(
         agent_uuid=agent.uuid,
         version=caelum.__version__,

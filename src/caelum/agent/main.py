@@ -109,7 +109,7 @@ async def _serve(config: AgentConfig) -> int:
     server = AgentServer(config)
     try:
         await server.start()
-        program.listens()
+        await server.agent.run_blocking(program.listens, config.state_dir)
         replaced = server.agent.replaced
         waiting = [asyncio.create_task(one.wait()) for one in (stop, replaced)]
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)

@@ -6,7 +6,9 @@ networks stay what they are. `program.json` in the state directory says which on
 
 Invariant: a program is run only when it is whole and has the checksum that a server named. One that does not listen in
 time is ended by an alarm that outlives the replacement of the process, and after two tries the former program runs
-again; so whoever supervises the agent must start it again when it ends. Once a server has connected it, it is kept.
+again; so whoever supervises the agent must start it again when it ends. Once a server has connected it, it is kept; one
+that listens, but fails three times when it is connected, is given up too. Waiting for a server costs no try. The
+programs and their record are changed under the lock `HOST_LOCK` alone.
 When the installed program has changed, it alone counts: whoever installed it wanted it.
 """
 
@@ -22,7 +24,7 @@ import signal
 import sys
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import aiohttp
@@ -42,6 +44,10 @@ HANDED_OVER = "CAELUM_AGENT_PROGRAM"
 LISTEN_SECONDS = 30
 """How long a program that is tried may take until it listens."""
 TRIES = 2
+CONNECTS = 3
+"""How often a server may try to connect a program that is tried: what fails, or ends the process, counts."""
+HOST_LOCK = "host"
+"""The lock of those who say whose this host is, and what runs on it."""
 AGAIN_AFTER = 3600.0
 """Seconds after which a program that was given up may be tried again."""
 QUIET_SECONDS = 30.0
@@ -58,6 +64,9 @@ class Record(msgspec.Struct):
     kept: str | None = None
     tried: str | None = None
     tries: int = 0
+    """Starts of the program that is tried that have not come to listen."""
+    connects: int = 0
+    """Attempts to connect it that have not ended well."""
     given_up: dict[str, float] = {}
     """When a program was given up, in seconds since 1970."""
 
@@ -114,6 +123,14 @@ class Programs:
         os.sync()
         part.rename(target)
 
+    def try_next(self, name: str) -> None:
+        """Have the next start try a program that is installed."""
+        record = self.read()
+        record.tried, record.tries, record.connects = name, 0, 0
+        if running() is None:
+            record.installed = caelum.__version__
+        self.write(record)
+
     def next(self) -> Path | None:
         """The program to hand over to, None: the installed one. Counts a try."""
         record = self.read()
@@ -121,24 +138,54 @@ class Programs:
             shutil.rmtree(self._home, ignore_errors=True)
             return None
         if record.tried is not None:
-            if record.tries < TRIES and self.folder(record.tried).is_dir():
+            if record.tries < TRIES and record.connects < CONNECTS and self.folder(record.tried).is_dir():
                 record.tries += 1
                 self.write(record)
                 signal.alarm(LISTEN_SECONDS)
                 return self.folder(record.tried)
-            log.error("the program %s did not come up and is given up", record.tried)
-            record.given_up[record.tried] = time.time()
-            record.tried = None
-            self.write(record)
+            self._give_up(record)
         found = None if record.kept is None else self.folder(record.kept)
         return found if found is not None and found.is_dir() else None
 
+    def _give_up(self, record: Record) -> None:
+        if record.tried is not None:
+            log.error("the program %s did not come up and is given up", record.tried)
+            record.given_up[record.tried] = time.time()
+        record.tried = None
+        self.write(record)
+
+    def _trial(self) -> Record | None:
+        """The record while this program is the one that is tried."""
+        record = self.read()
+        return record if record.tried is not None and self.folder(record.tried) == running() else None
+
+    def listens(self) -> None:
+        """The program that is tried has come up: its start was no failure."""
+        if (record := self._trial()) is not None:
+            record.tries = 0
+            self.write(record)
+
+    def connecting(self) -> None:
+        """The program that is tried is being connected; that counts until `keep`, also when the process ends of it."""
+        if (record := self._trial()) is not None:
+            record.connects += 1
+            self.write(record)
+
+    def given_up(self) -> bool:
+        """Give up the program that is tried, if it could not be connected too often. Whether it is to be replaced."""
+        record = self._trial()
+        if record is None or record.connects < CONNECTS:
+            return False
+        self._give_up(record)
+        return True
+
     def keep(self) -> None:
         """The program that is tried has proved itself. The one before it stays: its children may still run."""
-        record = self.read()
-        if record.tried is None or self.folder(record.tried) != running():
+        record = self._trial()
+        if record is None:
             return
-        former, record.kept, record.tried, record.tries = record.kept, record.tried, None, 0
+        former, record.kept, record.tried = record.kept, record.tried, None
+        record.tries = record.connects = 0
         self.write(record)
         log.info("the program %s is kept", record.kept)
         for one in self._home.iterdir():
@@ -175,9 +222,26 @@ def become(folder: Path | None, arguments: Sequence[str]) -> None:
     os.execve(sys.executable, command, environment)  # noqa: S606 - replaces this process, by design
 
 
-def listens() -> None:
+def listens(state_dir: Path) -> None:
     """This program has come up: the alarm of a trial is off."""
     signal.alarm(0)
+    Programs(state_dir).listens()
+
+
+@contextlib.asynccontextmanager
+async def proving(agent: Agent) -> AsyncIterator[None]:
+    """A server connects this program in the block, under `HOST_LOCK`: a program that is tried is kept when that goes
+    well, and the former one runs again when it goes wrong too often.
+    """
+    programs = Programs(agent.state_dir)
+    await agent.run_blocking(programs.connecting)
+    try:
+        yield
+    except Exception:
+        if await agent.run_blocking(programs.given_up):
+            agent.spawn(_replace_when_quiet(agent), "return to the former program")
+        raise
+    await agent.run_blocking(programs.keep)
 
 
 @handler(UpdateAgent, lock="program")
@@ -186,6 +250,17 @@ async def update(agent: Agent, cmd: UpdateAgent) -> Empty:
     programs, name = Programs(agent.state_dir), f"{cmd.version}-{cmd.sha256[:16]}"
     if not name.replace(".", "").replace("-", "").replace("+", "").isalnum():
         raise AgentFailure(INVALID, f"version[{cmd.version}] or sha256[{cmd.sha256}] is not one")
+    await _refuse_given_up(agent, programs, name)
+    archive = await _fetch(agent, cmd)
+    # Not while it is fetched, for a server may connect this host meanwhile.
+    async with agent.lock(HOST_LOCK):
+        await agent.run_blocking(programs.install, archive, name)
+        await agent.run_blocking(programs.try_next, name)
+    agent.spawn(_replace_when_quiet(agent), "replacement of the program")
+    return Empty()
+
+
+async def _refuse_given_up(agent: Agent, programs: Programs, name: str) -> None:
     record = await agent.run_blocking(programs.read)
     failed_for = time.time() - record.given_up.get(name, 0.0)
     if failed_for < AGAIN_AFTER:
@@ -193,14 +268,6 @@ async def update(agent: Agent, cmd: UpdateAgent) -> Empty:
             f"program {name} did not come up {failed_for:.0f} s ago; it may be tried again after {AGAIN_AFTER:.0f} s"
         )
         raise AgentFailure(INVALID, details)
-    archive = await _fetch(agent, cmd)
-    await agent.run_blocking(programs.install, archive, name)
-    record.tried, record.tries = name, 0
-    if running() is None:
-        record.installed = caelum.__version__
-    await agent.run_blocking(programs.write, record)
-    agent.spawn(_replace_when_quiet(agent), "replacement of the program")
-    return Empty()
 
 
 async def _fetch(agent: Agent, cmd: UpdateAgent) -> bytes:

@@ -131,6 +131,12 @@ def discover(group: str, builtin: Iterable[str]) -> list[Part]:
     return list(parts.values())
 
 
+def enabled(parts: Iterable[Part], disabled: Iterable[str]) -> list[Part]:
+    """Those parts that the configuration does not switch off, by the name of the service or of its entry."""
+    names = set(disabled)
+    return [part for part in parts if not names & {part.name, getattr(part.factory, "name", part.name)}]
+
+
 def _import(target: str) -> Callable[[], Any]:
     module, _, attribute = target.partition(":")
     return lambda: getattr(importlib.import_module(module), attribute)

@@ -110,23 +110,37 @@ def make_plan(connection: Connection, history: History, *, finish: Finish) -> Pl
 
 
 async def upgrade(db: Database, rules: Rules | None = None) -> Plan:
-    """Run the revisions that may run, in one transaction; nodes that start at once take turns. Returns what was done.
+    """Run the revisions that may run, in one transaction; nodes that have something to change take turns. Returns what
+    was done. A node that has nothing to change waits for nobody: another one's dump may take an hour.
 
-    Before that a SQLite database is copied beside itself, `caelum.db.<its revision>`, and one of PostgreSQL is dumped.
-    Raises NewerDatabaseError, UpgradeWaitsError, BackupError; the database is then as it was.
+    Before a change a SQLite database is copied beside itself, `caelum.db.<its revision>`, and one of PostgreSQL is
+    dumped. Raises NewerDatabaseError, UpgradeWaitsError, BackupError; the database is then as it was.
     """
     rules, history = rules or Rules(), History()
-    async with db.turn(_TURN):
-        plan = await _settled_plan(db, history, rules)
-        if plan.now and plan.version is not None:
-            await _keep_copy(db, plan.version, rules)
-        contracts = any(one.contracts for one in plan.now)
-        plan = await _run(db, history, finish=rules.finish if contracts else Finish.NONE)
+    plan = await look(db, history, finish=rules.finish)
+    if plan.now or plan.stuck or await _lacks_tables(db, history):
+        async with db.turn(_TURN):
+            plan = await _change(db, history, rules)
     for one in plan.now if plan.version is not None else ():
         log.info("the schema's revision %s has been run", one)
     if plan.later:
         log.info("the schema's revisions %s wait for %s", ", ".join(map(str, plan.later)), plan.why())
     return plan
+
+
+async def _change(db: Database, history: History, rules: Rules) -> Plan:
+    plan = await _settled_plan(db, history, rules)
+    if plan.now and plan.version is not None:
+        await _keep_copy(db, plan.version, rules)
+    contracts = any(one.contracts for one in plan.now)
+    return await _run(db, history, finish=rules.finish if contracts else Finish.NONE)
+
+
+async def _lacks_tables(db: Database, history: History) -> bool:
+    """Whether a table is missing that no revision makes."""
+    async with db.engine.connect() as connection:
+        present = await connection.run_sync(lambda one: set(inspect(one).get_table_names()))
+    return any(table.name not in present for table in _tables_beside(history))
 
 
 async def _settled_plan(db: Database, history: History, rules: Rules) -> Plan:
@@ -151,11 +165,21 @@ async def look(db: Database, history: History, *, finish: Finish) -> Plan:
 
 
 async def _keep_copy(db: Database, version: str, rules: Rules) -> None:
+    """Copy the database as it is before an upgrade, unless an earlier try has. Raises BackupError."""
     if db.sqlite:
-        await asyncio.to_thread(_copy_file, db.url, version)
-    elif rules.dumps is not None:
+        kept = _copy_of(db.url, version)
+        if await asyncio.to_thread(kept.exists):
+            return
+        await backup.check_room(db, None)
+        await asyncio.to_thread(_copy_file, db.url, kept)
+    elif rules.dumps is None:
+        return
+    elif (found := await asyncio.to_thread(backup.recent, rules.dumps, version)) is not None:
+        kept = found
+    else:
+        await backup.check_room(db, rules.dumps)
         kept = await backup.dump(db.url, rules.dumps, version)
-        log.info("the database is upgraded from revision %s; a dump of it is in %s", version, kept)
+    log.info("the database is upgraded from revision %s; a copy of it is in %s", version, kept)
 
 
 async def _run(db: Database, history: History, *, finish: Finish) -> Plan:
@@ -190,18 +214,20 @@ async def differences(db: Database) -> list[Any]:
         return await connection.run_sync(_differences)
 
 
-def _copy_file(url: str, version: str) -> None:
-    """Copy the database as it is before an upgrade, unless an earlier try has."""
+def _copy_of(url: str, version: str) -> Path:
     path = Path(url.partition("///")[2])
-    copy = path.with_name(f"{path.name}.{version}")
-    if copy.exists():
-        return
+    return path.with_name(f"{path.name}.{version}")
+
+
+def _copy_file(url: str, copy: Path) -> None:
     unfinished = copy.with_name(f"{copy.name}.part")
     unfinished.unlink(missing_ok=True)
-    with contextlib.closing(sqlite3.connect(path)) as database:
-        database.execute("VACUUM INTO ?", [str(unfinished)])
-    unfinished.rename(copy)
-    log.info("the database is upgraded from revision %s; a copy of it is in %s", version, copy)
+    try:
+        with contextlib.closing(sqlite3.connect(Path(url.partition("///")[2]))) as database:
+            database.execute("VACUUM INTO ?", [str(unfinished)])
+        unfinished.rename(copy)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def write_revision(connection: Connection, message: str) -> None:
@@ -234,7 +260,7 @@ def _upgrade(connection: Connection, history: History, *, finish: Finish) -> Pla
         else:
             _create(connection, plan.now[-1].name)
         _record(connection, history.needed(plan.now[-1].name))
-    Base.metadata.create_all(connection, tables=_plugin_tables() if history.newest else None)
+    Base.metadata.create_all(connection, tables=_tables_beside(history))
     return plan
 
 
@@ -289,6 +315,11 @@ def _our_metadata() -> Any:
 def _our_tables() -> list[Table]:
     foreign = _plugin_tables()
     return [table for table in Base.metadata.sorted_tables if table not in foreign]
+
+
+def _tables_beside(history: History) -> list[Table]:
+    """The tables that no revision makes."""
+    return _plugin_tables() if history.newest else list(Base.metadata.sorted_tables)
 
 
 def _plugin_tables() -> list[Table]:

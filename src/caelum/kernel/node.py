@@ -24,7 +24,7 @@ from caelum.kernel.config import Config
 from caelum.kernel.database import Database
 from caelum.kernel.errors import CloudError
 from caelum.kernel.events import EventHub
-from caelum.kernel.extension import Drivers, ExtensionPoint, Extensions, Part, discover
+from caelum.kernel.extension import Drivers, ExtensionPoint, Extensions, Part, discover, enabled
 from caelum.kernel.gc import GarbageCollector
 from caelum.kernel.ids import new_uuid
 from caelum.kernel.jobs import Jobs
@@ -158,8 +158,7 @@ class Node:
         services, drivers = self._chosen
         found = _parts(services, ("caelum.services",), builtin.SERVICES)
         found += _parts(drivers, ("caelum.drivers", "caelum.plugins"), builtin.DRIVERS)
-        disabled = set(self.config.disabled_services)
-        return [part for part in found if not disabled & {part.name, getattr(part.factory, "name", part.name)}]
+        return enabled(found, self.config.disabled_services)
 
     def _make_parts(self, found: Iterable[Part]) -> None:
         for part in found:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import shutil
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +23,7 @@ from caelum.kernel.config import Config
 from caelum.kernel.database import Base, Database
 from caelum.kernel.engine import UNDO_RUNNER
 from caelum.kernel.errors import CloudError
-from caelum.kernel.extension import discover
+from caelum.kernel.extension import discover, enabled
 from caelum.kernel.flow import flows
 from caelum.kernel.migrate import Plan
 from caelum.kernel.schema import History
@@ -101,7 +100,7 @@ def preflight_check(check: C) -> C:
 async def inspect_cloud(config: Config) -> Report:
     """Look at everything."""
     report = Report(version=__version__)
-    _load_declarations(report)
+    _load_declarations(config, report)
     url = config.resolved_database_url()
     path = Path(url.partition("///")[2])
     if url.startswith("sqlite") and not await asyncio.to_thread(path.exists):
@@ -124,15 +123,18 @@ async def inspect_cloud(config: Config) -> Report:
     return report
 
 
-def _load_declarations(report: Report) -> None:
-    """Load services, drivers and plugins, so that what they can do is known; one that is broken is reported."""
+def _load_declarations(config: Config, report: Report) -> None:
+    """Load services, drivers and plugins, so that what they can do is known; one that is broken is reported.
+
+    It does not block: a server starts without it. Work of it that nobody else could end is found by itself.
+    """
     parts = [
         *discover("caelum.services", builtin.SERVICES), *discover("caelum.drivers", builtin.DRIVERS),
         *discover("caelum.plugins", ()),
     ]  # fmt: skip
-    for part in (one for one in parts if one.factory is None):
+    for part in (one for one in enabled(parts, config.disabled_services) if one.factory is None):
         remedy = "Install a version of it that fits this version, or disable it."
-        report.find("BrokenPart", f"{part.name} cannot be loaded: {part.error}", remedy)
+        report.find("BrokenPart", f"{part.name} cannot be loaded: {part.error}", remedy, blocks=False)
 
 
 async def _columns_of(db: Database) -> dict[str, set[str]]:
@@ -184,24 +186,14 @@ async def _schema(db: Database, config: Config, report: Report) -> Plan | None:
 
 async def _space(db: Database, config: Config, report: Report) -> None:
     """Whether the copy of the database fits on the disk."""
-    if db.sqlite:
-        path = Path(db.url.partition("///")[2])
-        needed, place = await asyncio.to_thread(lambda: path.stat().st_size), path.parent
-    elif config.upgrade_backup == "dump":
-        async with db.engine.connect() as connection:
-            needed = int(await connection.scalar(text("SELECT pg_database_size(current_database())")) or 0)
-        place = config.data_dir
-    else:
+    found = await backup.room(db, upgrade.rules(config).dumps)
+    if found is None:
         return
-    free = (await asyncio.to_thread(shutil.disk_usage, place if place.exists() else "/")).free
-    report.facts.append(f"the copy of the database needs at most {_mib(needed)}; {place} has {_mib(free)} free")
-    if free < needed:
-        details = f"the copy of the database may need {_mib(needed)}, and {place} has {_mib(free)} free"
+    needed, free, place = backup.mib(found.needed), backup.mib(found.free), found.place
+    report.facts.append(f"the copy of the database needs at most {needed}; {place} has {free} free")
+    if found.free < found.needed:
+        details = f"the copy of the database may need {needed}, and {place} has {free} free"
         report.find("NoSpace", details, "Make room, or back the database up elsewhere (upgrade_backup).")
-
-
-def _mib(number: int) -> str:
-    return f"{number / 2**20:.0f} MiB"
 
 
 async def _dump_program(db: Database, config: Config, report: Report) -> None:

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 BACKUPS = "backup"
 """The folder of the data directory for dumps."""
 _LOOK_INTERVAL = 3.0
+_RETRY_SECONDS = (60.0, 300.0, 1800.0)
+"""How long the end of the upgrade is left alone after it has failed once, twice, and more often."""
 
 
 def rules(config: Config) -> migrate.Rules:
@@ -52,6 +54,7 @@ class Upgrade:
         self._db = db
         self._config = config
         self._waiting = False
+        self._failures = 0
         self._loop: asyncio.Task[None] | None = None
 
     async def begin(self) -> None:
@@ -79,9 +82,21 @@ class Upgrade:
             await asyncio.sleep(min(_LOOK_INTERVAL, self._config.upgrade_finish_seconds))
             try:
                 plan = await migrate.look(self._db, History(), finish=Finish.ALL)
-                alone_since = None if plan.blockers else alone_since or loop.time()
-                if alone_since is not None and loop.time() >= alone_since + self._config.upgrade_finish_seconds:
-                    plan = await finish(self._db, self._config)
-                    self._waiting = bool(plan.later)
             except Exception:
-                log.exception("the upgrade of the database could not be finished; it is tried again")
+                log.exception("what the upgrade of the database waits for cannot be seen; it is looked at again")
+                continue
+            alone_since = None if plan.blockers else alone_since or loop.time()
+            if alone_since is not None and loop.time() >= alone_since + self._config.upgrade_finish_seconds:
+                await self._try_to_finish()
+
+    async def _try_to_finish(self) -> None:
+        """Finish, or wait a while: the dump before each try is much work."""
+        try:
+            plan = await finish(self._db, self._config)
+        except Exception:
+            pause = _RETRY_SECONDS[min(self._failures, len(_RETRY_SECONDS) - 1)]
+            self._failures += 1
+            log.exception("the upgrade of the database could not be finished; it is tried again in %.0f s", pause)
+            await asyncio.sleep(pause)
+        else:
+            self._waiting = bool(plan.later)

@@ -1,12 +1,15 @@
 """Migrations: the shipped revisions lead to the models, and the tool writes revisions that do."""
 
+import contextlib
 import shutil
 import sqlite3
+from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 from sqlalchemy import inspect, text
+from tests.unit.kernel.bakery import FlourModel
 
 from caelum import builtin
 from caelum.kernel import migrate, schema
@@ -168,6 +171,36 @@ async def test_an_older_program_goes_on_after_additions_and_refuses_what_was_tak
     (scripts / "versions" / "third.py").unlink()
     with pytest.raises(schema.NewerDatabaseError, match="removed by revision third: a newer version has finished"):
         await db.migrate()
+    await db.close()
+
+
+async def test_a_node_takes_its_turn_only_to_change_something(
+    tmp_path: Path, scripts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[int] = []
+
+    @contextlib.asynccontextmanager
+    async def turn(key: int) -> AsyncIterator[None]:
+        turns.append(key)
+        yield
+
+    _write(scripts, "first", None, "expand")
+    _write(scripts, "second", "first", "contract")
+    _begun(tmp_path / "x.db", "first")
+    db = _database(tmp_path / "x.db")
+    monkeypatch.setattr(db, "turn", turn)
+    held = migrate.Rules(finish=migrate.Finish.NONE)
+    await migrate.upgrade(db, held)
+    assert len(turns) == 1, "the tables of plugins were missing"
+    assert [one.name for one in (await migrate.upgrade(db, held)).later] == ["second"]
+    assert len(turns) == 1
+    async with db.engine.begin() as connection:
+        await connection.execute(text(f"DROP TABLE {FlourModel.__tablename__}"))
+    await migrate.upgrade(db, held)
+    assert len(turns) == 2
+    assert FlourModel.__tablename__ in await _tables(db)
+    assert [one.name for one in (await migrate.upgrade(db)).now] == ["second"]
+    assert len(turns) == 3
     await db.close()
 
 

@@ -99,6 +99,17 @@ async def test_jobs_and_queue_entries_of_unknown_runners(config: Config) -> None
     assert "2 jobs cannot be taken up by this version: x, y" in report.findings[0].details
 
 
+async def test_a_broken_part_is_told_but_does_not_block_unless_it_is_disabled(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(builtin, "DRIVERS", (*builtin.DRIVERS, "caelum.drivers.gone:Gone"))
+    report = await inspect_cloud(config)
+    assert (_kinds(report), report.blocked) == (["BrokenPart"], False)
+    assert "caelum.drivers.gone:Gone cannot be loaded" in report.findings[0].details
+    config.disabled_services = ["caelum.drivers.gone:Gone"]
+    assert _kinds(await inspect_cloud(config)) == []
+
+
 async def test_agents_that_are_too_old(config: Config) -> None:
     host = {
         "zone_uuid": "z", "cluster_uuid": "c", "hypervisor_type": "KVM", "state": "Enabled", "status": "Connected",

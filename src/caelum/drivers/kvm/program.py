@@ -1,7 +1,8 @@
 """The agent's program of this version, for hosts whose agent is older.
 
 Invariant: only our hosts get it, by the connection on which they report; a host whose agent cannot be updated goes on
-with the one that it has, as long as its protocol is understood.
+with the one that it has, as long as its protocol is understood. What is offered was read when the node started: the
+package may be replaced on disk later.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import re
 import time
 import zipfile
 from collections.abc import Iterator
+from contextvars import Context
 from pathlib import Path
 
 from aiohttp import web
@@ -53,20 +55,39 @@ class AgentProgram(AgentRoutes):
 
     def listening(self, base_url: str) -> None:
         self._base_url = base_url
+        self._pack()
+
+    async def stop(self) -> None:
+        """Wait for the end of what was begun."""
+        if self._packing is not None:
+            await asyncio.gather(self._packing, return_exceptions=True)
 
     def routes(self) -> list[web.RouteDef]:
         return [web.get(f"{_ROUTE}{{sha256}}", self._serve)]
 
     async def _serve(self, request: web.Request) -> web.Response:
-        archive = await self._archive()
+        try:
+            archive = await self._archive()
+        except OSError as error:
+            raise web.HTTPServiceUnavailable(text=f"the program cannot be packed: {error}") from error
         if request.match_info["sha256"] != hashlib.sha256(archive).hexdigest():
             raise web.HTTPNotFound(text="this management node has another program")
         return web.Response(body=archive, content_type="application/zip")
 
     async def _archive(self) -> bytes:
-        if self._packing is None:
-            self._packing = asyncio.create_task(asyncio.to_thread(pack, Path(caelum.__file__).parent))
-        return await asyncio.shield(self._packing)
+        return await asyncio.shield(self._packing or self._pack())
+
+    def _pack(self) -> asyncio.Task[bytes]:
+        work = asyncio.to_thread(pack, Path(caelum.__file__).parent)
+        self._packing = asyncio.create_task(work, name="kvm.program", context=Context())
+        self._packing.add_done_callback(self._forget_failure)
+        return self._packing
+
+    def _forget_failure(self, packing: asyncio.Task[bytes]) -> None:
+        """Whoever needs it next tries again."""
+        if packing.cancelled() or packing.exception() is not None:
+            self._packing = None
+            log.warning("the agents' program could not be packed; it is tried again when an agent is to be updated")
 
     def fits(self, answer: p.ConnectHostAnswer) -> bool:
         """Whether an agent is to be updated, and can be."""
@@ -75,19 +96,25 @@ class AgentProgram(AgentRoutes):
 
     async def update(self, address: Address, answer: p.ConnectHostAnswer) -> bool:
         """Have an agent start anew in this version's program. False when it stays what it is."""
-        archive = await self._archive()
-        digest = hashlib.sha256(archive).hexdigest()
-        command = p.UpdateAgent(
-            version=caelum.__version__, url=f"{self._base_url}{_ROUTE}{digest}", sha256=digest, size=len(archive)
-        )
         try:
+            command = await self._command()
             await self._order(address, command)
             log.info("the agent of host %s goes from %s to %s", address.host_uuid, answer.version, command.version)
             await self._restarted(address, answer.agent_uuid)
-        except CloudError as error:
-            log.warning("the agent of host %s stays at version %s: %s", address.host_uuid, answer.version, error)
+        except Exception as error:
+            # Whatever it is, the host works with the agent that it has.
+            trace = None if isinstance(error, CloudError) else error
+            log.warning(
+                "the agent of host %s stays at version %s: %s", address.host_uuid, answer.version, error, exc_info=trace
+            )
             return False
         return True
+
+    async def _command(self) -> p.UpdateAgent:
+        archive = await self._archive()
+        digest = hashlib.sha256(archive).hexdigest()
+        url = f"{self._base_url}{_ROUTE}{digest}"
+        return p.UpdateAgent(version=caelum.__version__, url=url, sha256=digest, size=len(archive))
 
     async def _order(self, address: Address, command: p.UpdateAgent) -> None:
         try:

@@ -41,9 +41,9 @@ class KvmService(Service):
         super().__init__(node)
         self.agents = Agents(node)
         self._running: dict[str, asyncio.Task[Any]] = {}
-        program = AgentProgram(node, self.agents)
-        node.drivers.add(HypervisorDriver, KVM, KvmDriver(node, self.agents, program))
-        node.extensions.add(program)
+        self._program = AgentProgram(node, self.agents)
+        node.drivers.add(HypervisorDriver, KVM, KvmDriver(node, self.agents, self._program))
+        node.extensions.add(self._program)
         node.extensions.add(ForgetLostHosts(self.agents))
 
     async def start(self) -> None:
@@ -58,6 +58,7 @@ class KvmService(Service):
 
     async def stop(self) -> None:
         await self.agents.stop()
+        await self._program.stop()
 
     @handles(AddKVMHost)
     async def add(self, msg: AddKVMHost) -> HostInventory:
