@@ -239,6 +239,81 @@ async def test_a_caller_that_leaves_in_a_commit_leaves_nothing_behind(
         assert shop.log == ["next"]
 
 
+class Outage:
+    """The first transactions of a node fail, one after the other, as told; a commit that is lost has happened."""
+
+    def __init__(self, node: Node, monkeypatch: pytest.MonkeyPatch, *hows: str) -> None:
+        self._transaction, self.hows = node.db.transaction, list(hows)
+        monkeypatch.setattr(node.db, "transaction", self.transaction)
+
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncSession]:
+        how = self.hows.pop(0) if self.hows else "well"
+        if how == "refused":
+            raise CloudError(DATABASE_UNAVAILABLE, "no connection")
+        async with self._transaction() as tx:
+            yield tx
+        if how == "lost":
+            raise CloudError(DATABASE_UNAVAILABLE, "the connection was lost", ambiguous=True)
+
+
+@pytest.mark.parametrize("hows", [("refused", "refused"), ("refused", "lost"), ("lost", "lost"), ("lost", "refused")])
+async def test_a_step_that_is_repeated_while_its_former_run_still_leaves_is_not_dropped(
+    tmp_path: Path, shop: Workshop, monkeypatch: pytest.MonkeyPatch, hows: tuple[str, ...]
+) -> None:
+    """The first of `hows` is what the entering meets, the second what the leaving meets, which then tries again."""
+    async with EmbeddedCloud(tmp_path, [], database_url=f"sqlite+aiosqlite:///{tmp_path}/one.db") as cloud:
+        outage = Outage(cloud.node, monkeypatch, *hows)
+        with context.use(context.TaskContext(step_key="run/make/run")):
+            with pytest.raises(CloudError):
+                await _ask(cloud, "router", waits=True)
+            await cloud.until(lambda: not outage.hows)
+            repeated = _ask(cloud, "router", waits=True)
+        await cloud.until(lambda: shop.running == 1)
+        following = _ask(cloud, "next")
+        await asyncio.sleep(1.2)  # longer than the leaving waits before it tries again, and than who waits looks again
+        assert shop.log == ["router"]
+        shop.go.set()
+        await asyncio.gather(repeated, following)
+        assert (shop.log, shop.most) == (["router", "next"], 1)
+
+
+async def test_waiting_for_a_former_run_to_leave_ends_at_the_deadline(
+    tmp_path: Path, shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with EmbeddedCloud(tmp_path, [], database_url=f"sqlite+aiosqlite:///{tmp_path}/one.db") as cloud:
+        Outage(cloud.node, monkeypatch, *["refused"] * 4)
+        inside = context.with_deadline(
+            context.TaskContext(step_key="run/make/run"), asyncio.get_running_loop().time() + 0.3
+        )
+        with context.use(inside):
+            with pytest.raises(CloudError, match="no connection"):
+                await cloud.node.workqueue.run("q", "test.once", {"name": "late"})
+            with pytest.raises(CloudError) as late:
+                await cloud.node.workqueue.run("q", "test.once", {"name": "late"})
+        assert late.value.kind is TIMEOUT
+        assert shop.log == []
+
+
+async def test_a_step_that_fails_to_enter_does_not_drop_what_runs_for_it(
+    tmp_path: Path, shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with EmbeddedCloud(tmp_path, [], database_url=f"sqlite+aiosqlite:///{tmp_path}/one.db") as cloud:
+        with context.use(context.TaskContext(step_key="run/make/run")):
+            former = _ask(cloud, "router", "test.again", waits=True)
+            await cloud.until(lambda: shop.running == 1)
+            former.cancel()
+            Outage(cloud.node, monkeypatch, "refused")
+            with pytest.raises(CloudError, match="no connection"):
+                await _ask(cloud, "router", "test.again")
+        following = _ask(cloud, "next")
+        await asyncio.sleep(0.8)  # longer than who waits looks again
+        assert shop.log == ["router"]
+        shop.go.set()
+        await following
+        assert (shop.log, shop.most) == (["router", "next"], 1)
+
+
 async def test_what_is_taken_over_in_a_commit_that_is_lost_runs(
     tmp_path: Path, shop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -237,6 +237,7 @@ class Settings:
         self._reading = asyncio.Lock()
         self._telling: defaultdict[Setting[Any], asyncio.Lock] = defaultdict(asyncio.Lock)
         self._looking: asyncio.Task[None] | None = None
+        self._again = False
 
     async def start(self) -> None:
         """Make the rows of new settings, load all values, and follow the changes that other nodes make."""
@@ -268,8 +269,15 @@ class Settings:
 
     def look_again(self) -> None:
         """`reload` in the background: a node died, perhaps before it told of its last change."""
+        self._again = True
         if self._looking is None or self._looking.done():
-            self._looking = asyncio.get_running_loop().create_task(self._refresh(), name="settings", context=Context())
+            self._looking = asyncio.get_running_loop().create_task(self._look(), name="settings", context=Context())
+
+    async def _look(self) -> None:
+        """Read until nobody asked since the last reading began: that may not have seen what is asked for."""
+        while self._again:
+            self._again = False
+            await self._refresh()
 
     def get(self, setting: Setting[T]) -> T:
         """The value."""

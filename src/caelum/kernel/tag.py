@@ -10,7 +10,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy import Index, String, Table, Text, bindparam, delete, select, update
+from sqlalchemy import ColumnElement, Index, String, Table, Text, bindparam, case, delete, select, update
 from sqlalchemy.orm import Mapped, mapped_column
 
 from caelum.kernel import resources
@@ -51,6 +51,11 @@ class SystemTagModel(Resource):
     def extra_view(self) -> dict[str, Any]:
         """The tag with its secret parts masked."""
         return {"tag": masked(self.resource_type, self.tag)}
+
+    @classmethod
+    def masked_columns(cls) -> dict[str, ColumnElement[Any]]:
+        """The tag as those may compare and sort it from whom its secret parts are hidden."""
+        return {"tag": _masked_column(cls.tag)}
 
 
 class UserTagModel(Resource):
@@ -122,6 +127,11 @@ class SystemTag:
         if self.validator is not None:
             self.validator(self.match(text) or {})
 
+    def resembles(self, column: Any) -> ColumnElement[bool]:
+        """Whether a column holds a tag of this kind, as SQL can tell: it finds all of them, and may find others."""
+        found: ColumnElement[bool] = column.like(self._like, escape="\\")
+        return found
+
     async def get(self, session: AsyncSession, uuid: str) -> Tokens | None:
         """The tokens of the resource's tag of this kind, or None."""
         return next(iter(await self.get_all(session, uuid)), None)
@@ -192,7 +202,7 @@ class SystemTag:
 
     def _query(self) -> Any:
         order = (SystemTagModel.create_date, SystemTagModel.uuid)
-        return select(SystemTagModel).where(SystemTagModel.tag.like(self._like, escape="\\")).order_by(*order)
+        return select(SystemTagModel).where(self.resembles(SystemTagModel.tag)).order_by(*order)
 
     async def _tell(self, tx: AsyncSession, uuid: str, old: str | None, new: str | None) -> None:
         for listener in self._listeners:
@@ -266,6 +276,13 @@ def masked(resource_type: str, text: str) -> str:
         if one.sensitive and resources.is_a(resource_type, one.resource) and (tokens := one.match(text)) is not None:
             return one.text(**{**tokens, **dict.fromkeys(one.sensitive, MASK)})
     return text
+
+
+def _masked_column(tag: Any) -> ColumnElement[Any]:
+    """`masked` in SQL, with all parts of a tag hidden that has a secret one."""
+    secret = [one for one in _declared.values() if one.sensitive]
+    whens = [(one.resembles(tag), one.text(**dict.fromkeys(one.tokens, MASK))) for one in secret]
+    return case(*whens, else_=tag) if whens else tag
 
 
 def check_tag(resource_type: str | None, text: str, *, is_admin: bool) -> None:

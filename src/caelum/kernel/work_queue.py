@@ -113,6 +113,7 @@ class WorkQueue:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._leaving: dict[asyncio.Task[None], str] = {}
         self._moved = asyncio.Event()
 
     async def start(self) -> None:
@@ -165,6 +166,7 @@ class WorkQueue:
 
     async def _enter(self, uuid: str, queue: str, runner: str, work: dict[str, Any]) -> bool:
         """Enter the queue; False when this entry is in it, or was done, already."""
+        await self._left(uuid)
         row = WorkQueueEntryModel
         entry = row(
             uuid=uuid, queue=queue, runner=runner, context=msgspec.json.encode(work).decode(), node_uuid=self._node.uuid
@@ -178,7 +180,7 @@ class WorkQueue:
                 raise
             return False
         except BaseException:
-            self._abandon(uuid, queue)
+            self._abandon(uuid, queue, PENDING)
             raise
         return True
 
@@ -187,7 +189,7 @@ class WorkQueue:
             while (entry := await self._claim(uuid)) is None:
                 await self._pause()
         except BaseException:
-            self._abandon(uuid, queue)
+            self._abandon(uuid, queue, *OPEN)
             raise
         return _outcome(await asyncio.shield(self._begin(entry)))
 
@@ -244,14 +246,29 @@ class WorkQueue:
         await self._node.db.write_surely(lambda tx: update_where(tx, row, values, *mine, row.state == PROCESSING))
         self._tell(entry.queue)
 
-    def _abandon(self, uuid: str, queue: str) -> None:
+    def _abandon(self, uuid: str, queue: str, *states: str) -> None:
         """The caller leaves before its work has begun. It may be cancelled, so this is done by a task of its own."""
-        self._keep(asyncio.get_running_loop().create_task(self._drop(uuid, queue), context=Context()))
+        task = asyncio.get_running_loop().create_task(self._drop(uuid, queue, states), context=Context())
+        self._keep(task)
+        self._leaving[task] = uuid
+        task.add_done_callback(self._leaving.pop)
 
-    async def _drop(self, uuid: str, queue: str) -> None:
-        """Leave the queue, also where the entry counts as under way: nobody has begun it."""
+    async def _left(self, uuid: str) -> None:
+        """Wait until nobody leaves the queue with this entry any more, or one made now would be dropped for the former.
+
+        Raises TIMEOUT at the deadline.
+        """
+        while leaving := [task for task, left in self._leaving.items() if left == uuid]:
+            await asyncio.wait(leaving, timeout=context.current().remaining())
+
+    async def _drop(self, uuid: str, queue: str, states: Sequence[str]) -> None:
+        """Leave the queue with an entry of these states that nobody has begun.
+
+        Who never heard that its entry is there has claimed nothing: what is under way by this name was begun for a
+        former run of the step, or taken over from a dead node.
+        """
         row = WorkQueueEntryModel
-        mine = (row.uuid == uuid, row.node_uuid == self._node.uuid, row.state.in_(OPEN))
+        mine = (row.uuid == uuid, row.node_uuid == self._node.uuid, row.state.in_(states))
         await self._node.db.write_surely(lambda tx: tx.execute(delete(row).where(*mine)))
         self._tell(queue)
 

@@ -146,6 +146,29 @@ async def test_a_change_of_a_node_that_died_before_it_told_is_found(node: Node) 
             await asyncio.sleep(0.01)
 
 
+async def test_a_node_that_dies_during_the_reading_for_another_is_not_forgotten(node: Node) -> None:
+    read, go = asyncio.Event(), asyncio.Event()
+
+    async def slow(_value: int) -> None:
+        read.set()
+        await go.wait()
+
+    async def store(value: str) -> None:
+        async with node.db.transaction() as tx:
+            await update_where(tx, GlobalConfigModel, {"value": value}, GlobalConfigModel.name == "limit")
+
+    node.settings.on_change(LIMIT, slow)
+    await store("9")
+    node.settings.look_again()
+    await read.wait()
+    await store("8")
+    node.settings.look_again()
+    go.set()
+    async with asyncio.timeout(5):
+        while node.settings.get(LIMIT) != 8:  # noqa: ASYNC110 - a reading in the background tells nobody
+            await asyncio.sleep(0.01)
+
+
 async def test_overrides_by_resource(node: Node) -> None:
     settings = node.settings
     await settings.set_for(POLICY, "cluster", "TestVmVO", "Direct")

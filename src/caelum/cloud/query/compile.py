@@ -138,7 +138,8 @@ def _planned(
 ) -> Plan:
     places = Places()
     where = _Compiler(places, restricted=restricted).tree(found, whole)
-    return Plan(found, where, _order(found, order), _fields(found, fields), places, restricted=restricted)
+    sorting = _order(found, order, restricted=restricted)
+    return Plan(found, where, sorting, _fields(found, fields), places, restricted=restricted)
 
 
 def _shape(tree: Tree) -> Any:
@@ -193,14 +194,14 @@ class _Compiler:
         name, rest = path[0], path[1:]
         if name in SPECIAL and not rest:
             self._pay(one)
-            return tag_condition(at, name, one, self._places)
+            return tag_condition(at, name, one, self._places, restricted=self._restricted)
         if name in at.aliases and rest:
             path = [*at.aliases[name].split("."), *rest]
             name, rest = path[0], path[1:]
         if not rest and name in at.lists:
             return at.some_of(name, lambda value: compare(value, one, self._places))
         if not rest:
-            return compare(at.column(name), one, self._places)
+            return compare(at.column(name, restricted=self._restricted), one, self._places)
         if len(path) - 1 > MAX_JOIN_DEPTH:
             raise invalid(one.name, f"the path has {len(path) - 1} joins, at most {MAX_JOIN_DEPTH} may be")
         return self._join(at, one, name, rest)
@@ -221,11 +222,11 @@ class _Compiler:
             raise invalid(one.name, f"the query has more than {MAX_JOINS} joins")
 
 
-def _order(found: Target, wanted: Sequence[tuple[str, str]]) -> tuple[Any, ...]:
+def _order(found: Target, wanted: Sequence[tuple[str, str]], *, restricted: bool) -> tuple[Any, ...]:
     """The asked order, then the primary key, so that pages neither overlap nor leave gaps."""
     order = []
     for field, direction in wanted:
-        column = found.column(field)
+        column = found.column(field, restricted=restricted)
         if direction not in ("asc", "desc"):
             raise invalid("sortDirection", f"must be asc or desc, but {direction[:64]} found")
         # Nothing comes before everything, on every database.
@@ -239,7 +240,7 @@ def _fields(found: Target, wanted: Sequence[str] | None) -> tuple[str, ...] | No
     known = {one.encode_name for one in msgspec.structs.fields(found.inventory)}
     for name in wanted:
         if name not in known:
-            found.column(name)  # raises with the list of what there is
+            found.column(name, restricted=True)  # raises with the list of what there is
     return tuple(dict.fromkeys(wanted))
 
 

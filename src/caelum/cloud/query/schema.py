@@ -1,7 +1,8 @@
 """What can be asked of an inventory: its queryable fields, its joins, and the model behind them.
 
 Invariant: only declared inventory fields that the model stores can be compared or sorted by; nothing else of a table
-can be reached through a query, whatever its name.
+can be reached through a query, whatever its name. Nor can an ordinary account compare what is hidden from it: a class
+method `masked_columns() -> dict[str, ColumnElement]` of a model says what stands for which attribute.
 """
 
 from __future__ import annotations
@@ -48,11 +49,11 @@ class Target(msgspec.Struct, frozen=True):
     def name(self) -> str:
         return self.inventory.__name__
 
-    def column(self, wire: str) -> QueryableAttribute[Any]:
-        """The column behind a field. Raises SYS.1007 with the known names."""
+    def column(self, wire: str, *, restricted: bool) -> Any:
+        """The column behind a field, or what an ordinary account sees of it. Raises SYS.1007 with the known names."""
         if wire not in self.columns:
             raise unknown_field(self.name, wire, (*self.columns, *self.lists, *self.joins()))
-        return self.attribute(self.columns[wire])
+        return comparable(self.model, self.columns[wire], restricted=restricted)
 
     def some_of(self, wire: str, meets: Callable[[Any], ColumnElement[bool]]) -> ColumnElement[bool]:
         """Whether one of a list's values meets a condition."""
@@ -80,6 +81,13 @@ class Target(msgspec.Struct, frozen=True):
             raise CloudError(
                 INVALID_ARGUMENT, f"the join[{name}] of {self.name} leads to {expand.inventory}, which is not loaded"
             ) from None
+
+
+def comparable(model: Any, attribute: str, *, restricted: bool) -> Any:
+    """What queries compare and sort by for a model's attribute; `restricted` to what an ordinary account sees."""
+    masks: Callable[[], dict[str, ColumnElement[Any]]] | None = getattr(model, "masked_columns", None)
+    column = getattr(model, attribute)
+    return masks().get(attribute, column) if restricted and masks is not None else column
 
 
 def _is_loaded(inventory: str) -> bool:
