@@ -9,6 +9,7 @@ by the checks.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from caelum.kernel.context import Actor
 from caelum.kernel.errors import RESOURCE_NOT_FOUND, CloudError, error_type, invalid
 from caelum.kernel.ids import is_uuid
 from caelum.kernel.message import ApiMessage, ApiMeta, CreateMessage, ParamMeta
+from caelum.kernel.postgresql import is_passing
 from caelum.kernel.tag import check_tags
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ VALIDATION_ONLY = "ephemeral::validationOnly"
 ANY_RESOURCE = "ResourceVO"
 NOBODY = Actor("", "")
 """Who calls the operations that need no login."""
+_AWAY_PAUSES = (0.2, 0.5, 1.0, 3.0, 5.0)
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,17 +74,34 @@ class Portal:
         meta = request.meta
         deadline = time.monotonic() + min(request.timeout or meta.timeout, meta.timeout)
         task = context.TaskContext(actor=NOBODY, job_uuid=request.job_uuid, api=meta.name, deadline=deadline)
+        msg, actor = await self._checked(request, task)
+        if msg is None or VALIDATION_ONLY in (msg.system_tags or ()):
+            return None
+        with context.use(msgspec.structs.replace(task, actor=actor)):
+            return await self._node.bus.call(msg)
+
+    async def _checked(self, request: Request, task: context.TaskContext) -> tuple[ApiMessage[Any] | None, Actor]:
+        """The message, once it has passed all checks, and who asks. A job is checked again while the database is away:
+        its client waits anyway, and who calls at once rather asks another node."""
+        for pause in _AWAY_PAUSES if request.job_uuid is not None else ():
+            try:
+                return await self._checked_once(request, task)
+            except CloudError as error:
+                if not is_passing(error):
+                    raise
+            await asyncio.sleep(pause)
+        return await self._checked_once(request, task)
+
+    async def _checked_once(self, request: Request, task: context.TaskContext) -> tuple[ApiMessage[Any] | None, Actor]:
         with context.use(task):
             msg = await self._message(request)
             if msg is None:
-                return None
+                return None, NOBODY
             actor = await self.actor(request)
         with context.use(msgspec.structs.replace(task, actor=actor)):
-            await self._authorise(meta, msg, actor)
-            await self._check(meta, msg, actor)
-            if VALIDATION_ONLY in (msg.system_tags or ()):
-                return None
-            return await self._node.bus.call(msg)
+            await self._authorise(request.meta, msg, actor)
+            await self._check(request.meta, msg, actor)
+        return msg, actor
 
     # --- the checks, in order -----------------------------------------------------------------------------------------
 

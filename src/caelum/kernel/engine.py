@@ -169,8 +169,8 @@ class Execution:
             retry = CERTAIN_RETRY
         try:
             await self._tries(retry, step, lambda _step: self._commit_stretch())
-        except DBAPIError:
-            if not self._unsaved:
+        except (DBAPIError, CloudError) as error:
+            if not self._unsaved or (isinstance(error, CloudError) and error.kind not in PASSING):
                 raise
             # It may be that nothing can be written now: as after any other step, its progress waits until it can.
             await self._persist(lambda tx: self._save(tx, self._unsaved, self.row.position))
@@ -247,9 +247,7 @@ class Execution:
         self._take_ctx(mark.ctx)
 
     def _take_ctx(self, text: str) -> None:
-        ctx = msgspec.json.decode(text, type=type(self.run.ctx))
-        for name in ctx.__struct_fields__:
-            setattr(self.run.ctx, name, getattr(ctx, name))
+        restore(self.run.ctx, text)
 
     @property
     def _answers_job(self) -> bool:
@@ -524,6 +522,13 @@ class Execution:
                 raise
             details = f"step {step.name} of {self.flow.name} took longer than {limit:.1f} s"
             raise CloudError(TIMEOUT, details, seconds=limit) from error
+
+
+def restore(ctx: msgspec.Struct, text: str | bytes) -> None:
+    """Make a context what it was when it was written as this JSON."""
+    former = msgspec.json.decode(text, type=type(ctx))
+    for name in former.__struct_fields__:
+        setattr(ctx, name, getattr(former, name))
 
 
 def undo_name(flow: str, step: str, uuid: str) -> str:

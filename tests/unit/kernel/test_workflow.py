@@ -27,6 +27,7 @@ from caelum.kernel.errors import CANCELED, OPERATION_ERROR, TIMEOUT, CloudError
 from caelum.kernel.ids import new_uuid
 from caelum.kernel.journal import JournalModel
 from caelum.kernel.node import Node
+from caelum.kernel.postgresql import DATABASE_UNAVAILABLE
 from caelum.kernel.workflow import Retry, Run, Workflow, db_step, is_transient, step
 from caelum.testing.cloud import EmbeddedCloud
 
@@ -340,6 +341,23 @@ async def test_a_database_that_is_away_delays_but_loses_nothing(node: Node, monk
             raise OperationalError("update", {}, ValueError("disk full"))
 
     monkeypatch.setattr(journal, "advance", flaky)
+    assert await node.workflows.run(TraceFlow, TraceContext()) == ["first", "second", "notify", "last"]
+    assert failures == 0
+
+
+async def test_a_beginning_that_the_database_does_not_take_is_tried_again(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, failures = node.db._commit, 1
+
+    async def flaky(session: Any) -> None:
+        nonlocal failures
+        if failures > 0:
+            failures -= 1
+            raise CloudError(DATABASE_UNAVAILABLE, "away")
+        await real(session)
+
+    monkeypatch.setattr(node.db, "_commit", flaky)
     assert await node.workflows.run(TraceFlow, TraceContext()) == ["first", "second", "notify", "last"]
     assert failures == 0
 
