@@ -19,6 +19,7 @@ from caelum.cloud.vm.api import (
     StopVmInstance,
     StrangerVmFound,
     VmInstanceInventory,
+    VmStateChanged,
     VmStateChangedOnHost,
 )
 from caelum.cloud.vm.messages import VmStateSeen
@@ -169,6 +170,21 @@ async def test_a_vm_destroyed_while_its_host_is_away_goes_when_it_is_back(world:
     await world.cloud.until(gone, 10)
     assert (await room(world))[:2] == free[:2]
     await assert_nothing_wrong(world)
+
+
+async def test_a_host_that_is_back_before_a_vms_turn_comes_leaves_it_running(world: SimulatedCloud) -> None:
+    vm = await world.create_vm()
+    host, busy = host_of(world, vm), asyncio.Event()
+    work = asyncio.create_task(world.cloud.node.queues.run(f"vm-{vm.uuid}", 1, busy.wait, name="busy"))
+    await host.die()
+    await until_status(world, host, "Disconnected")
+    await host.revive()
+    await until_status(world, host, "Connected")
+    busy.set()
+    await work
+    await asyncio.sleep(0.3)  # the turn of the loss comes, and nothing follows
+    assert (await vm_of(world, vm.uuid)).state == "Running"
+    assert not [one for one in await world.cloud.seen(VmStateChanged) if one.new_state == "Unknown"]
 
 
 async def test_what_a_host_said_before_it_died_starts_no_stopped_vm(world: SimulatedCloud) -> None:

@@ -6,6 +6,7 @@ again, for the report may be older than the operation.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import NamedTuple, cast
 
@@ -13,8 +14,8 @@ from sqlalchemy import Table, bindparam, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.allocator.messages import ReserveHost, ReturnHost
-from caelum.cloud.host.api import HostInventory
-from caelum.cloud.host.extension import HostDisconnected
+from caelum.cloud.host.messages import GetHost
+from caelum.cloud.host.states import CONNECTED
 from caelum.cloud.vm.api import StrangerVmFound, VmStateChangedOnHost
 from caelum.cloud.vm.flows.base import VmContext, VmFlow, destroy_on_host, prepare_on, release_from, state_on_host
 from caelum.cloud.vm.messages import HostLost, HostVmsSeen, VmStateSeen
@@ -22,6 +23,7 @@ from caelum.cloud.vm.model import ON_HOST, TRANSITIONAL, VM_STATES, VmInstanceMo
 from caelum.cloud.vm.records import give_running_quota, move, set_state, take_running_quota
 from caelum.cloud.vm.specs import load_vm
 from caelum.kernel.errors import CloudError
+from caelum.kernel.membership import is_of_cluster
 from caelum.kernel.prepared import Prepared
 from caelum.kernel.service import Service, handles
 from caelum.kernel.workflow import BEGIN, Run, step
@@ -70,6 +72,10 @@ _VM = cast("Table", VmInstanceModel.__table__)
 _ON_HOST = Prepared(select(_VM.c.uuid, _VM.c.state).where(_VM.c.host_uuid == bindparam("key")))
 
 
+_AGAIN = (1.0, 2.0, 5.0, 10.0, 20.0)
+"""Seconds before what a host has is told again to those who could not be reached."""
+
+
 class _Seen(NamedTuple):
     """What matters of a VM that was seen."""
 
@@ -80,34 +86,60 @@ class _Seen(NamedTuple):
     memory_size: int
 
 
-class VmTracer(Service, HostDisconnected):
+class VmTracer(Service):
     """Takes in what hosts report. Its service id is `vm`'s neighbour, since it is about hosts as much as VMs."""
 
     name = "vm-tracer"
 
-    async def disconnected(self, host: HostInventory, reason: CloudError) -> None:
-        await self.bus.call(HostLost(host_uuid=host.uuid))
-
     @handles(HostLost)
     async def host_lost(self, msg: HostLost) -> None:
-        for uuid in await self._vms_on(msg.host_uuid):
-            await self.node.queues.run(f"vm-{uuid}", 1, self._make_unknown, uuid, msg.host_uuid, name="host lost")
+        turns = [
+            self.node.queues.run(f"vm-{uuid}", 1, self._make_unknown, uuid, msg.host_uuid, name="host lost")
+            for uuid in await self._vms_on(msg.host_uuid)
+        ]
+        await asyncio.gather(*turns)
 
     async def _make_unknown(self, vm_uuid: str, host_uuid: str) -> None:
+        """Unless the host is back when the VM's turn has come."""
+        if await self._is_back(host_uuid):
+            return
         async with self.db.transaction() as tx:
             vm = await tx.get(VmInstanceModel, vm_uuid)
-            if vm is not None and vm.host_uuid == host_uuid and vm.state in ON_HOST:
-                await move(self.node, tx, vm_uuid, "unknown")
+            if vm is None or vm.host_uuid != host_uuid or vm.state not in ON_HOST:
+                return
+            state = vm.state
+            await move(self.node, tx, vm_uuid, "unknown")
+        if await self._is_back(host_uuid):
+            # What it has may have been compared a moment before.
+            self.bus.send(VmStateSeen(vm_uuid=vm_uuid, host_uuid=host_uuid, state=state))
+
+    async def _is_back(self, host_uuid: str) -> bool:
+        try:
+            return (await self.bus.call(GetHost(host_uuid=host_uuid))).status == CONNECTED
+        except CloudError:
+            return False
 
     @handles(HostVmsSeen)
     async def host_seen(self, msg: HostVmsSeen) -> None:
         """Compare all that a host has with the records, both ways."""
         expected = await self._states_on(msg.host_uuid)
-        for uuid, state in expected.items():
-            if msg.states.get(uuid, "Stopped") != state:
-                self.bus.send(VmStateSeen(vm_uuid=uuid, host_uuid=msg.host_uuid, state=msg.states.get(uuid, "Stopped")))
-        for uuid in msg.states.keys() - expected.keys():
-            self.bus.send(VmStateSeen(vm_uuid=uuid, host_uuid=msg.host_uuid, state=msg.states[uuid]))
+        seen = {uuid: msg.states.get(uuid, "Stopped") for uuid in (*expected, *(msg.states.keys() - expected.keys()))}
+        differing = [uuid for uuid, state in seen.items() if state != expected.get(uuid)]
+        await self._tell_all(
+            [VmStateSeen(vm_uuid=uuid, host_uuid=msg.host_uuid, state=seen[uuid]) for uuid in differing]
+        )
+
+    async def _tell_all(self, messages: list[VmStateSeen]) -> None:
+        """Tell those who work on the VMs, and again when they could not be reached: the next ping is long away."""
+        for pause in (*_AGAIN, None):
+            answers = await self.bus.call_all(messages)
+            messages = [
+                one for one, answer in zip(messages, answers, strict=True)
+                if isinstance(answer, CloudError) and is_of_cluster(answer)
+            ]  # fmt: skip
+            if not messages or pause is None:
+                return
+            await asyncio.sleep(pause)
 
     @handles(VmStateSeen, queue="vm-{vm_uuid}")
     async def vm_seen(self, msg: VmStateSeen) -> None:
