@@ -28,20 +28,23 @@ FILE = "acceleration.json"
 KVM_GET_API_VERSION = 0xAE00
 KVM_API_VERSION = 12
 CPU_SECONDS = 2
-"""Processor time that the probe may use. Working KVM needs a tenth of a second, instruction emulation four."""
+"""Processor time that the probe may use. Working KVM needs some tenths of a second; emulation of single instructions
+needs minutes for the counting."""
 PROBE_TIMEOUT = 60.0
 DEBUG_EXIT = 0x2A
 EXIT_CODE = DEBUG_EXIT << 1 | 1
 """What QEMU's debug device makes of the value that the guest writes to it."""
 
-# A boot sector: builds page tables, enters 64-bit mode, checks 64-bit arithmetic, writes DEBUG_EXIT to port 0xf4.
+# A boot sector: builds page tables, enters 64-bit mode, checks 64-bit arithmetic, counts down from 2^28, and writes
+# DEBUG_EXIT to port 0xf4.
 BOOT_SECTOR = bytes.fromhex(
     "fa31c08ed88ec08ed0bc007ce4920c02e69266bf0010000089ff6631c0b9000c"
     "fc66f3ab66c70600100320000066c70600200330000066c7060030830000000f"
-    "0116b07c0f20e06683c8200f22e066b8001000000f22d866b9800000c00f3266"
+    "0116c07c0f20e06683c8200f22e066b8001000000f22d866b9800000c00f3266"
     "0d000100000f300f20c0660d010000800f22c0ea787c080048b8f0debc9a7856"
-    "341248c1c80448bbefcdab89674523014839d87504b02ae6f4f4ebfd0f1f4000"
-    "000000000000000000000000009a20000f00a07c0000"
+    "341248c1c80448bbefcdab89674523014839d8751048c7c10000001048ffc975"
+    "fbb02ae6f4f4ebfd0000000000000000000000000000000000000000009a2000"
+    "0f00b07c0000"
 )
 
 
