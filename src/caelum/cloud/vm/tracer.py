@@ -15,7 +15,6 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.allocator.messages import ReserveHost, ReturnHost
 from caelum.cloud.host.messages import GetHost
-from caelum.cloud.host.states import CONNECTED
 from caelum.cloud.vm.api import StrangerVmFound, VmStateChangedOnHost
 from caelum.cloud.vm.flows.base import VmContext, VmFlow, destroy_on_host, prepare_on, release_from, state_on_host
 from caelum.cloud.vm.messages import HostLost, HostVmsSeen, VmStateSeen
@@ -115,7 +114,7 @@ class VmTracer(Service):
 
     async def _is_back(self, host_uuid: str) -> bool:
         try:
-            return (await self.bus.call(GetHost(host_uuid=host_uuid))).status == CONNECTED
+            return (await self.bus.call(GetHost(host_uuid=host_uuid))).status == "Connected"
         except CloudError:
             return False
 
