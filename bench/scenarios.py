@@ -24,6 +24,7 @@ from furnish import Furniture, furnish
 from load import Outcome, closed, opened
 from results import Row
 from rig import ClusterRig, Rig, Usage
+from spent import Profile
 
 Measure = Callable[["Mode"], Awaitable[list[Row]]]
 CREATE = "Creating VMs"
@@ -32,6 +33,7 @@ HOSTS = "Many hosts"
 START = "Start and idling"
 CLUSTERS = "Several management nodes on PostgreSQL and RabbitMQ"
 CUT = "Given up"
+SPENT = "Where the server's time goes"
 _FEW_HOSTS = 20
 _PATIENCE = 900
 
@@ -223,6 +225,20 @@ async def create_ten_thousand(mode: Mode) -> list[Row]:
         *costs,
         _row(f"create-{count}/server-memory", memory, "MB"),
     ]
+
+
+async def where_time_goes(mode: Mode) -> list[Row]:
+    """What part of the program runs while VMs are created and destroyed; a run of its own, as it costs time."""
+    count, seconds = (500, 10) if mode.full else (100, 3)
+    rows = []
+    async with furnished() as cloud:
+        for what, one in (("create", cloud.create), ("destroy", cloud.destroy)):
+            profile = Profile(cloud.rig.server.pid, seconds, cloud.rig.directory / f"{what}.txt")
+            await profile.start()
+            (await closed(one, count, 50)).require()
+            shares = await profile.shares()
+            rows += [_row(f"{what}/{part}", share, "%", scenario=SPENT) for part, share in shares.items()]
+    return rows
 
 
 # --- clusters -------------------------------------------------------------------------------------------------------
@@ -443,6 +459,7 @@ SCENARIOS = [
     Scenario("create-one", create_one, True),
     Scenario("create-steadily", create_steadily, True),
     Scenario("create-at-once", create_at_once, True),
+    Scenario("spent", where_time_goes, True),
     Scenario("in-flight", tasks_in_flight, True, 1800),
     Scenario("hosts", many_hosts, True, 1200),
     Scenario("lists", lists, True),
