@@ -28,7 +28,20 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
-from sqlalchemy import CursorResult, DateTime, String, Table, delete, func, insert, select, text, union, update
+from sqlalchemy import (
+    BigInteger,
+    CursorResult,
+    DateTime,
+    String,
+    Table,
+    delete,
+    func,
+    insert,
+    select,
+    text,
+    union,
+    update,
+)
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
@@ -270,13 +283,14 @@ class Membership:
         if self._lost:
             raise self._evicted()
 
-    async def hold(self, session: AsyncSession) -> None:
+    async def hold(self, session: AsyncSession) -> int:
         """See `Fence`. The lock keeps evictors waiting; who comes after them finds no row."""
-        mine = select(_TABLE.c.uuid).where(_TABLE.c.uuid == self._node.uuid)
-        if not self._lost and await session.scalar(mine.with_for_update(read=True, key_share=True)) is None:
+        mine = select(func.txid_current(type_=BigInteger)).where(_TABLE.c.uuid == self._node.uuid)
+        number = None if self._lost else await session.scalar(mine.with_for_update(read=True, key_share=True))
+        if number is None:
             self._lose("its row was removed")
-        if self._lost:
             raise self._evicted()
+        return int(number)
 
     def _evicted(self) -> CloudError:
         return CloudError(EVICTED, f"node[{self._node.uuid}] was evicted or has left", node=self._node.uuid)
