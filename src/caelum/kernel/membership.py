@@ -356,10 +356,11 @@ class Membership:
     def _suspect(self, seen: Sequence[Any]) -> None:
         """Evict who is silent: by the database's clock, and for a lease before our own eyes.
 
-        Its second half is for the return of a database that was away, when every heartbeat is old.
+        Its second half is for the return of a database that was away, when every heartbeat is old: who could not keep
+        its own lease has seen nothing. A busy node may look seldom, but whoever keeps its lease sees enough.
         """
         now = self.lease.now()
-        if now - self._looked > self.lease.seconds / 2:
+        if now - self._looked > self.lease.seconds:
             self._sightings.clear()
         self._looked = now
         self._sightings = {one.uuid: self._sighting(one, now) for one in seen}
