@@ -12,7 +12,7 @@ import fault_report
 import pytest
 from fault_cluster import FaultCluster, fault_cluster
 from fault_judge import Judge
-from fault_trial import Trial
+from fault_trial import ROUND_LIMIT, ROUNDS, Trial
 
 _TABLE = "faults"
 
@@ -45,10 +45,13 @@ def trial(cluster: FaultCluster, judge: Judge) -> Trial:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of several processes that test, one has the cluster."""
+    """Of several processes that test, one has the cluster; each round of a fault has its own time."""
     for item in items:
-        if running_cluster.__name__ in getattr(item, "fixturenames", ()):
+        names = getattr(item, "fixturenames", ())
+        if running_cluster.__name__ in names:
             item.add_marker(pytest.mark.xdist_group("faults"))
+        if trial.__name__ in names:
+            item.add_marker(pytest.mark.timeout(ROUNDS * ROUND_LIMIT))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -74,7 +74,13 @@ class Record:
 
     def downtime(self, since: float) -> float:
         """The longest time for which a client that tried every address got no request through."""
-        return max((one.ended - one.begun for one in self.asked if one.failures and one.ended > since), default=0.0)
+        worst = self.worst(since)
+        return 0.0 if worst is None else worst.ended - worst.begun
+
+    def worst(self, since: float) -> Asked | None:
+        """The request that took longest, of those that an address refused."""
+        late = [one for one in self.asked if one.failures and one.ended > since]
+        return max(late, key=lambda one: one.ended - one.begun, default=None)
 
     def errors(self, since: float = 0.0) -> list[Done]:
         """The operations that ended with an error."""

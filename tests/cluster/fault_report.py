@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,21 +42,37 @@ def row(fault: str, note: str = "") -> Row:
     return ROWS.setdefault(fault, Row(fault, note=note))
 
 
+HEAD = [
+    "| fault | rounds | requests fail for | interrupted work is over after | work again | operations | failed |",
+    "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+]
+
+
 def table() -> str:
     """All rows as a table in Markdown."""
-    lines = [
-        "| fault | rounds | requests fail for | interrupted work is over after | work again | operations | failed |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    return "\n".join([*HEAD, *_lines().values()])
+
+
+def _lines() -> dict[str, str]:
+    """The rows in Markdown, by their faults."""
+    lines = {}
     for one in ROWS.values():
         times = f"{one.downtime:.1f} s | {one.recovery:.1f} s | {one.restored:.0%}"
-        lines.append(f"| {one.fault} | {one.rounds} | {times} | {one.operations} | {one.errors} |")
-    return "\n".join(lines)
+        line = f"| {one.fault} | {one.rounds} | {times} | {one.operations} | {one.errors} |"
+        lines[_kind(line)] = line
+    return lines
+
+
+def _kind(line: str) -> str:
+    """The fault of a row, however long it lasts."""
+    return re.sub(r"\d+", "0", line.split("|")[1].strip())
 
 
 def write(page: Path) -> None:
-    """Put the table between the marks of a page."""
+    """Put the rows between the marks of a page; those of faults that were not tried now stay."""
     head, _, rest = page.read_text().partition(BEGIN)
-    tail = rest.partition(END)[2]
+    old, _, tail = rest.partition(END)
+    kept = {_kind(line): line for line in old.splitlines() if line.startswith("| ") and line not in HEAD}
+    rows = "\n".join([*HEAD, *(kept | _lines()).values()])
     where = f"{os.cpu_count()} CPUs, Python {platform.python_version()}, {platform.system()}"
-    page.write_text(f"{head}{BEGIN}\n{table()}\n\nMeasured on one machine with {where}.\n{END}{tail}")
+    page.write_text(f"{head}{BEGIN}\n{rows}\n\nMeasured on one machine with {where}.\n{END}{tail}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import Context
 from pathlib import Path
 from typing import cast
@@ -13,11 +13,12 @@ from typing import cast
 import asyncpg
 import pytest
 from fault_proxy import Link
-from sqlalchemy import Table, make_url, text
+from sqlalchemy import Table, func, make_url, select, text
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cluster.postgres import Postgres
-from caelum.kernel import context, journal
-from caelum.kernel.database import Database
+from caelum.kernel import context, database, journal
+from caelum.kernel.database import Database, after_commit
 from caelum.kernel.errors import CANCELED, CloudError
 from caelum.kernel.journal import RUNNING, UNDOING, JournalModel
 from caelum.kernel.postgresql import DATABASE_UNAVAILABLE, Limits
@@ -106,6 +107,87 @@ async def test_a_commit_whose_answer_does_not_come_is_ambiguous(tmp_path: Path) 
             await _silence_within(link, db)
         assert away.value.kind is DATABASE_UNAVAILABLE
         assert away.value.facts["ambiguous"] is True
+
+
+class Breaking:
+    """A fence that numbers transactions, and breaks the network at the last moment before each commit."""
+
+    def __init__(self, how: Callable[[], Awaitable[None]]) -> None:
+        self.how = how
+
+    async def admit(self) -> None:
+        pass
+
+    async def hold(self, session: AsyncSession) -> int:
+        number = await session.scalar(select(func.txid_current()))
+        await self.how()
+        assert number is not None
+        return int(number)
+
+
+@contextlib.asynccontextmanager
+async def _healed_after(seconds: float, link: Link) -> AsyncIterator[None]:
+    async def heal() -> None:
+        await asyncio.sleep(seconds)
+        await link.heal()
+
+    healing = asyncio.create_task(heal(), context=Context())
+    yield
+    await healing
+
+
+async def _insert(db: Database, news: list[str]) -> JournalModel:
+    """Make a row, and tell the news once that is committed."""
+    async with db.transaction() as tx:
+        row = JournalModel(uuid="run", name="n", subject="s", owner="o", ctx="{}", actor={})
+        row.attempt, row.state, row.position, row.skipped, row.answers = 1, RUNNING, 0, [], False
+        tx.add(row)
+        after_commit(tx, lambda: news.append(row.uuid))
+    return row
+
+
+async def _breaking(db: Database, how: Callable[[], Awaitable[None]]) -> None:
+    async with db.transaction() as tx:
+        await (await tx.connection()).run_sync(cast("Table", JournalModel.__table__).create)
+    db.fence = Breaking(how)
+
+
+async def test_a_commit_that_happened_is_one_though_its_answer_was_lost(tmp_path: Path) -> None:
+    async with Postgres(tmp_path / "pg") as postgres, _through_a_network(postgres, "done") as (link, db):
+        await _breaking(db, link.deafen)
+        news: list[str] = []
+        async with _healed_after(1.0, link):
+            row = await _insert(db, news)
+        assert (news, row.uuid, row.state) == (["run"], "run", RUNNING)
+        assert db.transactions == 2
+
+
+async def test_a_commit_that_did_not_happen_is_none(tmp_path: Path) -> None:
+    async with Postgres(tmp_path / "pg") as postgres, _through_a_network(postgres, "lost") as (link, db):
+        await _breaking(db, link.cut)
+        news: list[str] = []
+        async with _healed_after(1.0, link):
+            with pytest.raises(CloudError, match="was not committed") as away:
+                await _insert(db, news)
+        assert away.value.kind is DATABASE_UNAVAILABLE
+        assert (news, "ambiguous" in away.value.facts) == ([], False)
+
+
+async def test_news_of_a_commit_go_out_when_the_database_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "_ANSWER_SECONDS", 0.2)
+    async with Postgres(tmp_path / "pg") as postgres, _through_a_network(postgres, "late") as (link, db):
+        await _breaking(db, link.deafen)
+        news: list[str] = []
+        async with _healed_after(2.0, link):
+            with pytest.raises(CloudError) as away:
+                await _insert(db, news)
+        assert away.value.facts["ambiguous"] is True
+        async with asyncio.timeout(20):
+            while not news:  # noqa: ASYNC110 - it is a plain list
+                await asyncio.sleep(0.05)
+        assert news == ["run"]
 
 
 async def test_a_connection_that_died_while_nobody_used_it_is_replaced(tmp_path: Path) -> None:

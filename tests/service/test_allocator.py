@@ -26,7 +26,9 @@ from caelum.cloud.allocator.messages import (
 from caelum.cloud.allocator.model import HostCapacityModel, HostReservationModel
 from caelum.cloud.allocator.settings import CONCURRENT, CPU_RATIO, MEMORY_RATIO, PAGE, RESERVED_MEMORY
 from caelum.cloud.cluster.api import ChangeClusterState, CreateCluster
+from caelum.cloud.host import records
 from caelum.cloud.host.api import ChangeHostState, DeleteHost
+from caelum.cloud.host.states import CONNECTED, CONNECTING
 from caelum.cloud.host.tags import RESERVED_MEMORY as RESERVED_TAG
 from caelum.cloud.primary_storage.messages import (
     FindStorage,
@@ -131,6 +133,22 @@ async def test_a_hundred_at_once_of_which_sixty_fit(tmp_path: Path) -> None:
         )
         assert sum(isinstance(one, HostAllocation) for one in answers) == 60
         assert set((await books(cloud)).values()) == {(30, 15 * GIB, 15)}
+
+
+async def test_hosts_that_another_node_is_connecting_are_waited_for(cloud: HostCloud) -> None:
+    host, other, _ = [one.uuid for one in await records.find(cloud.node)]
+    cloud.node.services["host"].tracker.forget(host)
+    await records.move(cloud.node, host, CONNECTING)
+    asking = asyncio.create_task(allocate(cloud, host_uuid=host))
+    await asyncio.sleep(0.5)
+    assert not asking.done()
+    await records.move(cloud.node, host, CONNECTED)
+    assert (await asking).host_uuid == host
+
+    await records.move(cloud.node, host, CONNECTING)
+    with pytest.raises(CloudError) as caught:
+        await asyncio.wait_for(allocate(cloud, host_uuid=other, cpu_num=1000), 5)
+    assert caught.value.code == "HOST_ALLOCATION.1000"
 
 
 async def test_a_repeated_request_is_the_same_and_a_return_gives_back_all(cloud: HostCloud) -> None:

@@ -56,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             status = asyncio.run(_serve(config))
             if status == REPLACED:
                 program.become(None, given)
+            program.stopped(config.state_dir)
         pid_file.truncate(0)
     return status
 

@@ -7,7 +7,8 @@ networks stay what they are. `program.json` in the state directory says which on
 Invariant: a program is run only when it is whole and has the checksum that a server named. One that does not listen in
 time is ended by an alarm that outlives the replacement of the process, and after two tries the former program runs
 again; so whoever supervises the agent must start it again when it ends. Once a server has connected it, it is kept; one
-that listens, but fails three times when it is connected, is given up too. Waiting for a server costs no try. The
+that listens, but fails three times when it is connected, is given up too, and so is one that was started five times
+because it ended by itself or was killed. Waiting for a server costs no try, and neither does a stop in order. The
 programs and their record are changed under the lock `HOST_LOCK` alone.
 When the installed program has changed, it alone counts: whoever installed it wanted it.
 """
@@ -46,6 +47,8 @@ LISTEN_SECONDS = 30
 TRIES = 2
 CONNECTS = 3
 """How often a server may try to connect a program that is tried: what fails, or ends the process, counts."""
+STARTS = 5
+"""How often a program that is tried may be started because it ended unasked: a power failure is not its fault."""
 HOST_LOCK = "host"
 """The lock of those who say whose this host is, and what runs on it."""
 AGAIN_AFTER = 3600.0
@@ -65,6 +68,8 @@ class Record(msgspec.Struct):
     tried: str | None = None
     tries: int = 0
     """Starts of the program that is tried that have not come to listen."""
+    starts: int = 0
+    """Starts of it that no stop in order has followed."""
     connects: int = 0
     """Attempts to connect it that have not ended well."""
     given_up: dict[str, float] = {}
@@ -126,7 +131,7 @@ class Programs:
     def try_next(self, name: str) -> None:
         """Have the next start try a program that is installed."""
         record = self.read()
-        record.tried, record.tries, record.connects = name, 0, 0
+        record.tried, record.tries, record.starts, record.connects = name, 0, 0, 0
         if running() is None:
             record.installed = caelum.__version__
         self.write(record)
@@ -138,8 +143,9 @@ class Programs:
             shutil.rmtree(self._home, ignore_errors=True)
             return None
         if record.tried is not None:
-            if record.tries < TRIES and record.connects < CONNECTS and self.folder(record.tried).is_dir():
+            if self._may_start(record):
                 record.tries += 1
+                record.starts += 1
                 self.write(record)
                 signal.alarm(LISTEN_SECONDS)
                 return self.folder(record.tried)
@@ -147,9 +153,13 @@ class Programs:
         found = None if record.kept is None else self.folder(record.kept)
         return found if found is not None and found.is_dir() else None
 
+    def _may_start(self, record: Record) -> bool:
+        patient = record.tries < TRIES and record.starts < STARTS and record.connects < CONNECTS
+        return patient and record.tried is not None and self.folder(record.tried).is_dir()
+
     def _give_up(self, record: Record) -> None:
         if record.tried is not None:
-            log.error("the program %s did not come up and is given up", record.tried)
+            log.error("the program %s did not prove itself and is given up", record.tried)
             record.given_up[record.tried] = time.time()
         record.tried = None
         self.write(record)
@@ -163,6 +173,12 @@ class Programs:
         """The program that is tried has come up: its start was no failure."""
         if (record := self._trial()) is not None:
             record.tries = 0
+            self.write(record)
+
+    def stopped(self) -> None:
+        """The program that is tried ends because it was told to: what became of its starts is no reproach."""
+        if (record := self._trial()) is not None:
+            record.starts = 0
             self.write(record)
 
     def connecting(self) -> None:
@@ -185,7 +201,7 @@ class Programs:
         if record is None:
             return
         former, record.kept, record.tried = record.kept, record.tried, None
-        record.tries = record.connects = 0
+        record.tries = record.starts = record.connects = 0
         self.write(record)
         log.info("the program %s is kept", record.kept)
         for one in self._home.iterdir():
@@ -226,6 +242,11 @@ def listens(state_dir: Path) -> None:
     """This program has come up: the alarm of a trial is off."""
     signal.alarm(0)
     Programs(state_dir).listens()
+
+
+def stopped(state_dir: Path) -> None:
+    """This program ends in order."""
+    Programs(state_dir).stopped()
 
 
 @contextlib.asynccontextmanager

@@ -1,7 +1,8 @@
 """The database: one writer at a time on SQLite, the same code on PostgreSQL, where several write at once.
 
 Invariant: what `transaction()` left without an error is committed; anything else (an exception, a cancellation,
-the death of the process) left no trace, but for a commit whose connection was lost: its error says `ambiguous`. A
+the death of the process) left no trace. A commit whose connection is lost is looked up by its number; only when the
+database does not answer for a while is it an error, which says `ambiguous`, and news of the commit go out later. A
 cancellation waits until the commit or the rollback under way has ended, so neither the writer's turn nor a connection
 leaks. A row that a transaction loads as an object is locked until its end, so what was read is true when it is written
 (on SQLite by the single writer, see `postgresql.py`). A node of a cluster commits only while it is a member of it
@@ -15,7 +16,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, ClassVar, Protocol, TypeVar, cast
@@ -60,6 +61,12 @@ _PARSED = 1024
 """Statements that each connection to SQLite keeps parsed."""
 _AFTER_COMMIT = "after_commit"
 _COMMITTING = "committing"
+_NUMBER = "number"
+"""The number by which PostgreSQL knows a transaction."""
+_ANSWER_SECONDS = 5.0
+"""How long the one who committed waits to hear whether it happened, when the connection was lost."""
+_NEWS_SECONDS = 60.0
+"""How long that is asked for the sake of the news."""
 _task_in_transaction: ContextVar[asyncio.Task[Any] | None] = ContextVar("task_in_transaction", default=None)
 
 
@@ -164,8 +171,11 @@ class Fence(Protocol):
     async def admit(self) -> None:
         """Return once this node has its lease. Raises CloudError."""
 
-    async def hold(self, session: AsyncSession) -> None:
-        """Make sure that this node stays a member until the session's transaction ends. Raises CloudError."""
+    async def hold(self, session: AsyncSession) -> int:
+        """Make sure that this node stays a member until the session's transaction ends; the number of that transaction.
+
+        Raises CloudError.
+        """
 
 
 class Database:
@@ -182,6 +192,7 @@ class Database:
         self.transactions = 0
         self.statements = 0
         self._checkpoint: asyncio.Task[None] | None = None
+        self._unsettled: set[asyncio.Task[None]] = set()
         self._remembered = Remembered(Base.metadata)
         self._synchronous = synchronous
         self._writer_turn = asyncio.Lock()
@@ -267,8 +278,7 @@ class Database:
                     raise
                 self._remembered.ended()
                 self._committed()
-                for callback in session.info.pop(_AFTER_COMMIT, ()):
-                    callback()
+                _call_back(session)
                 if cancelled is not None:
                     raise cancelled
             finally:
@@ -286,7 +296,7 @@ class Database:
                 await self._commit(session)  # it waits for nothing, so that there is no moment to tear it
                 return None
         try:
-            await uninterrupted(self._commit(session))
+            await uninterrupted(self._commit(session) if self.sqlite else self._commit_surely(session))
         except asyncio.CancelledError as error:
             return error  # it is committed all the same
         return None
@@ -294,9 +304,39 @@ class Database:
     async def _commit(self, session: AsyncSession) -> None:
         if self.fence is not None and (session.in_transaction() or session.new):
             await session.flush()
-            await self.fence.hold(session)
+            session.info[_NUMBER] = await self.fence.hold(session)
         session.info[_COMMITTING] = True
         await session.commit()
+
+    async def _commit_surely(self, session: AsyncSession) -> None:
+        """Commit; when the connection is lost meanwhile, ask by another one whether it happened."""
+        try:
+            await self._commit(session)
+        except SQLAlchemyError as error:
+            lost = postgresql.passing(error, committing=_COMMITTING in session.info)
+            if lost is None or "ambiguous" not in lost.facts or _NUMBER not in session.info:
+                raise
+            # What was loaded and made stays as it was committed, if it was.
+            session.sync_session.expunge_all()
+            happened = await postgresql.happened(self._writer, session.info[_NUMBER], _ANSWER_SECONDS)
+            if happened is None:
+                self._settle_later(session)
+                raise
+            if not happened:
+                raise CloudError(lost.kind, f"the transaction was not committed: {lost.details}") from error
+            log.info("a transaction was committed, though its connection was lost: %s", lost.details)
+
+    def _settle_later(self, session: AsyncSession) -> None:
+        """Let those who wait for news of a commit have it, should it turn out that it happened."""
+
+        async def settle() -> None:
+            if await postgresql.happened(self._writer, session.info[_NUMBER], _NEWS_SECONDS):
+                _call_back(session)
+
+        if session.info.get(_AFTER_COMMIT):
+            task = asyncio.create_task(settle(), name="settle-commit", context=Context())
+            self._unsettled.add(task)
+            task.add_done_callback(self._unsettled.discard)
 
     def _raise_passing(self, session: AsyncSession, error: SQLAlchemyError) -> None:
         """Say of an error that may pass that it may."""
@@ -403,6 +443,9 @@ class Database:
         """Close every connection."""
         if self._checkpoint is not None:
             await asyncio.wait([self._checkpoint])
+        for task in self._unsettled:
+            task.cancel()
+        await asyncio.gather(*self._unsettled, return_exceptions=True)
         for connections in self._kept:
             await connections.close()
         await self._writer.dispose()
@@ -459,6 +502,11 @@ async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
 def after_commit(tx: AsyncSession, callback: Callable[[], object]) -> None:
     """Call `callback` once the transaction is committed, never if it is not: for news of what it changed."""
     tx.info.setdefault(_AFTER_COMMIT, []).append(callback)
+
+
+def _call_back(session: AsyncSession) -> None:
+    for callback in session.info.pop(_AFTER_COMMIT, ()):
+        callback()
 
 
 def in_transaction() -> bool:

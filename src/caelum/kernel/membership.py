@@ -28,7 +28,20 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
-from sqlalchemy import CursorResult, DateTime, String, Table, delete, func, insert, select, text, union, update
+from sqlalchemy import (
+    BigInteger,
+    CursorResult,
+    DateTime,
+    String,
+    Table,
+    delete,
+    func,
+    insert,
+    select,
+    text,
+    union,
+    update,
+)
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
@@ -270,13 +283,14 @@ class Membership:
         if self._lost:
             raise self._evicted()
 
-    async def hold(self, session: AsyncSession) -> None:
+    async def hold(self, session: AsyncSession) -> int:
         """See `Fence`. The lock keeps evictors waiting; who comes after them finds no row."""
-        mine = select(_TABLE.c.uuid).where(_TABLE.c.uuid == self._node.uuid)
-        if not self._lost and await session.scalar(mine.with_for_update(read=True, key_share=True)) is None:
+        mine = select(func.txid_current(type_=BigInteger)).where(_TABLE.c.uuid == self._node.uuid)
+        number = None if self._lost else await session.scalar(mine.with_for_update(read=True, key_share=True))
+        if number is None:
             self._lose("its row was removed")
-        if self._lost:
             raise self._evicted()
+        return int(number)
 
     def _evicted(self) -> CloudError:
         return CloudError(EVICTED, f"node[{self._node.uuid}] was evicted or has left", node=self._node.uuid)
@@ -342,10 +356,11 @@ class Membership:
     def _suspect(self, seen: Sequence[Any]) -> None:
         """Evict who is silent: by the database's clock, and for a lease before our own eyes.
 
-        Its second half is for the return of a database that was away, when every heartbeat is old.
+        Its second half is for the return of a database that was away, when every heartbeat is old: who could not keep
+        its own lease has seen nothing. A busy node may look seldom, but whoever keeps its lease sees enough.
         """
         now = self.lease.now()
-        if now - self._looked > self.lease.seconds / 2:
+        if now - self._looked > self.lease.seconds:
             self._sightings.clear()
         self._looked = now
         self._sightings = {one.uuid: self._sighting(one, now) for one in seen}

@@ -3,18 +3,21 @@
 Invariant: in a transaction, a row that was loaded as an object stays as it was read until the transaction ends: its
 load locks it, as SQLite's single writer does for everything. A statement that ends with `CONFLICT` or with
 `DATABASE_UNAVAILABLE` left nothing behind; a commit that ends with the latter may have happened, and its facts say so.
+The server remembers the fate of each transaction by its number, also across its own restart (`happened`).
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import importlib
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from sqlalchemy import Select, event, inspect
+from sqlalchemy import Select, event, inspect, text
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import DBAPIError, InvalidatePoolError
+from sqlalchemy.exc import DBAPIError, InvalidatePoolError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.orm import ORMExecuteState, Session
@@ -30,6 +33,7 @@ PASSING = (DATABASE_UNAVAILABLE, CONFLICT)
 """Errors that say nothing of what was asked: the same may be tried again."""
 
 _CONNECT_SECONDS = 5.0
+_STATUS_PAUSE = 0.2
 _NEW = "new"
 _CONFLICTS = frozenset({"40001", "40P01", "55P03"})
 _AWAY = frozenset({"25P03", "53100", "53200", "53300", "57014", "57P01", "57P02", "57P03", "57P05"})
@@ -116,6 +120,30 @@ def _tell_silence(context: ExceptionContext) -> DBAPIError | None:
         return None  # the driver's TimeoutError is an OSError
     context.is_disconnect, context.invalidate_pool_on_disconnect = True, False
     return DBAPIError(context.statement, None, error, hide_parameters=True, connection_invalidated=True)
+
+
+async def happened(engine: AsyncEngine, number: int, patience: float) -> bool | None:
+    """Whether the transaction of this number was committed; None when that is not known within so many seconds.
+
+    One whose client is gone ends by itself, when the server notices or at the limit for idle transactions.
+    """
+    fates = {"committed": True, "aborted": False}
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(patience):
+            while (fate := await _status(engine, number)) not in fates:  # noqa: ASYNC110 - the server wakes nobody
+                await asyncio.sleep(_STATUS_PAUSE)
+            return fates[fate]
+    return None
+
+
+async def _status(engine: AsyncEngine, number: int) -> str | None:
+    """What the server says of a transaction, if it says anything."""
+    try:
+        async with engine.connect() as connection:
+            status = await connection.scalar(text("SELECT txid_status(:number)"), {"number": number})
+    except (SQLAlchemyError, CloudError, OSError):
+        return None
+    return None if status is None else str(status)
 
 
 class LockingSession(Session):

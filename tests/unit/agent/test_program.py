@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import caelum
-from caelum.agent.program import FOLDER, HANDED_OVER, TRIES, Programs, Record
+from caelum.agent.program import FOLDER, HANDED_OVER, STARTS, TRIES, Programs, Record
 from caelum.agent.registry import AgentFailure
 
 
@@ -38,6 +38,24 @@ def test_a_program_is_tried_so_often_and_given_up(programs: Programs, tmp_path: 
         assert programs.next() == tmp_path / FOLDER / "newer"
         assert signal.alarm(0) > 0, "an alarm ends a program that does not listen"
     assert programs.next() == tmp_path / FOLDER / "former"
+    assert set(programs.read().given_up) == {"newer"}
+
+
+def test_a_program_that_ends_by_itself_before_it_is_connected_is_given_up(
+    programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer = tmp_path / FOLDER / "newer"
+    programs.install(archive("caelum/agent/main.py"), "newer")
+    monkeypatch.setenv(HANDED_OVER, str(newer))
+    programs.write(Record(caelum.__version__, tried="newer"))
+    for _ in range(3 * STARTS):  # as often as it is stopped in order
+        assert programs.next() == newer
+        programs.listens()
+        programs.stopped()
+    for _ in range(STARTS):
+        assert programs.next() == newer
+        programs.listens()
+    assert programs.next() is None
     assert set(programs.read().given_up) == {"newer"}
 
 

@@ -39,6 +39,7 @@ def test_starts_that_come_to_listen_are_no_tries(
     for _ in range(TRIES + 2):
         assert programs.next() == programs.folder("a")
         program.listens(tmp_path)
+        program.stopped(tmp_path)
     for _ in range(TRIES):
         assert programs.next() == programs.folder("a")
     assert programs.next() is None

@@ -68,7 +68,7 @@ class AllocatorService(Service):
                 return await self._in_turn(msg)
             except CloudError as error:
                 # Hosts that are being connected, or are still to be after a restart, may take what these could not.
-                if error.kind is CANCELED or not await self.node.bus.call(AwaitHosts()):
+                if error.kind is CANCELED or not await self.node.bus.call(AwaitHosts(host_uuid=msg.host_uuid)):
                     raise
                 return await self._in_turn(msg)
 

@@ -63,10 +63,6 @@ class Connector:
         """Whether a connect of this host goes on here."""
         return host_uuid in self._busy
 
-    def busy(self) -> list[str]:
-        """The hosts that are being connected here."""
-        return sorted(self._busy)
-
     async def connect(self, host_uuid: str) -> HostInventory:
         """Connect a host; on failure it is Disconnected. Raises HOST.1003 with the cause."""
         # The connect belongs to everyone who waits for it, so it must not end with the first one's deadline.

@@ -238,11 +238,14 @@ class AwaitLostHost(Message[bool], kw_only=True):
 
 
 @message()
-class AwaitHosts(Message[bool]):
-    """Return when no connect of a host of this node is under way or due since its start, or after a while.
+class AwaitHosts(Message[bool], kw_only=True):
+    """Return when no host is being connected by any node, or is still to be since this node's start; or after a while.
 
-    Tells whether that had to be waited for: hosts that were missing a moment ago may be there now.
+    Tells whether that had to be waited for: hosts that were missing a moment ago may be there now. With `host_uuid`
+    only that one is waited for.
     """
+
+    host_uuid: str | None = None
 
 
 @message(route_by="host_uuid", timeout=60)

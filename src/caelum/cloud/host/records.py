@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from caelum.cloud.host.api import HostInventory
 from caelum.cloud.host.events import HostStatusChanged
 from caelum.cloud.host.model import HostModel, model_of, whole_row
+from caelum.cloud.host.states import CONNECTING
 from caelum.kernel.errors import not_found
 from caelum.kernel.node import Node
 from caelum.kernel.prepared import Prepared
@@ -97,6 +98,13 @@ async def find(node: Node, *conditions: ColumnElement[bool]) -> list[HostInvento
     async with node.db.read() as session:
         rows = await session.scalars(select(HostModel).where(*conditions).order_by(HostModel.create_date))
         return views(rows)
+
+
+async def any_connecting(node: Node, host_uuid: str | None = None) -> bool:
+    """Whether any host, or the one that is given, is being connected by some node."""
+    one = select(_HOST.c.uuid).where(_HOST.c.status == CONNECTING).limit(1)
+    async with node.db.read() as session:
+        return await session.scalar(one if host_uuid is None else one.where(_HOST.c.uuid == host_uuid)) is not None
 
 
 async def move(

@@ -48,6 +48,8 @@ _OPERATIONS = "host-{host_uuid}"
 _LIFE = "host-life-{uuid}"
 _CONNECTS_PATIENCE = 60.0
 """Seconds that somebody without a host waits for those that are being connected."""
+_CONNECTS_LOOK = 0.2
+"""Seconds between two looks whether they are."""
 
 
 class HostService(Service):
@@ -98,15 +100,15 @@ class HostService(Service):
         return await self.connector.worth_another_try(msg.host_uuid, msg.waited)
 
     @handles(m.AwaitHosts)
-    async def await_hosts(self, _msg: m.AwaitHosts) -> bool:
+    async def await_hosts(self, msg: m.AwaitHosts) -> bool:
         waited = not self.tracker.is_settled
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CONNECTS_PATIENCE):
                 await self.tracker.settled()
-                for uuid in self.connector.busy():
+                # The rows tell of other nodes' connects too, and of those that a node will take over from a dead one.
+                while await records.any_connecting(self.node, msg.host_uuid):
                     waited = True
-                    with contextlib.suppress(CloudError):
-                        await self.connector.connected(uuid, patient=False)
+                    await asyncio.sleep(_CONNECTS_LOOK)
         return waited
 
     # --- public operations ------------------------------------------------------------------------------------------

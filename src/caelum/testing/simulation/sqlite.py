@@ -62,6 +62,8 @@ class DatabaseServer:
         self.loop, self.chance = loop, chance
         self.connections: dict[InlineConnection, None] = {}
         self.on_ambiguous: Callable[[Machine, str], None] = lambda _machine, _how: None
+        self.fates: dict[int, str] = {}
+        """What became of numbered transactions."""
         self._outages: dict[Machine, Outage] = {}
 
     def outage(self, machine: Machine) -> Outage:
@@ -99,6 +101,7 @@ class InlineConnection(aiosqlite.Connection):
         self._tx: Any = types.SimpleNamespace(put_nowait=lambda item: self._put(*item))
         self._work: deque[tuple[asyncio.Future[Any], Callable[[], Any], bool]] = deque()
         self._waits_since: float | None = None
+        self._number: int | None = None
         self.machine = self.server.loop.machine
 
     def __del__(self) -> None:
@@ -113,8 +116,22 @@ class InlineConnection(aiosqlite.Connection):
             await asyncio.sleep(5.0)
             raise _gone()
         self._connection = self._connector()
+        self._connection.create_function("txid_current", 0, self._give_number)
+        self._connection.create_function("txid_status", 1, self.server.fates.get)
         self.server.connections[self] = None
         return self
+
+    def _give_number(self) -> int:
+        """A transaction asks once for its number, just before it commits."""
+        self._settle("aborted")
+        self._number = len(self.server.fates) + 1
+        self.server.fates[self._number] = "in progress"
+        return self._number
+
+    def _settle(self, fate: str) -> None:
+        """The transaction is over, if there was one."""
+        if self._number is not None:
+            self.server.fates[self._number], self._number = fate, None
 
     @property
     def in_transaction(self) -> bool:
@@ -136,6 +153,7 @@ class InlineConnection(aiosqlite.Connection):
         self._running = False
         connection, self._connection = self._connection, None
         self.server.connections.pop(self, None)
+        self._settle("aborted")
         if connection is not None:
             connection.close()
 
@@ -181,11 +199,15 @@ class InlineConnection(aiosqlite.Connection):
             outage.conflicts -= 1
             raise ServerError("deadlock detected", "40P01")
         if outage.break_at_commit is None or not is_commit or not self.in_transaction:
-            return work()
+            result = work()
+            if is_commit:
+                self._settle("committed")
+            return result
         how, outage.break_at_commit = outage.break_at_commit, None
         self.server.on_ambiguous(self.machine, how)
         if how == "done":
             work()
+            self._settle("committed")
         self.break_off()
         raise _gone("connection closed: while it was committing")
 
