@@ -239,7 +239,7 @@ class AwaitLostHost(Message[bool], kw_only=True):
 
 @message()
 class AwaitHosts(Message[bool], kw_only=True):
-    """Return when no host is being connected by any node, or is still to be since this node's start; or after a while.
+    """Return when the hosts are done that any node is connecting, or this one is to since its start; or after a while.
 
     Tells whether that had to be waited for: hosts that were missing a moment ago may be there now. With `host_uuid`
     only that one is waited for.

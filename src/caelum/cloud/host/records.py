@@ -100,11 +100,11 @@ async def find(node: Node, *conditions: ColumnElement[bool]) -> list[HostInvento
         return views(rows)
 
 
-async def any_connecting(node: Node, host_uuid: str | None = None) -> bool:
-    """Whether any host, or the one that is given, is being connected by some node."""
-    one = select(_HOST.c.uuid).where(_HOST.c.status == CONNECTING).limit(1)
+async def connecting(node: Node, host_uuid: str | None = None) -> set[str]:
+    """The hosts that are being connected by some node; of one host, whether it is."""
+    uuids = select(_HOST.c.uuid).where(_HOST.c.status == CONNECTING)
     async with node.db.read() as session:
-        return await session.scalar(one if host_uuid is None else one.where(_HOST.c.uuid == host_uuid)) is not None
+        return set(await session.scalars(uuids if host_uuid is None else uuids.where(_HOST.c.uuid == host_uuid)))
 
 
 async def move(

@@ -106,9 +106,12 @@ class HostService(Service):
             async with asyncio.timeout(_CONNECTS_PATIENCE):
                 await self.tracker.settled()
                 # The rows tell of other nodes' connects too, and of those that a node will take over from a dead one.
-                while await records.any_connecting(self.node, msg.host_uuid):
-                    waited = True
+                # Those that begin later are not waited for: among many hosts there would always be one.
+                awaited = await records.connecting(self.node, msg.host_uuid)
+                waited |= bool(awaited)
+                while awaited:
                     await asyncio.sleep(_CONNECTS_LOOK)
+                    awaited &= await records.connecting(self.node, msg.host_uuid)
         return waited
 
     # --- public operations ------------------------------------------------------------------------------------------
