@@ -17,7 +17,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from sqlalchemy import ColumnElement, Executable, Table, bindparam, delete, insert, inspect, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import ClassManager
+from sqlalchemy.orm import ClassManager, Mapper, RelationshipProperty
 
 from caelum.kernel.database import Base
 from caelum.kernel.prepared import Prepared
@@ -57,6 +57,24 @@ async def read_row(session: AsyncSession, model: type[M], uuid: str, *, lock: bo
     """The row with this UUID, or None."""
     found = await read_rows(session, model, lock=lock, uuid=uuid)
     return found[0] if found else None
+
+
+async def read_whole(session: AsyncSession, model: type[M], uuid: str, *, lock: bool = False) -> M | None:
+    """The same with what belongs to its relationships that are loaded with it (`lazy="selectin"`), and to theirs."""
+    row = await read_row(session, model, uuid, lock=lock)
+    if row is not None:
+        await _read_related(session, model, [row])
+    return row
+
+
+async def _read_related(session: AsyncSession, model: type[Base], rows: list[Any]) -> None:
+    for one in _relations(model):
+        found = await one.statement.read(session, keys=[getattr(row, one.here) for row in rows])
+        if found:
+            await _read_related(session, one.target, found)
+        for row in rows:
+            mine = [other for other in found if getattr(other, one.there) == getattr(row, one.here)]
+            related(row, **{one.name: mine if one.several else next(iter(mine), None)})
 
 
 def related(row: M, **rows: Any) -> M:
@@ -144,6 +162,39 @@ def _table(model: type[Base]) -> Table:
     if not isinstance(table, Table):
         raise TypeError(f"{model.__name__} is kept in several tables")
     return table
+
+
+class _Relation(NamedTuple):
+    """A relationship that is loaded with its row: rows of `target` whose attribute `there` is the row's `here`."""
+
+    name: str
+    target: type[Base]
+    here: str
+    there: str
+    several: bool
+    statement: Rows[Base]
+
+
+@lru_cache
+def _relations(model: type[Base]) -> tuple[_Relation, ...]:
+    mapper = inspect(model)
+    return tuple(_relation(mapper, one) for one in mapper.relationships if one.lazy == "selectin")
+
+
+def _relation(mapper: Mapper[Any], relation: RelationshipProperty[Any]) -> _Relation:
+    ((here, there),) = relation.local_remote_pairs or ()
+    target: type[Base] = relation.mapper.class_
+    columns = _table(target).c
+    among = columns[there.name].in_(bindparam("keys", expanding=True))
+    order = (columns[cast("Any", one).name] for one in relation.order_by or ())
+    return _Relation(
+        relation.key,
+        target,
+        mapper.get_property_by_column(here).key,
+        relation.mapper.get_property_by_column(there).key,
+        bool(relation.uselist),
+        Rows(target, select(_table(target)).where(among).order_by(*order)),
+    )
 
 
 _Shape = tuple[tuple[str, bool], ...]

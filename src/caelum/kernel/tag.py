@@ -212,6 +212,7 @@ class SystemTag:
 _HERE = cast("Table", SystemTagModel.__table__).c
 _THIS = _HERE.resource_uuid == bindparam("key")
 _TEXTS = Prepared(select(_HERE.tag).where(_THIS))
+_ORDERED = Prepared(select(_HERE.tag).where(_THIS).order_by(_HERE.create_date, _HERE.uuid))
 _REWRITE = Prepared(
     update(cast("Table", SystemTagModel.__table__))
     .where(_THIS, _HERE.tag.like(bindparam("pattern"), escape="\\"))
@@ -226,10 +227,7 @@ async def texts_of(session: AsyncSession, uuid: str) -> set[str]:
 
 async def tags_of(session: AsyncSession, uuid: str) -> list[str]:
     """The system tags of a resource as text, oldest first: for who wants several kinds of them."""
-    row = SystemTagModel
-    return list(
-        await session.scalars(select(row.tag).where(row.resource_uuid == uuid).order_by(row.create_date, row.uuid))
-    )
+    return [text for (text,) in await _ORDERED.rows(session, key=uuid)]
 
 
 _declared: dict[tuple[str, str, bool], SystemTag] = {}

@@ -8,18 +8,21 @@ import pytest
 from sqlalchemy import Table, bindparam, select
 from tests.unit.kernel.bakery import BakeryService, CakeModel, FlourModel
 
-from caelum.kernel.database import Database
+from caelum.cloud.vm.model import VmInstanceModel, VmNicModel
+from caelum.kernel.database import Base, Database
 from caelum.kernel.rows import (
     Rows,
     delete_rows,
     insert_rows,
     read_row,
     read_rows,
+    read_whole,
     related,
     update_row,
     update_rows,
     values_of,
 )
+from caelum.kernel.views import view
 from caelum.testing.cloud import EmbeddedCloud
 
 
@@ -115,3 +118,36 @@ async def test_several_rows_are_changed_and_deleted_by_conditions(db: Database) 
 def test_related_rows_are_given() -> None:
     flour = FlourModel(name="rye")
     assert related(CakeModel(uuid="1"), flours=[flour]).__dict__["flours"] == [flour]
+
+
+async def test_a_row_is_read_whole_with_what_is_loaded_with_it(tmp_path: Path) -> None:
+    nics = [
+        VmNicModel(
+            uuid=f"nic{number}",
+            vm_instance_uuid="vm",
+            l3_network_uuid="l3",
+            mac=f"m{number}",
+            internal_name="n",
+            device_id=number,
+        )
+        for number in (1, 0)
+    ]
+    vm = VmInstanceModel(uuid="vm", name="vm", zone_uuid="z", cpu_num=1, memory_size=1, internal_id=1, state="Running")
+    db = await _empty(tmp_path)
+    async with db.transaction() as tx:
+        await insert_rows(tx, [vm, *nics])
+    for _ in range(3):
+        async with db.read() as session:
+            quick = await read_whole(session, VmInstanceModel, "vm", lock=True)
+            assert await read_whole(session, VmInstanceModel, "nobody") is None
+            loaded = await session.get_one(VmInstanceModel, "vm")
+        assert view(quick) == view(loaded)
+        assert [one.uuid for one in view(quick).vm_nics] == ["nic0", "nic1"]
+    await db.close()
+
+
+async def _empty(directory: Path) -> Database:
+    db = Database(f"sqlite+aiosqlite:///{directory / 'empty.db'}")
+    async with db.engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+    return db

@@ -28,7 +28,7 @@ from caelum.cloud.vm.api import (
 from caelum.cloud.vm.flows.base import inventory_of
 from caelum.cloud.vm.messages import GetVmSpecs, ListVms, VmSpecsReply, VmsReply
 from caelum.cloud.vm.model import NEEDS_HOST, VmInstanceModel, VmNicModel
-from caelum.cloud.vm.specs import build_spec, load_vm
+from caelum.cloud.vm.specs import build_spec, read_vm
 from caelum.cloud.volume.api import QueryVolume, VolumeInventory
 from caelum.kernel.message import ApiQuery, QueryCondition
 from caelum.kernel.prepared import Prepared
@@ -68,7 +68,7 @@ class VmQuestions(Service):
     @handles(GetVmStartingCandidateClustersHosts)
     async def starting_candidates(self, msg: GetVmStartingCandidateClustersHosts) -> StartingCandidates:
         async with self.db.read() as session:
-            vm = await load_vm(session, msg.uuid)
+            vm = await read_vm(session, msg.uuid)
         place = await self.bus.call(
             AllocateHost(
                 vm_uuid=vm.uuid,
@@ -144,6 +144,6 @@ class VmQuestions(Service):
 
     async def _token(self, tag: SystemTag, uuid: str, token: str) -> str | None:
         async with self.db.read() as session:
-            await load_vm(session, uuid)
+            await read_vm(session, uuid)
             found = await tag.get(session, uuid)
         return None if found is None else found[token]

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import secrets
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any
 
-from sqlalchemy import CursorResult, Table, delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud import quota
 from caelum.cloud.ownership import disown, owner_of
 from caelum.cloud.vm.api import NOT_IN_CORRECT_STATE, VmInstanceInventory, VmStateChanged
 from caelum.cloud.vm.model import VM_STATES, VmInstanceModel, VmNicModel, VmSequenceModel
-from caelum.cloud.vm.specs import load_vm
+from caelum.cloud.vm.specs import read_vm
 from caelum.kernel.context import ADMIN_ACCOUNT_UUID
 from caelum.kernel.database import after_commit, conflict_insert
-from caelum.kernel.errors import CloudError
+from caelum.kernel.errors import CloudError, not_found
 from caelum.kernel.node import Node
 from caelum.kernel.prepared import Prepared
+from caelum.kernel.rows import delete_rows, read_rows, related, update_row
 from caelum.kernel.tag import drop_tags
 from caelum.kernel.views import view
 
@@ -52,25 +52,32 @@ async def move(
     operation: str | None = None,
     **columns: Any,
 ) -> VmInstanceModel:
-    """Take the VM, given by its UUID or as this transaction has loaded it, through `event` of its state machine and set
-    columns. Raises VM.1010 when the state forbids it. The news goes out when the transaction is committed.
+    """Take the VM, given by its UUID or as this transaction has read it, through `event` of its state machine and set
+    columns; the VM as it is then. Raises VM.1010 when the state forbids it. The news goes out when the transaction is
+    committed.
     """
     if isinstance(vm, str):
-        vm = await load_vm(tx, vm)
+        vm = await read_vm(tx, vm, lock=True)
     if not VM_STATES.allows(vm.state, event):
         require_state(vm, operation or event, set(VM_STATES.states_for(event)))
-    set_state(node, tx, vm, VM_STATES.next(vm.state, event), **columns)
-    return vm
+    return await set_state(node, tx, vm, VM_STATES.next(vm.state, event), **columns)
 
 
-def set_state(node: Node, tx: AsyncSession, vm: VmInstanceModel, state: str, **columns: Any) -> None:
-    """Put a VM into a state: an undo takes it back whence no event leads."""
-    old = vm.state
-    vm.state = str(state)
-    for name, value in columns.items():
-        setattr(vm, name, value)
-    if old != vm.state:
-        after_commit(tx, lambda: announce(node, view(vm), old))
+async def set_state(node: Node, tx: AsyncSession, vm: VmInstanceModel, state: str, **columns: Any) -> VmInstanceModel:
+    """Put a VM, as this transaction has read it, into a state: an undo takes it back whence no event leads."""
+    row = await update_row(tx, VmInstanceModel, vm.uuid, {"state": str(state), **columns})
+    if row is None:
+        raise not_found("VmInstanceVO", vm.uuid)
+    now = with_related(row, vm)
+    if vm.state != now.state:
+        after_commit(tx, lambda: announce(node, view(now), vm.state))
+    return now
+
+
+def with_related(row: VmInstanceModel, vm: VmInstanceModel) -> VmInstanceModel:
+    """A row of a VM with what is known of its NICs, drives and volumes."""
+    known = {name: vm.__dict__[name] for name in ("vm_nics", "vm_cd_roms", "all_volumes") if name in vm.__dict__}
+    return related(row, **known)
 
 
 def announce(node: Node, vm: VmInstanceInventory, old: str) -> None:
@@ -118,12 +125,10 @@ async def give_running_quota(tx: AsyncSession, vm_uuid: str) -> None:
 
 async def forget_vm(tx: AsyncSession, vm_uuid: str) -> None:
     """Delete the VM's row and everything of it in the database; repeated, nothing more happens."""
-    nics = (await tx.scalars(select(VmNicModel.uuid).where(VmNicModel.vm_instance_uuid == vm_uuid))).all()
-    table = cast("Table", VmInstanceModel.__table__)
-    gone = cast("CursorResult[Any]", await tx.execute(delete(table).where(table.c.uuid == vm_uuid)))
-    if not gone.rowcount:
+    nics = await read_rows(tx, VmNicModel, vm_instance_uuid=vm_uuid)
+    if not await delete_rows(tx, VmInstanceModel, uuid=vm_uuid):
         return
     await quota.give_all(tx, [TOTAL, NUMBER, CPU, MEMORY], vm_uuid)
     await drop_tags(tx, vm_uuid)
-    await disown(tx, vm_uuid, *nics)
-    await tx.execute(delete(VmSequenceModel).where(VmSequenceModel.vm_instance_uuid == vm_uuid))
+    await disown(tx, vm_uuid, *(one.uuid for one in nics))
+    await delete_rows(tx, VmSequenceModel, vm_instance_uuid=vm_uuid)

@@ -83,13 +83,14 @@ from caelum.cloud.vm.settings import (
     EXPUNGE_INTERVAL,
     EXPUNGE_PERIOD,
 )
-from caelum.cloud.vm.specs import load_vm
+from caelum.cloud.vm.specs import load_vm, read_vm
 from caelum.cloud.volume.api import AttachDataVolumeToVm, DetachDataVolumeFromVm, VolumeInventory
 from caelum.cloud.volume.messages import GetVolumes
 from caelum.kernel.context import ADMIN_ACCOUNT_UUID
 from caelum.kernel.database import utcnow
 from caelum.kernel.errors import CloudError, ErrorType, not_found
 from caelum.kernel.ids import new_uuid
+from caelum.kernel.rows import read_row
 from caelum.kernel.service import handles
 from caelum.kernel.tag import SystemTag
 from caelum.kernel.workflow import Workflow
@@ -159,7 +160,7 @@ class VmService(VmQuestions):
     @handles(DestroyVm, queue="vm-{vm_uuid}")
     async def destroy_quietly(self, msg: DestroyVm) -> None:
         async with self.db.read() as session:
-            vm = await session.get(VmInstanceModel, msg.vm_uuid)
+            vm = await read_row(session, VmInstanceModel, msg.vm_uuid)
         if vm is not None and vm.state == VmState.DESTROYED and msg.policy == "Direct":
             await self._run(ExpungeVmFlow, VmContext(vm_uuid=msg.vm_uuid), DESTROY_FAILED, answers=False)
         elif vm is not None and vm.state != VmState.DESTROYED:
@@ -178,7 +179,7 @@ class VmService(VmQuestions):
     @handles(ExpungeVmInstance, queue=QUEUE)
     async def expunge(self, msg: ExpungeVmInstance) -> None:
         async with self.db.read() as session:
-            require_state(await load_vm(session, msg.uuid), "ExpungeVmInstance", {VmState.DESTROYED})
+            require_state(await read_vm(session, msg.uuid), "ExpungeVmInstance", {VmState.DESTROYED})
         await self._run(ExpungeVmFlow, VmContext(vm_uuid=msg.uuid), DESTROY_FAILED)
 
     async def _expunge_old(self) -> None:
@@ -198,7 +199,7 @@ class VmService(VmQuestions):
     @handles(AttachDataVolumeToVm, queue="vm-{vm_instance_uuid}")
     async def attach_volume(self, msg: AttachDataVolumeToVm) -> VolumeInventory:
         async with self.db.read() as session:
-            require_state(await load_vm(session, msg.vm_instance_uuid), "AttachDataVolumeToVm", ATTACHABLE)
+            require_state(await read_vm(session, msg.vm_instance_uuid), "AttachDataVolumeToVm", ATTACHABLE)
         volume = (await self.bus.call(GetVolumes(uuids=[msg.volume_uuid]))).volumes[0]
         ctx = VolumeContext(vm_uuid=msg.vm_instance_uuid, volume_uuid=msg.volume_uuid)
         if not volume.install_path:
@@ -264,7 +265,7 @@ class VmService(VmQuestions):
             if nic is None:
                 return await inventory_of(self.node, vm_uuid)
             if answers:
-                require_state(await load_vm(session, vm_uuid), "DetachL3NetworkFromVm", ATTACHABLE)
+                require_state(await read_vm(session, vm_uuid), "DetachL3NetworkFromVm", ATTACHABLE)
         ctx = DetachNicContext(vm_uuid=vm_uuid, nic_uuid=nic_uuid, l3_network_uuid=nic.l3_network_uuid, ip=nic.ip)
         return await self._run(DetachNicFlow, ctx, ATTACH_NETWORK_FAILED, answers=answers)
 
@@ -330,7 +331,7 @@ class VmService(VmQuestions):
     @handles(SetVmStaticIp, queue="vm-{vm_instance_uuid}")
     async def set_static_ip(self, msg: SetVmStaticIp) -> None:
         async with self.db.read() as session:
-            vm = await load_vm(session, msg.vm_instance_uuid)
+            vm = await read_vm(session, msg.vm_instance_uuid)
         require_state(vm, "SetVmStaticIp", {VmState.STOPPED})
         nic = next((one for one in vm.vm_nics if one.l3_network_uuid == msg.l3_network_uuid), None)
         if nic is None:
@@ -350,7 +351,7 @@ class VmService(VmQuestions):
     @handles(DeleteVmStaticIp, queue="vm-{vm_instance_uuid}")
     async def delete_static_ip(self, msg: DeleteVmStaticIp) -> None:
         async with self.db.transaction() as tx:
-            require_state(await load_vm(tx, msg.vm_instance_uuid), "DeleteVmStaticIp", ATTACHABLE)
+            require_state(await read_vm(tx, msg.vm_instance_uuid, lock=True), "DeleteVmStaticIp", ATTACHABLE)
             await tags.STATIC_IP.delete(tx, msg.vm_instance_uuid, l3NetworkUuid=msg.l3_network_uuid)
 
     # --- helpers ------------------------------------------------------------------------------------------------------
@@ -364,16 +365,19 @@ class VmService(VmQuestions):
 
     async def _state(self, vm_uuid: str) -> str:
         async with self.db.read() as session:
-            return (await load_vm(session, vm_uuid)).state
+            vm = await read_row(session, VmInstanceModel, vm_uuid)
+        if vm is None:
+            raise not_found("VmInstanceVO", vm_uuid)
+        return vm.state
 
     async def _set_tag(self, tag: SystemTag, uuid: str, **tokens: str) -> None:
         async with self.db.transaction() as tx:
-            await load_vm(tx, uuid)
+            await read_vm(tx, uuid, lock=True)
             await tag.set(tx, uuid, **tokens)
 
     async def _drop_tag(self, tag: SystemTag, uuid: str) -> None:
         async with self.db.transaction() as tx:
-            await load_vm(tx, uuid)
+            await read_vm(tx, uuid, lock=True)
             await tag.delete(tx, uuid)
 
 

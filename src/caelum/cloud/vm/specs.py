@@ -18,15 +18,24 @@ from caelum.cloud.vm import tags
 from caelum.cloud.vm.model import NIC_LEAVING, VmInstanceModel, VmNicModel
 from caelum.cloud.vm.settings import CLEAN_TRAFFIC
 from caelum.cloud.volume.api import VolumeInventory
-from caelum.cloud.volume.messages import GetVolumes
 from caelum.kernel.errors import CloudError, not_found
 from caelum.kernel.node import Node
+from caelum.kernel.rows import read_whole
 from caelum.kernel.tag import tags_of
+from caelum.kernel.views import views
 
 
 async def load_vm(session: AsyncSession, vm_uuid: str) -> VmInstanceModel:
     """The VM's row with its NICs, drives and volumes. Raises SYS.1003."""
     vm = await session.get(VmInstanceModel, vm_uuid, populate_existing=True)
+    if vm is None:
+        raise not_found("VmInstanceVO", vm_uuid)
+    return vm
+
+
+async def read_vm(session: AsyncSession, vm_uuid: str, *, lock: bool = False) -> VmInstanceModel:
+    """The same, quickly, and not to be changed (`kernel/rows.py`); `lock` keeps it as it is. Raises SYS.1003."""
+    vm = await read_whole(session, VmInstanceModel, vm_uuid, lock=lock)
     if vm is None:
         raise not_found("VmInstanceVO", vm_uuid)
     return vm
@@ -41,14 +50,15 @@ class VmRecords(NamedTuple):
     account_uuid: str | None
 
 
-async def read_records(node: Node, vm_uuid: str) -> VmRecords:
-    """The VM's records as they are now. Raises SYS.1003."""
+async def records_of(node: Node, vm: VmInstanceModel | str) -> VmRecords:
+    """The records as they are now of a VM, given by its UUID or as `read_vm` has read it. Raises SYS.1003."""
     async with node.db.read() as session:
-        vm = await load_vm(session, vm_uuid)
-        texts = await tag_texts(session, vm_uuid)
-        account = await owner_of(session, vm_uuid)
-    volumes = (await node.bus.call(GetVolumes(vm_instance_uuid=vm_uuid))).volumes
-    return VmRecords(vm, volumes, texts, account)
+        if isinstance(vm, str):
+            vm = await read_vm(session, vm)
+        texts = await tag_texts(session, vm.uuid)
+        account = await owner_of(session, vm.uuid)
+    volumes: list[VolumeInventory] = views(vm.__dict__.get("all_volumes", ()))
+    return VmRecords(vm, [one for one in volumes if one.status != "Deleted"], texts, account)
 
 
 async def build_spec(node: Node, vm_uuid: str, *, realise_on: str | None = None, with_leaving: bool = True) -> VmSpec:
@@ -56,7 +66,7 @@ async def build_spec(node: Node, vm_uuid: str, *, realise_on: str | None = None,
 
     Without `with_leaving`, NICs are left out that an operation is taking away.
     """
-    records = await read_records(node, vm_uuid)
+    records = await records_of(node, vm_uuid)
     return await describe(node, records, realise_on=realise_on, with_leaving=with_leaving)
 
 

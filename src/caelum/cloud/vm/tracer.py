@@ -20,11 +20,13 @@ from caelum.cloud.vm.flows.base import VmContext, VmFlow, destroy_on_host, prepa
 from caelum.cloud.vm.messages import HostLost, HostVmsSeen, VmStateSeen
 from caelum.cloud.vm.model import ON_HOST, TRANSITIONAL, VM_STATES, VmInstanceModel, VmState
 from caelum.cloud.vm.records import give_running_quota, move, set_state, take_running_quota
-from caelum.cloud.vm.specs import load_vm
+from caelum.cloud.vm.specs import read_vm
 from caelum.kernel.errors import CloudError
 from caelum.kernel.membership import is_of_cluster
 from caelum.kernel.prepared import Prepared
+from caelum.kernel.rows import read_row, update_rows
 from caelum.kernel.service import Service, handles
+from caelum.kernel.views import view
 from caelum.kernel.workflow import BEGIN, Run, step
 
 log = logging.getLogger(__name__)
@@ -49,10 +51,11 @@ class VmGoneFlow(VmFlow[VmContext]):
     pivot = BEGIN
 
     async def begin(self, tx: AsyncSession, ctx: VmContext) -> None:
-        vm = await load_vm(tx, ctx.vm_uuid)
+        vm = await read_vm(tx, ctx.vm_uuid, lock=True)
         ctx.former_state, ctx.host_uuid = vm.state, vm.host_uuid
         # From now on a host that connects gets nothing for it any more.
-        vm.host_uuid, vm.last_host_uuid = None, vm.host_uuid or vm.last_host_uuid
+        place = {"host_uuid": None, "last_host_uuid": vm.host_uuid or vm.last_host_uuid}
+        await update_rows(tx, VmInstanceModel, place, uuid=vm.uuid)
 
     @step(no_undo="a machine that is gone needs nothing on a host")
     async def release(self, run: Run[VmContext]) -> None:
@@ -63,8 +66,8 @@ class VmGoneFlow(VmFlow[VmContext]):
         await run.bus.call(ReturnHost(vm_uuid=run.ctx.vm_uuid))
 
     async def complete(self, tx: AsyncSession, ctx: VmContext) -> None:
-        vm = await move(self.node, tx, ctx.vm_uuid, "stopped")
-        await give_running_quota(tx, vm.uuid)
+        self.final = view(await move(self.node, tx, ctx.vm_uuid, "stopped"))
+        await give_running_quota(tx, ctx.vm_uuid)
 
 
 _VM = cast("Table", VmInstanceModel.__table__)
@@ -85,6 +88,9 @@ class _Seen(NamedTuple):
     memory_size: int
 
 
+_SEEN = Prepared(select(*(_VM.c[name] for name in _Seen._fields)).where(_VM.c.uuid == bindparam("key")))
+
+
 class VmTracer(Service):
     """Takes in what hosts report. Its service id is `vm`'s neighbour, since it is about hosts as much as VMs."""
 
@@ -103,7 +109,7 @@ class VmTracer(Service):
         if await self._is_back(host_uuid):
             return
         async with self.db.transaction() as tx:
-            vm = await tx.get(VmInstanceModel, vm_uuid)
+            vm = await read_row(tx, VmInstanceModel, vm_uuid, lock=True)
             if vm is None or vm.host_uuid != host_uuid or vm.state not in ON_HOST:
                 return
             state = vm.state
@@ -142,11 +148,9 @@ class VmTracer(Service):
 
     @handles(VmStateSeen, queue="vm-{vm_uuid}")
     async def vm_seen(self, msg: VmStateSeen) -> None:
-        row = VmInstanceModel
-        query = select(row.uuid, row.state, row.host_uuid, row.cpu_num, row.memory_size)
         async with self.db.read() as session:
-            found = (await session.execute(query.where(row.uuid == msg.vm_uuid))).one_or_none()
-        vm = None if found is None else _Seen(*found)
+            found = await _SEEN.rows(session, key=msg.vm_uuid)
+        vm = _Seen(*found[0]) if found else None
         if vm is None:
             self.bus.publish(StrangerVmFound(vm_identity=msg.vm_uuid, host_uuid=msg.host_uuid, vm_state=msg.state))
             return
@@ -183,8 +187,8 @@ class VmTracer(Service):
                 ReserveHost(vm_uuid=vm.uuid, host_uuid=host_uuid, cpu_num=vm.cpu_num, memory=vm.memory_size, force=True)
             )
         async with self.db.transaction() as tx:
-            row = await load_vm(tx, vm.uuid)
-            set_state(self.node, tx, row, VM_STATES.next(row.state, event), host_uuid=host_uuid)
+            row = await read_vm(tx, vm.uuid, lock=True)
+            await set_state(self.node, tx, row, VM_STATES.next(row.state, event), host_uuid=host_uuid)
             if state in ON_HOST:
                 await take_running_quota(tx, row)
         if vm.state in _NOT_RUNNING:

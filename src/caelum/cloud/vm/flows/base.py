@@ -14,12 +14,12 @@ from caelum.cloud.primary_storage.messages import CacheImage
 from caelum.cloud.vm.api import VmInstanceInventory
 from caelum.cloud.vm.extension import VmResourceProvider
 from caelum.cloud.vm.model import TRANSITIONAL, VmCdRomModel, VmInstanceModel, VmState
-from caelum.cloud.vm.specs import VmRecords, describe, load_vm, read_records
+from caelum.cloud.vm.specs import VmRecords, describe, read_vm, records_of
 from caelum.cloud.volume.messages import GetVolumes
-from caelum.kernel.database import update_where
 from caelum.kernel.errors import CloudError
 from caelum.kernel.gc import gc_runner
 from caelum.kernel.node import Node
+from caelum.kernel.rows import read_row, read_rows, update_rows
 from caelum.kernel.views import view
 from caelum.kernel.workflow import Workflow
 
@@ -53,10 +53,15 @@ class VmWork(Workflow[C, R], Generic[C, R], abstract=True):
 
 
 class VmFlow(VmWork[C, VmInstanceInventory], Generic[C], abstract=True):
-    """Its result is the VM."""
+    """Its result is the VM: as it was completed, where that is known, else as it is now."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self.final: VmInstanceInventory | None = None
+        """The VM as the completion left it."""
 
     async def result(self, ctx: C) -> VmInstanceInventory:
-        return await inventory_of(self.node, ctx.vm_uuid)
+        return self.final or await inventory_of(self.node, ctx.vm_uuid)
 
 
 def queue_of(vm_uuid: str) -> str:
@@ -67,7 +72,7 @@ def queue_of(vm_uuid: str) -> str:
 async def inventory_of(node: Node, vm_uuid: str) -> VmInstanceInventory:
     """The VM as clients see it. Raises SYS.1003."""
     async with node.db.read() as session:
-        answer: VmInstanceInventory = view(await load_vm(session, vm_uuid))
+        answer: VmInstanceInventory = view(await read_vm(session, vm_uuid))
         return answer
 
 
@@ -76,7 +81,7 @@ async def prepare_on(node: Node, vm_uuid: str, host_uuid: str, records: VmRecord
     when they are at hand.
     """
     await node.bus.call(AwaitHost(host_uuid=host_uuid))
-    spec = await describe(node, records or await read_records(node, vm_uuid), realise_on=host_uuid)
+    spec = await describe(node, records or await records_of(node, vm_uuid), realise_on=host_uuid)
     await node.extensions.each(VmResourceProvider, "prepare", spec, host_uuid)
     return spec
 
@@ -84,7 +89,8 @@ async def prepare_on(node: Node, vm_uuid: str, host_uuid: str, records: VmRecord
 async def bring_isos(node: Node, vm_uuid: str, host_uuid: str) -> None:
     """Have the ISO of each of the VM's drives where its root disk is, and its place in the drive's record."""
     async with node.db.read() as session:
-        drives = [one for one in (await load_vm(session, vm_uuid)).vm_cd_roms if one.iso_uuid is not None]
+        drives = await read_rows(session, VmCdRomModel, order=["device_id"], vm_instance_uuid=vm_uuid)
+    drives = [one for one in drives if one.iso_uuid is not None]
     if not drives:
         return
     volumes = (await node.bus.call(GetVolumes(vm_instance_uuid=vm_uuid))).volumes
@@ -93,8 +99,7 @@ async def bring_isos(node: Node, vm_uuid: str, host_uuid: str) -> None:
         message = CacheImage(primary_storage_uuid=storage, host_uuid=host_uuid, image_uuid=drive.iso_uuid or "")
         cached = await node.bus.call(message, timeout=LONG)
         async with node.db.transaction() as tx:
-            values = {"iso_install_path": cached.install_path}
-            await update_where(tx, VmCdRomModel, values, VmCdRomModel.uuid == drive.uuid)
+            await update_rows(tx, VmCdRomModel, {"iso_install_path": cached.install_path}, uuid=drive.uuid)
 
 
 async def release_from(node: Node, vm_uuid: str, host_uuid: str, records: VmRecords | None = None) -> None:
@@ -106,20 +111,18 @@ async def release_from(node: Node, vm_uuid: str, host_uuid: str, records: VmReco
     if records is None:
         if not await node.resources.exists("VmInstanceVO", vm_uuid):
             return
-        records = await read_records(node, vm_uuid)
+        records = await records_of(node, vm_uuid)
     spec = await describe(node, records)
     await node.extensions.each(VmResourceProvider, "release", spec, host_uuid)
 
 
-async def leave_host(node: Node, vm_uuid: str, host_uuid: str) -> None:
+async def leave_host(node: Node, vm_uuid: str, host_uuid: str, records: VmRecords | None = None) -> None:
     """The VM is not on the host any more: first in the records, or else a host that connects meanwhile would be given
     again what is released.
     """
     async with node.db.transaction() as tx:
-        vm = await tx.get(VmInstanceModel, vm_uuid)
-        if vm is not None and vm.host_uuid == host_uuid:
-            vm.host_uuid = None
-    await release_from(node, vm_uuid, host_uuid)
+        await update_rows(tx, VmInstanceModel, {"host_uuid": None}, uuid=vm_uuid, host_uuid=host_uuid)
+    await release_from(node, vm_uuid, host_uuid, records)
 
 
 async def state_on_host(node: Node, vm_uuid: str, host_uuid: str) -> str:
@@ -158,7 +161,7 @@ async def _destroy_on_host(node: Node, context: dict[str, str]) -> bool:
 
 async def _destroy_unless_alive(node: Node, vm_uuid: str, host_uuid: str) -> bool:
     async with node.db.read() as session:
-        vm = await session.get(VmInstanceModel, vm_uuid)
+        vm = await read_row(session, VmInstanceModel, vm_uuid)
     if vm is not None and vm.host_uuid == host_uuid:
         return vm.state not in TRANSITIONAL  # one that is being made there, or taken away, is looked at again
     await node.bus.call(DestroyVmOnHost(host_uuid=host_uuid, vm_uuid=vm_uuid))

@@ -22,7 +22,16 @@ from caelum.cloud.primary_storage.messages import ReleaseStorage
 from caelum.cloud.vm.api import CreateVmInstance, VmInstanceInventory
 from caelum.cloud.vm.flows.base import LONG, VmContext, VmFlow, bring_isos, destroy_on_host, leave_host, prepare_on
 from caelum.cloud.vm.model import VM_STATES, VmCdRomModel, VmInstanceModel, VmNicModel, VmState
-from caelum.cloud.vm.records import announce, forget_vm, give_running_quota, internal_id, move, new_mac, take_quota
+from caelum.cloud.vm.records import (
+    announce,
+    forget_vm,
+    give_running_quota,
+    internal_id,
+    move,
+    new_mac,
+    take_quota,
+    with_related,
+)
 from caelum.cloud.vm.specs import VmRecords, tag_texts
 from caelum.cloud.volume.api import VolumeInventory
 from caelum.cloud.volume.messages import CreateVolume, DeleteVolume, FillVolume
@@ -31,7 +40,7 @@ from caelum.kernel.errors import CloudError
 from caelum.kernel.ids import new_uuid
 from caelum.kernel.message import Message
 from caelum.kernel.node import Node
-from caelum.kernel.rows import insert_rows, update_row
+from caelum.kernel.rows import insert_rows, related, update_row, update_rows
 from caelum.kernel.tag import save_tags
 from caelum.kernel.views import view
 from caelum.kernel.workflow import Retry, Run, db_step, step
@@ -117,15 +126,15 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
         self._volumes: list[VolumeInventory] = []
         self._prepared: VmSpec | None = None
         """What the host is prepared for."""
-        self._final: VmInstanceInventory | None = None
 
     async def begin(self, tx: AsyncSession, ctx: CreateVmContext) -> None:
         vm = self._vm = _row(ctx, await internal_id(tx, ctx.vm_uuid))
-        vm.vm_nics = [nic_row(ctx.vm_uuid, vm.internal_id, plan) for plan in ctx.nics]
-        vm.vm_cd_roms = [_drive(ctx.vm_uuid, number, iso) for number, iso in enumerate(ctx.isos)]
+        nics = [nic_row(ctx.vm_uuid, vm.internal_id, plan) for plan in ctx.nics]
+        drives = [_drive(ctx.vm_uuid, number, iso) for number, iso in enumerate(ctx.isos)]
+        related(vm, vm_nics=nics, vm_cd_roms=drives)
         await insert_rows(tx, [vm, *vm.vm_nics, *vm.vm_cd_roms])
-        nics = {plan.nic_uuid: "VmNicVO" for plan in ctx.nics}
-        await own_all(tx, ctx.account_uuid, {ctx.vm_uuid: "VmInstanceVO", **nics})
+        types = {plan.nic_uuid: "VmNicVO" for plan in ctx.nics}
+        await own_all(tx, ctx.account_uuid, {ctx.vm_uuid: "VmInstanceVO", **types})
         await save_tags(tx, ctx.msg, vm.uuid)
         await take_quota(tx, vm, ctx.account_uuid)
 
@@ -161,10 +170,10 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
             "host_uuid": ctx.host_uuid if ctx.starts else None,
             "root_volume_uuid": ctx.disks[0].volume_uuid,
         }
-        await update_row(tx, VmInstanceModel, ctx.vm_uuid, place)
+        await update_rows(tx, VmInstanceModel, place, uuid=ctx.vm_uuid)
         nics = [await update_row(tx, VmNicModel, uuid, address_columns(ip)) for uuid, ip in ctx.addresses.items()]
         if self._vm is not None:
-            self._vm.vm_nics = [one for one in nics if one is not None]
+            related(self._vm, vm_nics=[one for one in nics if one is not None])
 
     # --- on its host --------------------------------------------------------------------------------------------------
 
@@ -210,7 +219,7 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
 
     async def complete(self, tx: AsyncSession, ctx: CreateVmContext) -> None:
         event = "running" if ctx.starts else "stopped"
-        self._final = await self._enter(tx, ctx, event) or view(await move(self.node, tx, ctx.vm_uuid, event))
+        self.final = await self._enter(tx, ctx, event) or view(await move(self.node, tx, ctx.vm_uuid, event))
         if not ctx.starts:
             await give_running_quota(tx, ctx.vm_uuid)
 
@@ -222,17 +231,12 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
         row = await update_row(tx, VmInstanceModel, ctx.vm_uuid, values, state=[VmState.STARTING])
         if row is None:
             return None
-        row.vm_nics, row.vm_cd_roms = self._vm.vm_nics, self._vm.vm_cd_roms
-        final: VmInstanceInventory = view(row)
+        final: VmInstanceInventory = view(with_related(row, self._vm))
         for nic in final.vm_nics:
             nic.used_ips = [ctx.addresses[nic.uuid]]
         final.all_volumes = self._volumes
         after_commit(tx, lambda: announce(self.node, final, VmState.STARTING))
         return final
-
-    async def result(self, ctx: CreateVmContext) -> VmInstanceInventory:
-        """The VM as it was completed; after a crash, as it is now."""
-        return await super().result(ctx) if self._final is None else self._final
 
     async def abort(self, tx: AsyncSession, ctx: CreateVmContext, error: CloudError) -> None:
         await forget_vm(tx, ctx.vm_uuid)
@@ -287,7 +291,7 @@ async def allocate_address(run: Run[Any], nic_uuid: str, l3_uuid: str, required_
         AllocateIp(l3_network_uuid=l3_uuid, vm_nic_uuid=nic_uuid, required_ip=required_ip, used_for="Vm")
     )
     async with run.db.transaction() as tx:
-        await update_row(tx, VmNicModel, nic_uuid, address_columns(used))
+        await update_rows(tx, VmNicModel, address_columns(used), uuid=nic_uuid)
 
 
 def address_columns(used: UsedIpInventory) -> dict[str, Any]:

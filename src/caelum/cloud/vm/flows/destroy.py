@@ -10,13 +10,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.allocator.messages import ReturnHost
 from caelum.cloud.l3.messages import ReturnIp
-from caelum.cloud.ownership import owner_of
 from caelum.cloud.vm.api import DESTROY_FAILED, VmInstanceInventory
 from caelum.cloud.vm.flows.base import LONG, VmContext, VmFlow, VmWork, destroy_on_host, release_from
 from caelum.cloud.vm.model import VmInstanceModel, VmNicModel, VmState
 from caelum.cloud.vm.records import forget_vm, give_running_quota, move, require_state
-from caelum.cloud.vm.specs import VmRecords, load_vm, read_records, tag_texts
-from caelum.cloud.volume.api import VolumeInventory
+from caelum.cloud.vm.specs import read_vm, records_of
 from caelum.cloud.volume.messages import (
     DeleteVolume,
     ExpungeVolume,
@@ -24,10 +22,10 @@ from caelum.cloud.volume.messages import (
     RecoverVolume,
     SetVolumeAttachment,
 )
-from caelum.kernel.database import update_where
 from caelum.kernel.errors import CloudError
 from caelum.kernel.node import Node
-from caelum.kernel.views import views
+from caelum.kernel.rows import read_rows, update_rows
+from caelum.kernel.views import view
 from caelum.kernel.workflow import BEGIN, Run, db_step, step
 
 
@@ -52,7 +50,7 @@ class DestroyVmFlow(VmWork[DestroyContext, None]):
         """The VM as it was at the beginning, for nobody else changes it now; None after a crash."""
 
     async def begin(self, tx: AsyncSession, ctx: DestroyContext) -> None:
-        vm = await load_vm(tx, ctx.vm_uuid)
+        vm = await read_vm(tx, ctx.vm_uuid, lock=True)
         ctx.former_state, ctx.host_uuid = vm.state, vm.host_uuid
         self._vm = await move(self.node, tx, vm, "destroying", operation="DestroyVmInstance")
 
@@ -65,7 +63,9 @@ class DestroyVmFlow(VmWork[DestroyContext, None]):
     async def release_host(self, run: Run[DestroyContext]) -> None:
         """What it had on its host, and its room there."""
         if run.ctx.host_uuid is not None:
-            await release_from(run.node, run.ctx.vm_uuid, run.ctx.host_uuid, await self._records(run))
+            await release_from(
+                run.node, run.ctx.vm_uuid, run.ctx.host_uuid, await records_of(run.node, self._vm or run.ctx.vm_uuid)
+            )
         await run.bus.call(ReturnHost(vm_uuid=run.ctx.vm_uuid))
 
     @step(progress=60, no_undo="a recovered VM gets addresses at its next start")
@@ -78,22 +78,12 @@ class DestroyVmFlow(VmWork[DestroyContext, None]):
         if self._vm is not None:
             return [one.uuid for one in self._vm.vm_nics]
         async with run.db.read() as session:
-            return [one.uuid for one in (await load_vm(session, run.ctx.vm_uuid)).vm_nics]
-
-    async def _records(self, run: Run[DestroyContext]) -> VmRecords:
-        vm = self._vm
-        if vm is None:
-            return await read_records(run.node, run.ctx.vm_uuid)
-        async with run.db.read() as session:
-            texts = await tag_texts(session, vm.uuid)
-            account = await owner_of(session, vm.uuid)
-        volumes: list[VolumeInventory] = views(getattr(vm, "all_volumes", ()))
-        return VmRecords(vm, [one for one in volumes if one.status != "Deleted"], texts, account)
+            return [one.uuid for one in await read_rows(session, VmNicModel, vm_instance_uuid=run.ctx.vm_uuid)]
 
     @db_step(no_undo="a recovered VM gets addresses at its next start")  # type: ignore[untyped-decorator]
     async def forget_addresses(self, tx: AsyncSession, run: Run[DestroyContext]) -> None:
         nothing = dict.fromkeys(("used_ip_uuid", "ip", "netmask", "gateway"))
-        await update_where(tx, VmNicModel, nothing, VmNicModel.vm_instance_uuid == run.ctx.vm_uuid)
+        await update_rows(tx, VmNicModel, nothing, vm_instance_uuid=run.ctx.vm_uuid)
 
     @step(timeout=LONG, progress=90, no_undo="deleting a volume by policy Delay can be taken back by recovering the VM")
     async def release_volumes(self, run: Run[DestroyContext]) -> None:
@@ -105,11 +95,10 @@ class DestroyVmFlow(VmWork[DestroyContext, None]):
                 await run.bus.call(SetVolumeAttachment(volume_uuid=volume.uuid, vm_instance_uuid=None))
 
     async def complete(self, tx: AsyncSession, ctx: DestroyContext) -> None:
-        vm = await move(self.node, tx, ctx.vm_uuid, "destroyed", host_uuid=None)
-        vm.last_host_uuid = ctx.host_uuid or vm.last_host_uuid
-        await give_running_quota(tx, vm.uuid)
+        columns = {"host_uuid": None} | ({} if ctx.host_uuid is None else {"last_host_uuid": ctx.host_uuid})
+        await move(self.node, tx, ctx.vm_uuid, "destroyed", **columns)
+        await give_running_quota(tx, ctx.vm_uuid)
         if ctx.policy == "Direct":
-            await tx.flush()
             await forget_vm(tx, ctx.vm_uuid)
 
 
@@ -120,7 +109,7 @@ class RecoverVmFlow(VmFlow[VmContext]):
     rehearsal = "vm_recover"
 
     async def begin(self, tx: AsyncSession, ctx: VmContext) -> None:
-        vm = await load_vm(tx, ctx.vm_uuid)
+        vm = await read_vm(tx, ctx.vm_uuid, lock=True)
         require_state(vm, "RecoverVmInstance", {VmState.DESTROYED})
         ctx.former_state = vm.state
 
@@ -133,7 +122,7 @@ class RecoverVmFlow(VmFlow[VmContext]):
         await run.bus.call(DeleteVolume(volume_uuid=await root_of(run), policy="Delay"))
 
     async def complete(self, tx: AsyncSession, ctx: VmContext) -> None:
-        await move(self.node, tx, ctx.vm_uuid, "stopped")
+        self.final = view(await move(self.node, tx, ctx.vm_uuid, "stopped"))
 
     async def abort(self, tx: AsyncSession, ctx: VmContext, error: CloudError) -> None:
         """Nothing was changed."""
@@ -142,7 +131,7 @@ class RecoverVmFlow(VmFlow[VmContext]):
 async def root_of(run: Run[VmContext]) -> str:
     """The UUID of the VM's root volume."""
     async with run.db.read() as session:
-        vm = await load_vm(session, run.ctx.vm_uuid)
+        vm = await read_vm(session, run.ctx.vm_uuid)
     if vm.root_volume_uuid is None:
         raise CloudError(DESTROY_FAILED, f"VM[uuid:{vm.uuid}] has no root volume")
     return vm.root_volume_uuid
@@ -162,7 +151,7 @@ class ExpungeVmFlow(VmWork[VmContext, None]):
     @step(timeout=LONG, no_undo="a disk that is gone is gone; the VM can be expunged again")
     async def expunge_root(self, run: Run[VmContext]) -> None:
         async with run.db.read() as session:
-            vm = await load_vm(session, run.ctx.vm_uuid)
+            vm = await read_vm(session, run.ctx.vm_uuid)
         if vm.root_volume_uuid is not None:
             await run.bus.call(ExpungeVolume(volume_uuid=vm.root_volume_uuid))
 

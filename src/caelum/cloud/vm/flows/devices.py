@@ -26,7 +26,7 @@ from caelum.cloud.vm.flows.create import NicPlan, allocate_address, nic_row
 from caelum.cloud.vm.flows.lifecycle import host_of, return_address
 from caelum.cloud.vm.model import NIC_LEAVING, NIC_THERE, ON_HOST, VmNicModel, VmState
 from caelum.cloud.vm.records import require_state
-from caelum.cloud.vm.specs import build_spec, load_vm, volume_spec
+from caelum.cloud.vm.specs import build_spec, load_vm, read_vm, volume_spec
 from caelum.cloud.volume.api import VolumeInventory
 from caelum.cloud.volume.messages import GetVolumes, InstantiateVolume, SetVolumeAttachment
 from caelum.kernel.errors import RESOURCE_NOT_FOUND, CloudError, not_found
@@ -66,7 +66,7 @@ class VolumeFlow(Workflow[VolumeContext, VolumeInventory], abstract=True):
 
     async def enter(self, tx: AsyncSession, ctx: VolumeContext, operation: str) -> None:
         """Check the VM's state and remember where it is."""
-        vm = await load_vm(tx, ctx.vm_uuid)
+        vm = await read_vm(tx, ctx.vm_uuid, lock=True)
         require_state(vm, operation, ATTACHABLE)
         ctx.live = vm.state in ON_HOST
         ctx.host_uuid = vm.host_uuid if ctx.live else vm.last_host_uuid
@@ -274,7 +274,7 @@ class DetachNicFlow(VmFlow[DetachNicContext]):
     rehearsal = "vm_detach_nic"
 
     async def begin(self, tx: AsyncSession, ctx: DetachNicContext) -> None:
-        vm = await load_vm(tx, ctx.vm_uuid)
+        vm = await read_vm(tx, ctx.vm_uuid, lock=True)
         require_state(vm, "DetachL3NetworkFromVm", ATTACHABLE | {VmState.DESTROYED})
         ctx.live, ctx.host_uuid = vm.state in ON_HOST, vm.host_uuid
 
@@ -333,7 +333,7 @@ class ChangeIpFlow(VmWork[ChangeIpContext, None]):
     rehearsal = "vm_change_ip"
 
     async def begin(self, tx: AsyncSession, ctx: ChangeIpContext) -> None:
-        require_state(await load_vm(tx, ctx.vm_uuid), "SetVmStaticIp", {VmState.STOPPED})
+        require_state(await read_vm(tx, ctx.vm_uuid, lock=True), "SetVmStaticIp", {VmState.STOPPED})
 
     @step()
     async def exchange(self, run: Run[ChangeIpContext]) -> None:

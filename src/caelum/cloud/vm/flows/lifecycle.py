@@ -18,6 +18,7 @@ from caelum.cloud.host.messages import (
     StartVmOnHost,
     StopVmOnHost,
 )
+from caelum.cloud.host.spec import VmSpec
 from caelum.cloud.l3.messages import ReturnIp
 from caelum.cloud.primary_storage.messages import GetVolumeHosts, ReleaseStorage
 from caelum.cloud.vm import tags
@@ -34,9 +35,12 @@ from caelum.cloud.vm.flows.base import (
 from caelum.cloud.vm.flows.create import allocate_address
 from caelum.cloud.vm.model import ON_HOST, VmInstanceModel, VmNicModel, VmState
 from caelum.cloud.vm.records import give_running_quota, move, require_state, set_state, take_running_quota
-from caelum.cloud.vm.specs import build_spec, load_vm
+from caelum.cloud.vm.specs import VmRecords, read_vm, records_of
 from caelum.cloud.volume.messages import GetVolumes, InstantiateVolume
 from caelum.kernel.errors import CloudError
+from caelum.kernel.node import Node
+from caelum.kernel.rows import update_rows
+from caelum.kernel.views import view
 from caelum.kernel.workflow import Run, step
 
 STARTABLE = frozenset({VmState.CREATED, VmState.STOPPED, VmState.RUNNING, VmState.CRASHED})
@@ -63,18 +67,23 @@ class StartVmFlow(VmFlow[StartContext]):
     name = "vm.start"
     rehearsal = "vm_start"
 
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self._vm: VmInstanceModel | None = None
+        """The VM as it began, for nobody else changes it now; None after a crash."""
+        self._prepared: VmSpec | None = None
+        """What the host is prepared for."""
+
     async def begin(self, tx: AsyncSession, ctx: StartContext) -> None:
-        vm = await load_vm(tx, ctx.vm_uuid)
+        vm = await read_vm(tx, ctx.vm_uuid, lock=True)
         require_state(vm, "StartVmInstance", STARTABLE)
         ctx.former_state = vm.state
-        await move(self.node, tx, vm, "starting", operation="StartVmInstance")
+        self._vm = await move(self.node, tx, vm, "starting", operation="StartVmInstance")
         await take_running_quota(tx, vm)
 
     @step(progress=20)
     async def allocate_host(self, run: Run[StartContext]) -> None:
-        ctx = run.ctx
-        async with run.db.read() as session:
-            vm = await load_vm(session, ctx.vm_uuid)
+        ctx, vm = run.ctx, await self._begun(run)
         volumes = (await run.bus.call(GetVolumes(vm_instance_uuid=ctx.vm_uuid))).volumes
         bound = (await run.bus.call(GetVolumeHosts(volume_uuids=[one.uuid for one in volumes]))).hosts
         place = await run.bus.call(
@@ -100,8 +109,8 @@ class StartVmFlow(VmFlow[StartContext]):
         )
         ctx.host_uuid, ctx.new_disks = place.host_uuid, place.disks
         async with run.db.transaction() as tx:
-            row = await load_vm(tx, ctx.vm_uuid)
-            row.host_uuid, row.cluster_uuid, row.zone_uuid = place.host_uuid, place.cluster_uuid, place.zone_uuid
+            where = {"host_uuid": place.host_uuid, "cluster_uuid": place.cluster_uuid, "zone_uuid": place.zone_uuid}
+            await update_rows(tx, VmInstanceModel, where, uuid=ctx.vm_uuid)
 
     @allocate_host.undo
     async def return_host(self, run: Run[StartContext]) -> None:
@@ -124,14 +133,21 @@ class StartVmFlow(VmFlow[StartContext]):
 
     @step(progress=50)
     async def allocate_addresses(self, run: Run[StartContext]) -> None:
-        async with run.db.read() as session:
-            vm = await load_vm(session, run.ctx.vm_uuid)
-            static = await tags.STATIC_IP.get_all(session, vm.uuid)
-        wanted = {one["l3NetworkUuid"]: one["staticIp"] for one in static}
-        lacking = [one for one in vm.vm_nics if one.ip is None]
+        lacking = [one for one in (await self._begun(run)).vm_nics if one.ip is None]
         run.ctx.new_nics = [one.uuid for one in lacking]
+        if not lacking:
+            return
+        async with run.db.read() as session:
+            static = await tags.STATIC_IP.get_all(session, run.ctx.vm_uuid)
+        wanted = {one["l3NetworkUuid"]: one["staticIp"] for one in static}
         for nic in lacking:
             await allocate_address(run, nic.uuid, nic.l3_network_uuid, wanted.get(nic.l3_network_uuid))
+
+    async def _begun(self, run: Run[StartContext]) -> VmInstanceModel:
+        if self._vm is not None:
+            return self._vm
+        async with run.db.read() as session:
+            return await read_vm(session, run.ctx.vm_uuid)
 
     @allocate_addresses.undo
     async def return_addresses(self, run: Run[StartContext]) -> None:
@@ -140,7 +156,7 @@ class StartVmFlow(VmFlow[StartContext]):
 
     @step(progress=60)
     async def prepare_host(self, run: Run[StartContext]) -> None:
-        await prepare_on(run.node, run.ctx.vm_uuid, host_of(run.ctx))
+        self._prepared = await prepare_on(run.node, run.ctx.vm_uuid, host_of(run.ctx))
 
     @prepare_host.undo
     async def release_host(self, run: Run[StartContext]) -> None:
@@ -148,7 +164,8 @@ class StartVmFlow(VmFlow[StartContext]):
 
     @step(progress=95)
     async def start_on_host(self, run: Run[StartContext]) -> None:
-        spec = await build_spec(run.node, run.ctx.vm_uuid, realise_on=host_of(run.ctx))
+        # After a crash the host is prepared again: it may have been restarted since.
+        spec = self._prepared or await prepare_on(run.node, run.ctx.vm_uuid, host_of(run.ctx))
         await run.bus.call(StartVmOnHost(host_uuid=host_of(run.ctx), spec=spec))
 
     @start_on_host.undo
@@ -156,11 +173,12 @@ class StartVmFlow(VmFlow[StartContext]):
         await destroy_on_host(run.node, run.ctx.vm_uuid, host_of(run.ctx))
 
     async def complete(self, tx: AsyncSession, ctx: StartContext) -> None:
-        await move(self.node, tx, ctx.vm_uuid, "running", host_uuid=ctx.host_uuid, last_host_uuid=ctx.host_uuid)
+        place = {"host_uuid": ctx.host_uuid, "last_host_uuid": ctx.host_uuid}
+        self.final = view(await move(self.node, tx, ctx.vm_uuid, "running", **place))
 
     async def abort(self, tx: AsyncSession, ctx: StartContext, error: CloudError) -> None:
-        vm = await load_vm(tx, ctx.vm_uuid)
-        set_state(self.node, tx, vm, ctx.former_state, host_uuid=None)
+        vm = await read_vm(tx, ctx.vm_uuid, lock=True)
+        await set_state(self.node, tx, vm, ctx.former_state, host_uuid=None)
         await give_running_quota(tx, vm.uuid)
 
 
@@ -175,9 +193,7 @@ async def return_address(run: Run[Any], nic_uuid: str) -> None:
     """Give a NIC's address back and take it out of the NIC's row."""
     await run.bus.call(ReturnIp(vm_nic_uuid=nic_uuid))
     async with run.db.transaction() as tx:
-        nic = await tx.get(VmNicModel, nic_uuid)
-        if nic is not None:
-            nic.ip = nic.netmask = nic.gateway = nic.used_ip_uuid = None
+        await update_rows(tx, VmNicModel, dict.fromkeys(("used_ip_uuid", "ip", "netmask", "gateway")), uuid=nic_uuid)
 
 
 X = TypeVar("X", bound=VmContext)
@@ -186,11 +202,24 @@ X = TypeVar("X", bound=VmContext)
 class OnHostFlow(VmFlow[X], Generic[X], abstract=True):
     """An operation on a VM where it is. When it fails, the host says which state is true."""
 
-    async def enter(self, tx: AsyncSession, ctx: X, event: str, operation: str) -> VmInstanceModel:
-        """Remember the former state and move into the transitional one."""
-        vm = await load_vm(tx, ctx.vm_uuid)
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self._vm: VmInstanceModel | None = None
+        """The VM as it was at the beginning, for nobody else changes it now; None after a crash."""
+
+    async def enter(
+        self, tx: AsyncSession, ctx: X, event: str, operation: str, allowed: frozenset[VmState] | None = None
+    ) -> None:
+        """Remember the former state and move into the transitional one; `allowed` are fewer than the event's states."""
+        vm = await read_vm(tx, ctx.vm_uuid, lock=True)
+        if allowed is not None:
+            require_state(vm, operation, allowed)
         ctx.former_state, ctx.host_uuid = vm.state, vm.host_uuid
-        return await move(self.node, tx, vm, event, operation=operation)
+        self._vm = await move(self.node, tx, vm, event, operation=operation)
+
+    async def records(self, ctx: X) -> VmRecords:
+        """What the VM's description is made of."""
+        return await records_of(self.node, self._vm or ctx.vm_uuid)
 
     @step()
     async def look_when_undone(self, run: Run[X]) -> None:
@@ -207,12 +236,12 @@ class OnHostFlow(VmFlow[X], Generic[X], abstract=True):
             await run.bus.call(ReturnHost(vm_uuid=ctx.vm_uuid))
 
     async def abort(self, tx: AsyncSession, ctx: X, error: CloudError) -> None:
-        vm = await load_vm(tx, ctx.vm_uuid)
-        seen = ctx.seen or ctx.former_state
-        set_state(self.node, tx, vm, seen)
+        vm = await read_vm(tx, ctx.vm_uuid, lock=True)
+        seen, columns = ctx.seen or ctx.former_state, {}
         if seen not in ON_HOST and seen != VmState.UNKNOWN:
-            vm.last_host_uuid, vm.host_uuid = ctx.host_uuid or vm.last_host_uuid, None
+            columns = {"last_host_uuid": ctx.host_uuid or vm.last_host_uuid, "host_uuid": None}
             await give_running_quota(tx, vm.uuid)
+        await set_state(self.node, tx, vm, seen, **columns)
 
 
 class StopContext(VmContext, kw_only=True):
@@ -229,8 +258,7 @@ class StopVmFlow(OnHostFlow[StopContext]):
     pivot = "stop_on_host"
 
     async def begin(self, tx: AsyncSession, ctx: StopContext) -> None:
-        require_state(await load_vm(tx, ctx.vm_uuid), "StopVmInstance", STOPPABLE)
-        await self.enter(tx, ctx, "stopping", "StopVmInstance")
+        await self.enter(tx, ctx, "stopping", "StopVmInstance", STOPPABLE)
 
     @step(timeout=STOP_GRACE * 3, progress=70, no_undo="the user wants it stopped; the host says what it is")
     async def stop_on_host(self, run: Run[StopContext]) -> None:
@@ -241,12 +269,13 @@ class StopVmFlow(OnHostFlow[StopContext]):
 
     @step(progress=90, no_undo="a stopped VM needs nothing on a host")
     async def release_host(self, run: Run[StopContext]) -> None:
-        await leave_host(run.node, run.ctx.vm_uuid, host_of(run.ctx))
+        await leave_host(run.node, run.ctx.vm_uuid, host_of(run.ctx), await self.records(run.ctx))
         await run.bus.call(ReturnHost(vm_uuid=run.ctx.vm_uuid))
 
     async def complete(self, tx: AsyncSession, ctx: StopContext) -> None:
-        vm = await move(self.node, tx, ctx.vm_uuid, "stopped", host_uuid=None, last_host_uuid=ctx.host_uuid)
-        await give_running_quota(tx, vm.uuid)
+        place = {"host_uuid": None, "last_host_uuid": ctx.host_uuid}
+        self.final = view(await move(self.node, tx, ctx.vm_uuid, "stopped", **place))
+        await give_running_quota(tx, ctx.vm_uuid)
 
 
 class RebootVmFlow(OnHostFlow[VmContext]):
@@ -261,11 +290,11 @@ class RebootVmFlow(OnHostFlow[VmContext]):
 
     @step(timeout=STOP_GRACE * 3, progress=90, no_undo="the host says whether it runs")
     async def reboot_on_host(self, run: Run[VmContext]) -> None:
-        spec = await prepare_on(run.node, run.ctx.vm_uuid, host_of(run.ctx))
+        spec = await prepare_on(run.node, run.ctx.vm_uuid, host_of(run.ctx), await self.records(run.ctx))
         await run.bus.call(RebootVmOnHost(host_uuid=host_of(run.ctx), spec=spec))
 
     async def complete(self, tx: AsyncSession, ctx: VmContext) -> None:
-        await move(self.node, tx, ctx.vm_uuid, "running")
+        self.final = view(await move(self.node, tx, ctx.vm_uuid, "running"))
 
 
 class PauseVmFlow(OnHostFlow[VmContext]):
@@ -287,7 +316,7 @@ class PauseVmFlow(OnHostFlow[VmContext]):
             await run.bus.call(ResumeVmOnHost(host_uuid=host_of(run.ctx), vm_uuid=run.ctx.vm_uuid))
 
     async def complete(self, tx: AsyncSession, ctx: VmContext) -> None:
-        await move(self.node, tx, ctx.vm_uuid, "paused")
+        self.final = view(await move(self.node, tx, ctx.vm_uuid, "paused"))
 
 
 class ResumeVmFlow(OnHostFlow[VmContext]):
@@ -309,4 +338,4 @@ class ResumeVmFlow(OnHostFlow[VmContext]):
             await run.bus.call(PauseVmOnHost(host_uuid=host_of(run.ctx), vm_uuid=run.ctx.vm_uuid))
 
     async def complete(self, tx: AsyncSession, ctx: VmContext) -> None:
-        await move(self.node, tx, ctx.vm_uuid, "running")
+        self.final = view(await move(self.node, tx, ctx.vm_uuid, "running"))
