@@ -9,7 +9,6 @@ by the checks.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from caelum.kernel.context import Actor
 from caelum.kernel.errors import RESOURCE_NOT_FOUND, CloudError, error_type, invalid
 from caelum.kernel.ids import is_uuid
 from caelum.kernel.message import ApiMessage, ApiMeta, CreateMessage, ParamMeta
+from caelum.kernel.patience import Patience
 from caelum.kernel.postgresql import is_passing
 from caelum.kernel.tag import check_tags
 
@@ -40,7 +40,6 @@ VALIDATION_ONLY = "ephemeral::validationOnly"
 ANY_RESOURCE = "ResourceVO"
 NOBODY = Actor("", "")
 """Who calls the operations that need no login."""
-_AWAY_PAUSES = (0.2, 0.5, 1.0, 3.0, 5.0)
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,14 +82,15 @@ class Portal:
     async def _checked(self, request: Request, task: context.TaskContext) -> tuple[ApiMessage[Any] | None, Actor]:
         """The message, once it has passed all checks, and who asks. A job is checked again while the database is away:
         its client waits anyway, and who calls at once rather asks another node."""
-        for pause in _AWAY_PAUSES if request.job_uuid is not None else ():
+        away = Patience(is_passing)
+        while True:
             try:
                 return await self._checked_once(request, task)
             except CloudError as error:
-                if not is_passing(error):
+                if request.job_uuid is None or not away.bears(error):
                     raise
-            await asyncio.sleep(pause)
-        return await self._checked_once(request, task)
+            await away.pause()
+            task.remaining()
 
     async def _checked_once(self, request: Request, task: context.TaskContext) -> tuple[ApiMessage[Any] | None, Actor]:
         with context.use(task):

@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 
 _REROUTES = (0.5, 1.0, 2.0, 4.0)
 """Seconds until the others see that a node has gone; together longer than an eviction takes."""
-_FINISH_RETRIES = (0.2, 1.0, 5.0, 20.0)
 
 
 class Runner:
@@ -94,7 +93,7 @@ class Runner:
         if isinstance(answer, CloudError) and not self._node.ready:
             # What fails because the node stops is not the outcome: after the restart it is known.
             return
-        await self._finish(uuid, answer)
+        await self._node.jobs.finish(uuid, answer)
 
     async def _handled(self, request: Request) -> Any:
         """The reply. What certainly did not arrive, because its node has just left, is sent anew to the next owner."""
@@ -116,14 +115,3 @@ class Runner:
         except CloudError as unknown:
             log.warning("what became of job %s cannot be found out: %s", uuid, unknown)
             return error
-
-    async def _finish(self, uuid: str, answer: str | Exception) -> None:
-        for pause in (*_FINISH_RETRIES, None):
-            try:
-                await self._node.jobs.finish(uuid, answer)
-                return
-            except Exception:
-                if pause is None:
-                    raise
-                log.exception("the answer of job %s could not be written; trying again in %.1f s", uuid, pause)
-                await asyncio.sleep(pause)

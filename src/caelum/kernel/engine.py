@@ -29,6 +29,7 @@ from caelum.kernel.flow import Retry, Run, Step, Workflow
 from caelum.kernel.jobs import MANAGEMENT_NODE_UNAVAILABLE, progress_in
 from caelum.kernel.journal import DONE, RUNNING, UNDOING, UNDONE, JournalModel, StaleAttempt
 from caelum.kernel.membership import is_of_cluster
+from caelum.kernel.patience import Patience
 from caelum.kernel.postgresql import PASSING
 
 if TYPE_CHECKING:
@@ -46,8 +47,6 @@ CERTAIN_RETRY = Retry(times=sys.maxsize, on=lambda _error: True, delay=0.2)
 UNDO_RUNNER = "workflow.undo"
 RESUME_RUNNER = "workflow.resume"
 _LONGEST_PAUSE = 30.0
-_AWAY_TRIES = 30
-"""How often a step is repeated because the database is away or nodes leave: some ten minutes."""
 
 
 class Abandoned(Exception):  # noqa: N818 - not an error of the workflow
@@ -473,7 +472,7 @@ class Execution:
 
     async def _tries(self, retry: Retry | None, step: Step | None, call: Callable[[Any], Awaitable[None]]) -> None:
         left, pause = (0, 0.2) if retry is None else (retry.times, retry.delay)
-        away = _AWAY_TRIES
+        away = Patience(is_of_cluster)
         while True:
             try:
                 await call(step)
@@ -483,9 +482,8 @@ class Execution:
             except Exception as error:
                 if self._cancelled is not None and self.row.state == RUNNING and not self._certain:
                     raise
-                if is_of_cluster(error) and away > 0:
-                    # It says nothing of the step, which may be repeated as after a crash.
-                    away -= 1
+                if away.bears(error):
+                    pass  # it says nothing of the step, which may be repeated as after a crash
                 elif retry is not None and left > 0 and retry.on(error):
                     left -= 1
                 else:

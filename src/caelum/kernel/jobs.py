@@ -37,6 +37,7 @@ from caelum.kernel.database import Base, is_unique_violation, update_where, utcn
 from caelum.kernel.errors import INVALID_ARGUMENT, CloudError, ErrorCode, error_type, to_wire
 from caelum.kernel.events import CanonicalEvent, canonical
 from caelum.kernel.prepared import Prepared
+from caelum.kernel.rows import read_row, update_row
 from caelum.kernel.settings import Seconds, setting
 from caelum.kernel.vault import PREFIX as SEALED
 from caelum.kernel.views import to_builtins
@@ -145,7 +146,8 @@ class Jobs:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._closed = False
-        self._open: set[str] = set()
+        self._open: dict[str, str] = {}
+        """The operation of each job that this node works on."""
         self._waiting: dict[str, asyncio.Future[Job]] = {}
         self._looking: set[asyncio.Task[None]] = set()
         self._finish_listeners: list[Listener] = []
@@ -180,7 +182,7 @@ class Jobs:
             if "ambiguous" not in error.facts or not await self._is_recorded(uuid):
                 raise
             log.info("job %s was recorded though the connection was lost", uuid)
-        self._open.add(uuid)
+        self._open[uuid] = api
 
     def is_open(self, uuid: str) -> bool:
         """Whether this node works on the job and has no answer yet, known without a look into the database.
@@ -204,34 +206,38 @@ class Jobs:
         """
         if self._closed:
             return False
-        self._open.discard(uuid)  # from here on only the database knows
+        api = self._open.pop(uuid, None)  # from here on only the database knows
 
-        async def write(tx: AsyncSession) -> bool:
-            return not self._closed and await self._finish_in(tx, uuid, answer)
+        async def write(tx: AsyncSession) -> Job | None:
+            return None if self._closed else await self._finish_in(tx, uuid, answer, api)
 
         finished = await self._node.db.write_surely(write)
-        if finished:
-            await self.tell(uuid)
+        if finished is not None:
+            self.tell(finished)
         elif uuid in self._waiting and (job := await self.get(uuid)) is not None and job.done:
             self._resolve(job)  # perhaps by a try of which it was not known that it had been committed
-        return finished
+        return finished is not None
 
-    async def _finish_in(self, tx: AsyncSession, uuid: str, answer: str | bytes | ErrorCode | BaseException) -> bool:
+    async def _finish_in(
+        self, tx: AsyncSession, uuid: str, answer: str | bytes | ErrorCode | BaseException, api: str | None = None
+    ) -> Job | None:
+        """The job as it is finished; None when it was already. `api` is its operation, where that is known."""
         result = error = None
         if isinstance(answer, (str, bytes)):
-            result = await self._sealed(tx, uuid, answer if isinstance(answer, str) else answer.decode())
+            result = await self._sealed(tx, uuid, answer if isinstance(answer, str) else answer.decode(), api)
         else:
             error = msgspec.json.encode(to_wire(answer)).decode()
         # The job's web hook is this node's business from now on.
-        changed = await _FINISH.run(
-            tx, key_uuid=uuid, finish_date=utcnow(), node_uuid=self._node.uuid, result=result, error=error
-        )
-        return changed > 0
+        values = {"finish_date": utcnow(), "node_uuid": self._node.uuid, "result": result, "error": error}
+        found = await update_row(tx, JobModel, uuid, {"state": DONE, "percent": 100, **values}, state=PROCESSING)
+        return None if found is None else self._job(found)
 
-    async def _sealed(self, tx: AsyncSession, uuid: str, text: str) -> str:
+    async def _sealed(self, tx: AsyncSession, uuid: str, text: str, api: str | None) -> str:
         """The answer as it is kept."""
-        found = await _API.rows(tx, key=uuid)
-        meta = message.api(found[0][0]) if found else None
+        if api is None:
+            row = await read_row(tx, JobModel, uuid)
+            api = None if row is None else row.api
+        meta = None if api is None else message.api(api)
         return self._node.vault.seal(text, uuid) if meta is not None and meta.secret else text
 
     def _job(self, row: JobModel) -> Job:
@@ -247,13 +253,11 @@ class Jobs:
             result, error, row.percent, row.text, row.finish_date,
         )  # fmt: skip
 
-    async def tell(self, uuid: str) -> None:
+    def tell(self, job: Job) -> None:
         """Tell those who wait that the job is finished; to be called after the transaction that finished it."""
-        self._tell_others(uuid)
-        news = self._wanted_news()
-        if (self._finish_listeners or news or uuid in self._waiting) and (job := await self.get(uuid)):
-            self._resolve(job)
-            _notify([*self._finish_listeners, *news], job)
+        self._tell_others(job.uuid)
+        self._resolve(job)
+        _notify([*self._finish_listeners, *self._wanted_news()], job)
 
     def _wanted_news(self) -> list[Listener]:
         return [listener for listener, wanted in self._news_listeners if wanted()]
@@ -280,8 +284,8 @@ class Jobs:
     async def get(self, uuid: str) -> Job | None:
         """What is known of the job, or None when there is none (any more)."""
         async with self._node.db.read() as session:
-            found = await _ALL.rows(session, key=uuid)
-        return self._job(JobModel(**dict(zip(_COLUMNS, found[0], strict=True)))) if found else None
+            row = await read_row(session, JobModel, uuid)
+        return None if row is None else self._job(row)
 
     async def wait(self, uuid: str) -> Job | None:
         """Wait until the job is finished, by whichever node; None when there is none."""
@@ -374,10 +378,10 @@ class Jobs:
             async with self._node.db.transaction() as tx:
                 # Locked first: from here on no workflow begins that would answer it.
                 await tx.get(JobModel, uuid, with_for_update=True)
-                gone = not await is_answered(tx, uuid) and await self._finish_in(tx, uuid, error)
-            if gone:
+                job = None if await is_answered(tx, uuid) else await self._finish_in(tx, uuid, error)
+            if job is not None:
                 failed.append(uuid)
-                await self.tell(uuid)
+                self.tell(job)
         return sorted(failed)
 
     async def is_given_up(self, tx: AsyncSession, uuid: str) -> bool:
@@ -427,17 +431,8 @@ async def progress_in(tx: AsyncSession, uuid: str, percent: int, text: str | Non
 
 _TABLE = cast("Table", JobModel.__table__)
 _HERE = _TABLE.c
-_COLUMNS = tuple(one.key for one in _HERE)
 _INSERT = Prepared(insert(_TABLE), "uuid", "api", "actor", "body", "web_hook", "node_uuid")
-_ALL = Prepared(select(_TABLE).where(_HERE.uuid == bindparam("key")))
-_API = Prepared(select(_HERE.api).where(_HERE.uuid == bindparam("key")))
 _OPEN = (_HERE.uuid == bindparam("key_uuid"), _HERE.state == PROCESSING)
-_FINISH = Prepared(
-    update(_TABLE).where(*_OPEN).values(
-        state=DONE, percent=100, finish_date=bindparam("finish_date"), node_uuid=bindparam("node_uuid"),
-        result=bindparam("result"), error=bindparam("error"),
-    )
-)  # fmt: skip
 _PERCENT = bindparam("percent", type_=BigInteger)
 _TOLD = func.coalesce(bindparam("text", type_=Text), _HERE.text)
 _PROGRESS = Prepared(update(_TABLE).where(*_OPEN, _HERE.percent <= _PERCENT).values(percent=_PERCENT, text=_TOLD))

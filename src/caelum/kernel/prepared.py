@@ -17,6 +17,8 @@ from sqlalchemy.sql.dml import UpdateBase
 from caelum.kernel.sqlite import KeptSession
 
 _Convert = Callable[[Any], Any]
+_LONG = 1024
+"""Lists that are longer come seldom: each is as long as it is, and what was made for it is not kept."""
 
 
 class Prepared:
@@ -124,7 +126,9 @@ class _Compiled:
         parts = {part: (name, index) for name, names in expanded.parameter_expansion.items()
                  for index, part in enumerate(names)}  # fmt: skip
         places = [self._place(*parts.get(name, (name, None))) for name in expanded.positiontup or ()]
-        self._forms[lengths] = form = _Form(expanded.statement, places)
+        form = _Form(expanded.statement, places)
+        if max(lengths) <= _LONG:
+            self._forms[lengths] = form
         return form
 
     def row(self, row: Sequence[Any]) -> list[Any]:
@@ -147,7 +151,9 @@ def _selected(statement: Any) -> Any:
 def _filled(values: Any) -> list[Any]:
     """A list as long as the next power of two, for the same by `IN`: each length is a statement of its own."""
     found = list(values)
-    return found + found[-1:] * ((1 << (len(found) - 1).bit_length()) - len(found)) if found else found
+    if not found or len(found) > _LONG:
+        return found
+    return found + found[-1:] * ((1 << (len(found) - 1).bit_length()) - len(found))
 
 
 def _fixed(bind: BindParameter[Any]) -> Callable[[], Any] | None:

@@ -6,9 +6,12 @@ Invariant: a type name belongs to exactly one model class.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import inspect, literal, select, union_all
+from sqlalchemy import ColumnElement, bindparam, inspect, literal, select, union_all
+
+from caelum.kernel.prepared import Prepared
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -45,9 +48,26 @@ def is_a(vo: str, ancestor: str) -> bool:
 async def missing(session: AsyncSession, vo: str, uuids: Iterable[str]) -> list[str]:
     """Those of `uuids` that no resource of this type has, in the given order."""
     wanted = list(dict.fromkeys(uuids))
-    column: Any = inspect(model(vo)).attrs["uuid"].class_attribute
-    found = set(await session.scalars(select(column).where(column.in_(wanted)))) if wanted else set()
+    found = {uuid for (uuid,) in await _among(model(vo)).rows(session, uuids=wanted)} if wanted else set()
     return [uuid for uuid in wanted if uuid not in found]
+
+
+@lru_cache
+def _among(cls: type[Row]) -> Prepared:
+    mapper = inspect(cls)
+    here: Any = mapper.local_table.c
+    statement = select(here.uuid).where(here.uuid.in_(bindparam("uuids", expanding=True)))
+    if mapper.single:
+        statement = statement.where(of_types(cls))
+    return Prepared(statement)
+
+
+def of_types(cls: type[Any]) -> ColumnElement[bool]:
+    """Whether a row of the table that a child type shares with its parent is of the child type, or a child of that."""
+    mapper = inspect(cls)
+    column: Any = mapper.polymorphic_on
+    found: ColumnElement[bool] = column.in_([one.polymorphic_identity for one in mapper.self_and_descendants])
+    return found
 
 
 async def type_of(session: AsyncSession, uuid: str) -> str | None:

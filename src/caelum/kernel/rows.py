@@ -21,6 +21,7 @@ from sqlalchemy.orm import ClassManager, Mapper, RelationshipProperty
 
 from caelum.kernel.database import Base
 from caelum.kernel.prepared import Prepared
+from caelum.kernel.resources import of_types
 
 M = TypeVar("M", bound=Base)
 
@@ -206,7 +207,7 @@ def _shape(only: dict[str, Any]) -> _Shape:
 
 
 def _keys(only: dict[str, Any]) -> dict[str, Any]:
-    return {f"key_{name}": value for name, value in only.items()}
+    return {f"key_{name}": list(value) if _is_list(value) else value for name, value in only.items()}
 
 
 def _is_list(value: Any) -> bool:
@@ -214,13 +215,15 @@ def _is_list(value: Any) -> bool:
 
 
 def _conditions(model: type[Base], shape: _Shape) -> list[ColumnElement[bool]]:
-    columns = inspect(model).columns
-    return [
+    mapper = inspect(model)
+    columns = mapper.columns
+    found = [
         columns[name].in_(bindparam(f"key_{name}", expanding=True))
         if several
         else columns[name] == bindparam(f"key_{name}")
         for name, several in shape
     ]
+    return [*found, of_types(model)] if mapper.single else found
 
 
 # Each is made once: to make a statement would take longer than to run it.

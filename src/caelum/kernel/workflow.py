@@ -38,6 +38,7 @@ from caelum.kernel.gc import gc_runner
 from caelum.kernel.ids import derived_uuid, new_uuid
 from caelum.kernel.jobs import reply_body
 from caelum.kernel.journal import DONE, LIVE, UNDONE, JournalModel, StaleAttempt
+from caelum.kernel.patience import Patience
 from caelum.kernel.postgresql import is_passing
 from caelum.kernel.relocation import relocate
 
@@ -60,8 +61,6 @@ R = TypeVar("R")
 RETENTION = timedelta(days=1)
 """How long ended runs are kept: longer than any step may be repeated."""
 _LOOK_AGAIN = 0.5
-_AWAY_TRIES = 20
-"""How often a beginning is repeated that the database did not take: some ten seconds."""
 
 
 class Workflows:
@@ -166,18 +165,18 @@ class Workflows:
             job_uuid=inside.job_uuid, api=inside.api, answers=answers and parent is None,
             actor=msgspec.to_builtins(inside.actor), trace=inside.trace,
         )  # fmt: skip
-        before, away = msgspec.json.encode(ctx), 0
+        before, away = msgspec.json.encode(ctx), Patience(is_passing)
         while True:
             try:
                 if await self._write_beginning(flow, row, ctx):
                     return Execution(self._node, flow, row, ctx, resumed=False)
+                await asyncio.sleep(_LOOK_AGAIN)
             except CloudError as error:
-                away += 1
-                if away > _AWAY_TRIES or not is_passing(error):
+                if not away.bears(error):
                     raise
                 restore(ctx, before)
+                await away.pause()
             inside.remaining()
-            await asyncio.sleep(_LOOK_AGAIN)
 
     async def _write_beginning(self, flow: Workflow[C, Any], row: JournalModel, ctx: C) -> bool:
         """Write the first row of a run; False, and nothing is written, while another node is at work in its queue."""

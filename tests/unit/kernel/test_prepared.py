@@ -138,6 +138,9 @@ async def test_lists_of_any_length(db: Database) -> None:
                 found = await _AMONG.rows(session, keys=list(keys))
             assert [uuid for uuid, _ in found] == [one for one in keys if one in "abcdefgh"]
             assert all(isinstance(created, datetime) for _, created in found)
+    async with db.read() as session:
+        found = await _AMONG.rows(session, keys=["a", *map(str, range(20_000))])
+    assert [uuid for uuid, _ in found] == ["a"]
 
 
 async def test_what_was_changed_is_returned_in_its_types(db: Database) -> None:

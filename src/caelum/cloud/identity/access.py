@@ -7,13 +7,16 @@ their permission instead.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import cast
 
-from sqlalchemy import or_, select
+from sqlalchemy import BindParameter, Table, bindparam, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.identity.messages import Access
 from caelum.cloud.identity.model import AccountModel
 from caelum.cloud.ownership import AccountResourceRefModel, SharedResourceModel
+from caelum.kernel.prepared import Prepared
+from caelum.kernel.rows import read_rows
 
 
 async def access_of(
@@ -25,9 +28,8 @@ async def access_of(
     """
     wanted = [uuid for uuid in dict.fromkeys(resource_uuids) if uuid != account_uuid]
     owners = await _owners(session, wanted)
-    accounts = await session.scalars(select(AccountModel.uuid).where(AccountModel.uuid.in_(wanted)))
     # Every account is its own owner, and nobody else's.
-    owners |= {uuid: uuid for uuid in accounts}
+    owners |= {uuid: uuid for (uuid,) in await _ACCOUNTS.rows(session, uuids=wanted)}
     nobody = "" if unowned_too else account_uuid
     foreign = [uuid for uuid in wanted if owners.get(uuid, nobody) != account_uuid]
     shared = await _shared(session, account_uuid, foreign)
@@ -37,20 +39,26 @@ async def access_of(
 async def owners_of(session: AsyncSession, resource_uuids: Iterable[str]) -> dict[str, AccountModel]:
     """The owners of those of these resources that have one."""
     owners = await _owners(session, resource_uuids)
-    query = select(AccountModel).where(AccountModel.uuid.in_(set(owners.values())))
-    accounts = {row.uuid: row for row in await session.scalars(query)}
+    accounts = {row.uuid: row for row in await read_rows(session, AccountModel, uuid=set(owners.values()))}
     return {uuid: accounts[owner] for uuid, owner in owners.items() if owner in accounts}
 
 
 async def _owners(session: AsyncSession, resource_uuids: Iterable[str]) -> dict[str, str]:
-    ref = AccountResourceRefModel
-    rows = await session.execute(
-        select(ref.resource_uuid, ref.account_uuid).where(ref.resource_uuid.in_(list(resource_uuids)))
-    )
-    return {row.resource_uuid: row.account_uuid for row in rows}
+    found = await _OWNERS.rows(session, uuids=list(resource_uuids))
+    return {row[0]: row[1] for row in found}
 
 
 async def _shared(session: AsyncSession, account_uuid: str, resource_uuids: list[str]) -> set[str]:
-    row = SharedResourceModel
-    to_me = or_(row.receiver_account_uuid == account_uuid, row.to_public.is_(True))
-    return set(await session.scalars(select(row.resource_uuid).where(row.resource_uuid.in_(resource_uuids), to_me)))
+    if not resource_uuids:
+        return set()
+    return {uuid for (uuid,) in await _SHARED.rows(session, uuids=resource_uuids, receiver=account_uuid)}
+
+
+_AMONG: BindParameter[list[str]] = bindparam("uuids", expanding=True)
+_ACCOUNT = cast("Table", AccountModel.__table__).c
+_ACCOUNTS = Prepared(select(_ACCOUNT.uuid).where(_ACCOUNT.uuid.in_(_AMONG)))
+_REF = cast("Table", AccountResourceRefModel.__table__).c
+_OWNERS = Prepared(select(_REF.resource_uuid, _REF.account_uuid).where(_REF.resource_uuid.in_(_AMONG)))
+_SHARE = cast("Table", SharedResourceModel.__table__).c
+_TO_ME = or_(_SHARE.receiver_account_uuid == bindparam("receiver"), _SHARE.to_public.is_(True))
+_SHARED = Prepared(select(_SHARE.resource_uuid).where(_SHARE.resource_uuid.in_(_AMONG), _TO_ME))

@@ -1,0 +1,26 @@
+"""How long work that may be repeated waits for what is away."""
+
+import pytest
+
+from caelum.kernel import patience
+from caelum.kernel.patience import Patience
+
+
+def _is_os_error(error: BaseException) -> bool:
+    return isinstance(error, OSError)
+
+
+def test_what_does_not_pass_is_not_borne() -> None:
+    assert not Patience(_is_os_error).bears(ValueError())
+
+
+def test_patience_ends_some_time_after_the_first_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(patience.time, "monotonic", lambda: now)
+    one = Patience(_is_os_error)
+    now += 10 * patience.AWAY_SECONDS
+    assert one.bears(OSError())
+    now += patience.AWAY_SECONDS - 1
+    assert one.bears(OSError())
+    now += 1
+    assert not one.bears(OSError())
