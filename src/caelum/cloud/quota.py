@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
 from caelum.kernel.context import ADMIN_ACCOUNT_UUID
-from caelum.kernel.database import Base, Resource, conflict_insert
+from caelum.kernel.database import Base, Resource, conflict_insert, on_sqlite
 from caelum.kernel.errors import CloudError, error_type
 from caelum.kernel.ids import derived_uuid
 from caelum.kernel.prepared import Prepared
@@ -194,7 +194,7 @@ async def _change(tx: AsyncSession, how: str, account_uuid: str, amounts: Mappin
     if not amounts:
         return set()
     uuids = {derived_uuid("quota", account_uuid, name): name for name in amounts}
-    if len(uuids) > 1 and tx.get_bind().dialect.name == "postgresql":
+    if len(uuids) > 1 and not on_sqlite(tx):
         # In one order, so that of two who change several nobody waits for the other for ever.
         rows = select(QuotaModel.uuid).where(QuotaModel.uuid.in_(uuids)).order_by(QuotaModel.uuid)
         await tx.execute(rows.with_for_update())

@@ -278,9 +278,8 @@ class Database:
 
     async def _commit_whole(self, session: AsyncSession) -> asyncio.CancelledError | None:
         """Commit, and let nobody tear that; the cancellation that came meanwhile."""
-        kept = session.sync_session
-        if isinstance(kept, sqlite.KeptSession):
-            if kept.changed:
+        if isinstance(session, sqlite.KeptSession):
+            if session.changed:
                 await session.flush()
             if sqlite.commits_at_once():
                 await self._commit(session)  # it waits for nothing, so that there is no moment to tear it
@@ -431,13 +430,12 @@ async def _until_answered(ask: Callable[[], Awaitable[T]]) -> T:
 
 async def _give_back(session: AsyncSession) -> None:
     """Close a session, and let nobody tear that."""
-    kept = session.sync_session
-    if not isinstance(kept, sqlite.KeptSession):
+    if not isinstance(session, sqlite.KeptSession):
         await uninterrupted(_close(session))
-    elif kept.ends_at_once:
-        await kept.end()
+    elif session.ends_at_once:
+        await session.end()
     else:
-        await uninterrupted(kept.end())
+        await uninterrupted(session.end())
 
 
 async def _close(session: AsyncSession) -> None:
@@ -481,6 +479,11 @@ def refuse_in_transaction(what: str) -> None:
     """Fail when the running task holds a transaction: on SQLite, `what` could wait for the writer's turn for ever."""
     if in_transaction():
         raise RuntimeError(f"a transaction is open in this task: it must end before you {what}")
+
+
+def on_sqlite(session: AsyncSession) -> bool:
+    """Whether a session is one of SQLite, whose single writer needs no locks."""
+    return isinstance(session, sqlite.KeptSession)
 
 
 async def execute(session: AsyncSession, statement: Executable, values: dict[str, Any]) -> CursorResult[Any]:

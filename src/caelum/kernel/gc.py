@@ -17,12 +17,12 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
-from sqlalchemy import Index, String, Text, delete, event, func, select
+from sqlalchemy import Index, String, Text, delete, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
 
 from caelum.kernel import context, events
-from caelum.kernel.database import Resource, update_where, utcnow
+from caelum.kernel.database import Resource, after_commit, update_where, utcnow
 from caelum.kernel.ids import new_uuid
 from caelum.kernel.settings import Seconds, setting
 
@@ -178,7 +178,7 @@ class GarbageCollector:
             # Another node submitted it at the same moment.
             return (await tx.scalars(select(row.uuid).where(row.open_name == name))).one()
         self._subscribe(on_event)
-        event.listen(tx.sync_session, "after_commit", lambda _session: self._wake.set())
+        after_commit(tx, self._wake.set)
         return job.uuid
 
     async def close_in(self, tx: AsyncSession, name: str) -> bool:

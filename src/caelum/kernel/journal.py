@@ -16,7 +16,7 @@ from sqlalchemy import insert as insert_into
 from sqlalchemy.orm import Mapped, mapped_column
 
 from caelum.kernel import context
-from caelum.kernel.database import Resource, update_where
+from caelum.kernel.database import Resource, on_sqlite, update_where
 from caelum.kernel.errors import CANCELED, CloudError, ErrorCode, to_wire
 from caelum.kernel.prepared import Prepared
 
@@ -178,7 +178,7 @@ async def is_held_elsewhere(tx: AsyncSession, row: JournalModel, before: datetim
 
     Of nodes that ask at once, one is answered after the other's transaction. `before`: only runs begun until then.
     """
-    if row.queue is None or tx.get_bind().dialect.name == "sqlite":
+    if row.queue is None or on_sqlite(tx):
         return False
     await tx.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(row.queue, 0))))
     other = JournalModel

@@ -38,26 +38,23 @@ class Prepared:
 
     async def rows(self, session: AsyncSession, /, **values: Any) -> Sequence[Sequence[Any]]:
         """The rows that it selects, or returns of what it changed."""
-        kept = session.sync_session
-        if not isinstance(kept, KeptSession):
+        if not isinstance(session, KeptSession):
             with session.no_autoflush:
                 return (await session.execute(self._statement, values)).all()
-        compiled = self._compiled or self._compile(kept)
-        rows, _ = await kept.run(*compiled.bound(values))
+        compiled = self._compiled or self._compile(session.dialect)
+        rows, _ = await session.run(*compiled.bound(values))
         return [compiled.row(one) for one in rows] if compiled.converts else rows
 
     async def run(self, session: AsyncSession, /, **values: Any) -> int:
         """Let it happen; how many rows it changed."""
-        kept = session.sync_session
-        if not isinstance(kept, KeptSession):
+        if not isinstance(session, KeptSession):
             with session.no_autoflush:
                 return cast("CursorResult[Any]", await session.execute(self._statement, values)).rowcount
-        compiled = self._compiled or self._compile(kept)
-        _, count = await kept.run(*compiled.bound(values))
+        compiled = self._compiled or self._compile(session.dialect)
+        _, count = await session.run(*compiled.bound(values))
         return count
 
-    def _compile(self, kept: KeptSession) -> _Compiled:
-        dialect = cast("Any", kept.bind).dialect
+    def _compile(self, dialect: Dialect) -> _Compiled:
         self._compiled = _Compiled(self._statement, self._columns, dialect)
         return self._compiled
 

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, Dialect, Engine, event
 from sqlalchemy.dialects.sqlite import aiosqlite
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
@@ -227,28 +227,36 @@ def _begun(driver: Any) -> bool:
 
 def _commit(adapted: Any) -> None:
     """Commit at once when commits are quick lately."""
-    _end(adapted, _COMMIT, lambda driver: driver._conn.commit())
+    _end(adapted, _COMMIT)
 
 
 def _rollback(adapted: Any) -> None:
     """Roll back; the end of a transaction that only read is one, and takes no time."""
-    _end(adapted, _ROLLBACK, lambda driver: driver._conn.rollback())
+    _end(adapted, _ROLLBACK)
 
 
-def _end(adapted: Any, statement: str, end: Callable[[Any], None]) -> None:
+def _end(adapted: Any, statement: str) -> None:
+    """End the transaction as SQLAlchemy asks for it."""
     driver = adapted._connection
-    if not driver._connection:
-        return
-    driver.__dict__.pop(_BEGIN, None)
     try:
-        if not driver._conn.in_transaction:
+        end = _ending(driver, statement)
+        if end is None:
             return
         if _pace.quick(statement):
-            _pace.timed(statement, lambda: end(driver), here=True)
+            _pace.timed(statement, end, here=True)
         else:
-            await_(driver._execute(_pace.timed, statement, lambda: end(driver)))
+            await_(driver._execute(_pace.timed, statement, end))
     except Exception as error:
         adapted._handle_exception(error)
+
+
+def _ending(driver: Any, statement: str) -> Callable[[], None] | None:
+    """What ends the driver's transaction, if it has one."""
+    driver.__dict__.pop(_BEGIN, None)
+    inner: sqlite3.Connection | None = driver._connection
+    if inner is None or not inner.in_transaction:
+        return None
+    return inner.commit if statement == _COMMIT else inner.rollback
 
 
 def prepare(engine: Engine, pragmas: Sequence[str], begin: str) -> None:
@@ -285,9 +293,9 @@ class Connections:
         self._turns = asyncio.Semaphore(most)
         self._closed = False
 
-    def session(self) -> AsyncSession:
+    def session(self) -> KeptSession:
         """A session that takes one of them with its first statement."""
-        return AsyncSession(self._engine, expire_on_commit=False, sync_session_class=KeptSession, connections=self)
+        return KeptSession(self._engine, self)
 
     async def take(self) -> AsyncConnection:
         """A connection outside of any transaction. Raises DATABASE_UNAVAILABLE when none becomes free in time."""
@@ -350,26 +358,46 @@ def _is_open(adapted: Any) -> bool:
     return inner is not None and inner.in_transaction
 
 
-class KeptSession(Session):
-    """A session on a kept connection, with a way for statements past SQLAlchemy, in the same transaction."""
+class KeptSession(AsyncSession):
+    """A session on a kept connection, with a way for statements past SQLAlchemy, in the same transaction.
 
-    def __init__(self, bind: Engine, *, connections: Connections, **options: Any) -> None:
-        super().__init__(bind, **options)
+    SQLAlchemy's session is made with the first use of it: most transactions need none.
+    """
+
+    def __init__(self, engine: AsyncEngine, connections: Connections) -> None:
+        self._engine = engine
         self._connections = connections
         self._taken: AsyncConnection | None = None
         self._adapted: Any = None
+        self._info: dict[Any, Any] = {}
 
-    def get_bind(self, *_asked: Any, **_options: Any) -> Engine | Connection:
-        """The connection, taken now if a statement is on its way; the engine for who only asks."""
+    def __getattr__(self, name: str) -> Any:
+        """What only SQLAlchemy's session has, which is made now."""
+        if self._made:
+            raise AttributeError(name)
+        super().__init__(self._engine, expire_on_commit=False, sync_session_class=_OrmSession, kept=self)
+        return getattr(self, name)
+
+    @property
+    def _made(self) -> bool:
+        return "sync_session" in self.__dict__
+
+    @property
+    def info(self) -> dict[Any, Any]:
+        """What callers note of the session."""
+        return self._info
+
+    @property
+    def dialect(self) -> Dialect:
+        """That for which statements are compiled."""
+        return self._engine.dialect
+
+    async def take(self) -> AsyncConnection:
+        """The connection, which the first statement takes."""
         if self._taken is None:
-            if not in_greenlet():
-                return cast("Engine", self.bind)
-            await_(self._take())
-        return cast("Connection", cast("AsyncConnection", self._taken).sync_connection)
-
-    async def _take(self) -> None:
-        self._taken = await self._connections.take()
-        self._adapted = cast("Connection", self._taken.sync_connection).connection.dbapi_connection
+            self._taken = await self._connections.take()
+            self._adapted = cast("Connection", self._taken.sync_connection).connection.dbapi_connection
+        return self._taken
 
     async def run(self, statement: str, values: Sequence[Any]) -> tuple[Sequence[Any], int]:
         """The rows, and how many there were or are changed, of a statement as the driver takes it.
@@ -377,7 +405,7 @@ class KeptSession(Session):
         Raises SQLAlchemy's errors. Objects are not flushed before it.
         """
         if self._taken is None:
-            await self._take()
+            await self.take()
         outcome = self._run_past(statement, values)
         if outcome is None:
             return await greenlet_spawn(self._run_through, statement, values)
@@ -399,56 +427,78 @@ class KeptSession(Session):
         return outcome
 
     def _run_through(self, statement: str, values: Sequence[Any]) -> tuple[Sequence[Any], int]:
-        result = self.connection().exec_driver_sql(statement, tuple(values))
+        result = self.sync_session.connection().exec_driver_sql(statement, tuple(values))
         return result.all() if result.returns_rows else (), result.rowcount
 
-    def commit(self) -> None:
+    async def commit(self) -> None:
         """Commit what was done in either way. Waits for nothing when `commits_at_once()`."""
-        if self.in_transaction():
-            super().commit()
-        if self._adapted is not None:
-            try:
-                _commit(self._adapted)
-            except sqlite3.Error as error:
-                raise _wrapped(_COMMIT, error) from error
+        if self._made and self.in_transaction():
+            await super().commit()
+        await self._end(_COMMIT)
 
-    def rollback(self) -> None:
+    async def rollback(self) -> None:
         """Undo what was done in either way."""
-        super().rollback()
-        if self._adapted is not None:
-            _rollback(self._adapted)
+        if self._made:
+            await super().rollback()
+        await self._end(_ROLLBACK)
+
+    async def _end(self, statement: str) -> None:
+        """End the transaction of what went past SQLAlchemy."""
+        if self._adapted is None:
+            return
+        driver = self._adapted._connection
+        try:
+            end = _ending(driver, statement)
+            if end is None:
+                return
+            if _pace.quick(statement):
+                _pace.timed(statement, end, here=True)
+            else:
+                await driver._execute(_pace.timed, statement, end)
+        except sqlite3.Error as error:
+            raise _wrapped(statement, error) from error
 
     @property
     def changed(self) -> bool:
         """Whether there may be objects to flush."""
-        return bool(self.new or self.identity_map)
+        return self._made and bool(self.new or self.identity_map)
 
     @property
     def ends_at_once(self) -> bool:
         """Whether its end waits for nothing."""
-        return _pace.quick(_ROLLBACK) or not (self.in_transaction() or self._adapted is not None)
+        return self._adapted is None or _pace.quick(_ROLLBACK)
 
     async def end(self) -> None:
         """Roll back what is not committed, and give the connection back. That it breaks only now changes nothing: what
         was read is read, what was committed is, and what was not goes with the connection."""
         try:
-            if self.in_transaction() or self.changed:
-                await greenlet_spawn(self.close)
+            if self._made and (self.in_transaction() or self.changed):
+                await super().close()
+            if self._taken is not None and not self._taken.invalidated:
+                await self._end(_ROLLBACK)
         except SQLAlchemyError as error:
             log.warning("a transaction could not be rolled back: %s", error)
         finally:
             if (taken := self._taken) is not None:
-                adapted, self._taken, self._adapted = self._adapted, None, None
-                await self._give_back(taken, adapted)
+                self._taken = self._adapted = None
+                await self._connections.give_back(taken)
 
-    async def _give_back(self, taken: AsyncConnection, adapted: Any) -> None:
-        try:
-            if not taken.invalidated and _is_open(adapted):
-                await greenlet_spawn(_rollback, adapted)
-        except sqlite3.Error as error:
-            log.warning("a transaction could not be rolled back: %s", error)
-        finally:
-            await self._connections.give_back(taken)
+
+class _OrmSession(Session):
+    """SQLAlchemy's part of a kept session."""
+
+    def __init__(self, bind: Engine, *, kept: KeptSession, **options: Any) -> None:
+        super().__init__(bind, **options)
+        self._kept = kept
+
+    def get_bind(self, *_asked: Any, **_options: Any) -> Engine | Connection:
+        """The connection, taken now if a statement is on its way; the engine for who only asks."""
+        taken = self._kept._taken
+        if taken is None:
+            if not in_greenlet():
+                return cast("Engine", self.bind)
+            taken = await_(self._kept.take())
+        return cast("Connection", taken.sync_connection)
 
 
 def _wrapped(statement: str, error: sqlite3.Error) -> BaseException:

@@ -3,6 +3,7 @@
 import asyncio
 import sqlite3
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.kernel import sqlite
-from caelum.kernel.database import Database
+from caelum.kernel.database import Database, after_commit
 from caelum.kernel.errors import CloudError
 from caelum.kernel.postgresql import DATABASE_UNAVAILABLE
 
@@ -171,10 +172,9 @@ async def test_a_transaction_without_statements_never_begins(db: Database) -> No
 
 async def insert(tx: AsyncSession, statement: str, *, past: bool) -> None:
     """Run a statement through SQLAlchemy, or past it."""
-    kept = tx.sync_session
-    assert isinstance(kept, sqlite.KeptSession)
+    assert isinstance(tx, sqlite.KeptSession)
     if past:
-        await kept.run(statement, ())
+        await tx.run(statement, ())
     else:
         await tx.execute(text(statement))
 
@@ -254,14 +254,14 @@ async def test_a_commit_that_fails_left_nothing_and_is_not_ambiguous(
 ) -> None:
     async with db.transaction() as tx:
         await tx.execute(text("CREATE TABLE lost (x)"))
-    end, broken = sqlite._end, True
+    ending, broken = sqlite._ending, True
 
-    def breaks(adapted: object, statement: str, work: object) -> None:
+    def breaks(driver: object, statement: str) -> Callable[[], None] | None:
         if broken and statement == "COMMIT":
             raise driver_error(sqlite3.SQLITE_FULL)
-        end(adapted, statement, work)  # type: ignore[arg-type]
+        return ending(driver, statement)
 
-    monkeypatch.setattr(sqlite, "_end", breaks)
+    monkeypatch.setattr(sqlite, "_ending", breaks)
     with pytest.raises(CloudError) as full:
         async with db.transaction() as tx:
             await insert(tx, "INSERT INTO lost VALUES (1)", past=past)
@@ -285,7 +285,7 @@ async def test_a_connection_whose_transaction_does_not_end_is_thrown_away(
     async with db.transaction() as tx:
         await tx.execute(text("CREATE TABLE torn (x)"))
 
-    def breaks(_adapted: object, _statement: str, _end: object) -> None:
+    def breaks(_driver: object, _statement: str) -> None:
         raise sqlite3.OperationalError("disk I/O error")
 
     async def fail() -> None:
@@ -294,7 +294,7 @@ async def test_a_connection_whose_transaction_does_not_end_is_thrown_away(
             raise ValueError("no")
 
     with monkeypatch.context() as broken:
-        broken.setattr(sqlite, "_end", breaks)
+        broken.setattr(sqlite, "_ending", breaks)
         with pytest.raises(ValueError, match="no"):
             await fail()
     async with db.transaction() as tx:
@@ -311,3 +311,18 @@ async def test_a_checkpoint_empties_the_log(db: Database, tmp_path: Path) -> Non
     alone.write_bytes((tmp_path / "test.db").read_bytes())
     with sqlite3.connect(alone) as copy:
         assert copy.execute("SELECT count(*) FROM logged").fetchone() == (0,)
+
+
+async def test_a_session_has_no_part_of_sqlalchemy_until_something_needs_it(db: Database) -> None:
+    async with db.transaction() as tx:
+        await tx.execute(text("CREATE TABLE late (x)"))
+    committed: list[str] = []
+    async with db.transaction() as tx:
+        await insert(tx, "INSERT INTO late VALUES (1)", past=True)
+        after_commit(tx, lambda: committed.append("yes"))
+        assert "sync_session" not in vars(tx)
+        assert await tx.scalar(text("SELECT count(*) FROM late")) == 1
+        assert "sync_session" in vars(tx)
+        with pytest.raises(AttributeError, match="nothing_like_that"):
+            _ = tx.nothing_like_that  # type: ignore[attr-defined]
+    assert committed == ["yes"]
