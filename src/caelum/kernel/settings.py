@@ -299,11 +299,12 @@ class Settings:
 
     async def _overrides(self, setting: Setting[Any]) -> dict[str, str] | None:
         """Every override of a setting, as text by resource UUID; None when there are too many to keep."""
-        row = ResourceConfigModel
-        query = select(row.resource_uuid, row.value).where(row.category == setting.category, row.name == setting.name)
 
         async def load(session: AsyncSession) -> dict[str, str] | None:
-            found = (await session.execute(query.limit(_MOST_KEPT + 1))).all()
+            row = ResourceConfigModel
+            mine = (row.category == setting.category, row.name == setting.name)
+            query = select(row.resource_uuid, row.value).where(*mine).limit(_MOST_KEPT + 1)
+            found = (await session.execute(query)).all()
             return None if len(found) > _MOST_KEPT else {one[0]: one[1] for one in found}
 
         return await self._db.remember((ResourceConfigModel, setting.category, setting.name), load)

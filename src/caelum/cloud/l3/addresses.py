@@ -19,8 +19,13 @@ Network = IPv4Network | IPv6Network
 class Span(Protocol):
     """Anything with a first and a last address."""
 
-    start_ip: str
-    end_ip: str
+    @property
+    def start_ip(self) -> str:
+        """The first."""
+
+    @property
+    def end_ip(self) -> str:
+        """The last."""
 
 
 class Segment(NamedTuple):

@@ -1,21 +1,19 @@
 """Choosing and taking an address.
 
 Invariant: an address is taken by inserting its row; the unique keys decide between racers, and who loses chooses
-again. Choosing costs the same few statements whether a range is empty or nearly full.
+again. Choosing by chance costs one statement as long as chance finds a free address, and the same few whether a range
+is half full or nearly full.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from functools import lru_cache
 from ipaddress import ip_address
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-from sqlalchemy import BigInteger, ScalarSelect, and_, bindparam, func, select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import BigInteger, ScalarSelect, Table, and_, bindparam, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import aliased
 
 from caelum.cloud.l3.addresses import Address, Segment, any_ip, at, offset, size, usable
 from caelum.cloud.l3.errors import ALLOCATE_IP_ERROR
@@ -23,28 +21,38 @@ from caelum.cloud.l3.messages import AllocateIp
 from caelum.cloud.l3.model import IpRangeModel, L3NetworkModel, ReservedIpRangeModel, UsedIpModel
 from caelum.cloud.l3.settings import FIRST_AVAILABLE, IP_STRATEGY
 from caelum.cloud.switch import ENABLED
-from caelum.kernel.database import Database, is_unique_violation, utcnow
+from caelum.kernel.database import Database, insert_new, utcnow
 from caelum.kernel.errors import CloudError, invalid, not_found
 from caelum.kernel.ids import derived_uuid
 from caelum.kernel.journal import refuse_late
-from caelum.kernel.rows import insert_rows
+from caelum.kernel.prepared import Prepared
+from caelum.kernel.rows import read_rows, values_of
 from caelum.kernel.settings import ResourceConfigModel
 
 ATTEMPTS = 20
 """How often a loser of a race chooses again, before it says that the network is too busy."""
 
 
+class _Range(NamedTuple):
+    """A range that may serve a request, and what of it may be chosen."""
+
+    uuid: str
+    start_ip: str
+    end_ip: str
+    netmask: str | None
+    gateway: str | None
+    segments: tuple[Segment, ...]
+
+
 class _Network(NamedTuple):
-    """What choosing needs of an L3 network, read by one statement: this is the hot path of a VM's creation."""
+    """What choosing needs of an L3 network but for its addresses: this is the hot path of a VM's creation."""
 
     uuid: str
     name: str
     state: str
     enable_ipam: bool
     strategy: str | None
-    has_reserved: bool
-    held: UsedIpModel | None
-    ranges: list[IpRangeModel]
+    ranges: tuple[_Range, ...]
 
 
 def holder_of(msg: AllocateIp) -> str:
@@ -57,20 +65,19 @@ def holder_of(msg: AllocateIp) -> str:
 
 async def allocate(db: Database, cloud_strategy: str, msg: AllocateIp) -> UsedIpModel:
     """The address that the holder has, or a newly taken one, in a transaction of its own."""
-    if msg.holder is not None and (held := await _held(db, msg)) is not None:
-        return _check_held(held, msg)  # a service asks for its server's address with every guest
+    if msg.holder is not None:  # a service asks for its server's address with every guest
+        async with db.read() as session:
+            held = await _held(session, msg)
+        if held is not None:
+            return held
     for _ in range(ATTEMPTS):
-        try:
-            async with db.transaction() as tx:
-                if msg.holder is None:  # a service keeps its address, whoever asked for it first
-                    await refuse_late(tx)
-                l3 = await _network(tx, msg)
-                if l3.held is not None:
-                    return _check_held(l3.held, msg)
-                return await _take(tx, l3, msg, cloud_strategy)
-        except IntegrityError as error:
-            if not is_unique_violation(error):
-                raise
+        async with db.transaction() as tx:
+            if msg.holder is None:  # a service keeps its address, whoever asked for it first
+                await refuse_late(tx)
+            l3 = await db.remember(_key(msg), lambda session: _network(session, msg), tx)
+            row = await _take(tx, l3, msg, msg.strategy or l3.strategy or cloud_strategy)
+            if row is not None:
+                return row
     raise CloudError(
         ALLOCATE_IP_ERROR,
         f"lost the race for an address of L3 network[{msg.l3_network_uuid}] {ATTEMPTS} times",
@@ -78,77 +85,76 @@ async def allocate(db: Database, cloud_strategy: str, msg: AllocateIp) -> UsedIp
     )
 
 
-async def _held(db: Database, msg: AllocateIp) -> UsedIpModel | None:
-    async with db.read() as session:
-        values = {"l3_uuid": msg.l3_network_uuid, "of_holder": msg.holder, "version": msg.ip_version}
-        return await session.scalar(_HELD, values)
+async def _take(tx: AsyncSession, l3: _Network, msg: AllocateIp, strategy: str) -> UsedIpModel | None:
+    """The address; None when somebody was faster."""
+    guess = _guess(l3, msg, strategy)
+    if guess is not None and await _insert(tx, guess):
+        return guess
+    held = await _held(tx, msg)
+    if held is not None:
+        return held
+    row = await _choose(tx, l3, msg, strategy)
+    return row if await _insert(tx, row) else None
 
 
-_HELD = select(UsedIpModel).where(
-    UsedIpModel.l3_network_uuid == bindparam("l3_uuid"),
-    UsedIpModel.holder == bindparam("of_holder"),
-    UsedIpModel.ip_version == bindparam("version"),
-)
+async def _insert(tx: AsyncSession, row: UsedIpModel) -> bool:
+    """Take the address; False when it has a holder, or its holder has another one."""
+    return await insert_new(tx, UsedIpModel, **values_of(row))
 
 
-async def _take(tx: AsyncSession, l3: _Network, msg: AllocateIp, cloud_strategy: str) -> UsedIpModel:
-    if l3.state != ENABLED:
-        raise CloudError(
-            ALLOCATE_IP_ERROR, f"L3 network[{l3.uuid}, {l3.name}] is {l3.state}; it gives no addresses", state=l3.state
-        )
-    if msg.required_ip is not None:
-        row = await _required(tx, l3, msg, any_ip("ip", msg.required_ip))
-    else:
-        row = await _free(tx, l3, msg, msg.strategy or l3.strategy or cloud_strategy)
-    await insert_rows(tx, [row])
-    return row
+async def _held(session: AsyncSession, msg: AllocateIp) -> UsedIpModel | None:
+    """The address that the holder has, which must be the one that is asked for, if any is."""
+    l3_uuid, holder = msg.l3_network_uuid, holder_of(msg)
+    for held in await read_rows(
+        session, UsedIpModel, l3_network_uuid=l3_uuid, holder=holder, ip_version=msg.ip_version
+    ):
+        if msg.required_ip is not None and ip_address(held.ip) != any_ip("ip", msg.required_ip):
+            raise CloudError(
+                ALLOCATE_IP_ERROR,
+                f"{held.holder} holds {held.ip} of L3 network[{msg.l3_network_uuid}] already, so not {msg.required_ip}",
+                held=held.ip,
+                required=msg.required_ip,
+            )
+        return held
+    return None
 
 
-def _check_held(held: UsedIpModel, msg: AllocateIp) -> UsedIpModel:
-    if msg.required_ip is not None and ip_address(held.ip) != any_ip("ip", msg.required_ip):
-        raise CloudError(
-            ALLOCATE_IP_ERROR,
-            f"{held.holder} holds {held.ip} of L3 network[{msg.l3_network_uuid}] already, so not {msg.required_ip}",
-            held=held.ip,
-            required=msg.required_ip,
-        )
-    return held
+def _key(msg: AllocateIp) -> tuple[Any, ...]:
+    return allocate, msg.l3_network_uuid, msg.ip_version, msg.ip_range_type, msg.ip_range_uuid
 
 
-async def _network(tx: AsyncSession, msg: AllocateIp) -> _Network:
-    """The network, what the holder has of it, and the ranges that may serve the request, oldest first."""
-    values = {
-        "l3_uuid": msg.l3_network_uuid,
-        "of_holder": holder_of(msg),
-        "version": msg.ip_version,
-        "range_type": msg.ip_range_type,
-        "range_uuid": msg.ip_range_uuid,
-    }
-    found = (await tx.execute(_facts(msg.ip_range_uuid is not None), values)).all()
-    if not found:
-        raise not_found("L3Network", msg.l3_network_uuid)
-    return _Network._make([*found[0][:7], [one[7] for one in found if one[7] is not None]])
-
-
-@lru_cache
-def _facts(in_range: bool) -> Any:
-    """Made once: to make it takes longer than to run it."""
-    l3, row, held = L3NetworkModel, IpRangeModel, UsedIpModel
-    version: Any = bindparam("version")
-    fitting = [row.ip_version == version, row.ip_range_type == bindparam("range_type")]
-    if in_range:
-        fitting.append(row.uuid == bindparam("range_uuid"))
-    mine = and_(held.l3_network_uuid == l3.uuid, held.holder == bindparam("of_holder"), held.ip_version == version)
+async def _network(session: AsyncSession, msg: AllocateIp) -> _Network:
+    """The network, and the ranges that may serve the request, oldest first."""
+    l3, row = L3NetworkModel, IpRangeModel
+    fitting = [row.l3_network_uuid == l3.uuid, row.ip_version == msg.ip_version, row.ip_range_type == msg.ip_range_type]
+    if msg.ip_range_uuid is not None:
+        fitting.append(row.uuid == msg.ip_range_uuid)
     reserved = select(ReservedIpRangeModel.uuid).where(ReservedIpRangeModel.l3_network_uuid == l3.uuid)
-    return (
-        select(l3.uuid, l3.name, l3.state, l3.enable_ipam, _own_strategy(), reserved.exists(), held, row)
-        .outerjoin(held, mine)
-        .outerjoin(row, and_(row.l3_network_uuid == l3.uuid, *fitting))
-        .where(l3.uuid == bindparam("l3_uuid"))
+    query = (
+        select(l3.uuid, l3.name, l3.state, l3.enable_ipam, _own_strategy(), reserved.exists(), row)
+        .outerjoin(row, and_(*fitting))
+        .where(l3.uuid == msg.l3_network_uuid)
         .order_by(row.create_date, row.uuid)
         # Shared with other takers: a network that is being disabled or deleted waits for them, or they see it.
         .with_for_update(read=True, of=l3)
     )
+    found = (await session.execute(query)).all()
+    if not found:
+        raise not_found("L3Network", msg.l3_network_uuid)
+    uuid, name, state, enable_ipam, strategy, has_reserved, _ = found[0]
+    cuts = await _reserved_of(session, uuid) if has_reserved else ()
+    ranges = tuple(_range(one[-1], cuts) for one in found if one[-1] is not None)
+    return _Network(uuid, name, state, enable_ipam, strategy, ranges)
+
+
+def _range(row: IpRangeModel, reserved: Sequence[ReservedIpRangeModel]) -> _Range:
+    return _Range(row.uuid, row.start_ip, row.end_ip, row.netmask, row.gateway, tuple(usable(row, reserved)))
+
+
+async def _reserved_of(session: AsyncSession, l3_uuid: str) -> Sequence[ReservedIpRangeModel]:
+    """The reserved ranges of an L3 network."""
+    row = ReservedIpRangeModel
+    return (await session.scalars(select(row).where(row.l3_network_uuid == l3_uuid))).all()
 
 
 def _own_strategy() -> ScalarSelect[str]:
@@ -160,6 +166,28 @@ def _own_strategy() -> ScalarSelect[str]:
         row.name == IP_STRATEGY.name,
     )
     return select(row.value).where(*mine).scalar_subquery()
+
+
+def _guess(l3: _Network, msg: AllocateIp, strategy: str) -> UsedIpModel | None:
+    """An address by chance, which nobody has unless the network is nearly full; None when chance must not choose."""
+    if l3.state != ENABLED or msg.required_ip is not None or strategy == FIRST_AVAILABLE:
+        return None
+    choice = [one for one in l3.ranges if one.segments]
+    if not choice:
+        return None
+    one = random.choice(choice)  # noqa: S311 - spread, not secrecy
+    distance = _probes(one.segments, True)[0].first
+    return _row(msg, at(one, distance), one, distance)
+
+
+async def _choose(tx: AsyncSession, l3: _Network, msg: AllocateIp, strategy: str) -> UsedIpModel:
+    if l3.state != ENABLED:
+        raise CloudError(
+            ALLOCATE_IP_ERROR, f"L3 network[{l3.uuid}, {l3.name}] is {l3.state}; it gives no addresses", state=l3.state
+        )
+    if msg.required_ip is not None:
+        return await _required(tx, l3, msg, any_ip("ip", msg.required_ip))
+    return await _free(tx, l3, msg, strategy)
 
 
 async def _required(tx: AsyncSession, l3: _Network, msg: AllocateIp, wanted: Address) -> UsedIpModel:
@@ -188,25 +216,18 @@ async def _required(tx: AsyncSession, l3: _Network, msg: AllocateIp, wanted: Add
 
 
 async def _free(tx: AsyncSession, l3: _Network, msg: AllocateIp, strategy: str) -> UsedIpModel:
-    reserved = await reserved_of(tx, l3.uuid) if l3.has_reserved else []
     order = l3.ranges if strategy == FIRST_AVAILABLE else random.sample(l3.ranges, len(l3.ranges))
     for one in order:
-        segments = usable(one, reserved)
-        distance = await find_free(tx, one.uuid, segments, at_random=strategy != FIRST_AVAILABLE)
+        distance = await _find_free(tx, one, at_random=strategy != FIRST_AVAILABLE)
         if distance is not None:
             return _row(msg, at(one, distance), one, distance)
-    raise await _exhausted(tx, l3, reserved)
+    raise await _exhausted(tx, l3)
 
 
-async def reserved_of(tx: AsyncSession, l3_uuid: str) -> Sequence[ReservedIpRangeModel]:
-    """The reserved ranges of an L3 network."""
-    return (await tx.scalars(select(ReservedIpRangeModel).where(ReservedIpRangeModel.l3_network_uuid == l3_uuid))).all()
-
-
-async def find_free(tx: AsyncSession, range_uuid: str, segments: Sequence[Segment], *, at_random: bool) -> int | None:
+async def _find_free(tx: AsyncSession, one: _Range, *, at_random: bool) -> int | None:
     """A free offset: the first one, or the first after a random place, going round."""
-    for first, last in _probes(segments, at_random):
-        distance = await _first_free(tx, range_uuid, first, last)
+    for first, last in _probes(one.segments, at_random):
+        distance = await _first_free(tx, one.uuid, first, last)
         if distance is not None:
             return distance
     return None
@@ -224,30 +245,35 @@ def _probes(segments: Sequence[Segment], at_random: bool) -> list[Segment]:
     return [Segment(place, cut.last), *segments[begin + 1 :], *segments[:begin], *before]
 
 
-_TAKEN = select(UsedIpModel.uuid).where(
-    UsedIpModel.ip_range_uuid == bindparam("range_uuid"), UsedIpModel.ip_offset == bindparam("first", type_=BigInteger)
+_USED = cast("Table", UsedIpModel.__table__)
+_AFTER = _USED.alias("after")
+_IN_RANGE = _USED.c.ip_range_uuid == bindparam("range_uuid")
+_FIRST, _LAST = bindparam("first", type_=BigInteger), bindparam("last", type_=BigInteger)
+_TAKEN = Prepared(select(_USED.c.uuid).where(_IN_RANGE, _USED.c.ip_offset == _FIRST))
+_SUCCESSOR = select(_AFTER.c.uuid).where(
+    _AFTER.c.ip_range_uuid == _USED.c.ip_range_uuid, _AFTER.c.ip_offset == _USED.c.ip_offset + 1
+)
+_GAP = Prepared(
+    select(_USED.c.ip_offset + 1)
+    .where(_IN_RANGE, _USED.c.ip_offset >= _FIRST, _USED.c.ip_offset < _LAST, ~_SUCCESSOR.exists())
+    .order_by(_USED.c.ip_offset)
+    .limit(1)
 )
 
 
 async def _first_free(tx: AsyncSession, range_uuid: str, first: int, last: int) -> int | None:
     """The first free offset in `first` ... `last`: `first` itself, or the first used one whose successor is not."""
-    used, after = UsedIpModel, aliased(UsedIpModel)
-    if await tx.scalar(_TAKEN, {"range_uuid": range_uuid, "first": first}) is None:
+    if not await _TAKEN.rows(tx, range_uuid=range_uuid, first=first):
         return first
-    successor = select(after.uuid).where(after.ip_range_uuid == range_uuid, after.ip_offset == used.ip_offset + 1)
-    gap = (
-        select(used.ip_offset + 1)
-        .where(used.ip_range_uuid == range_uuid, used.ip_offset >= first, used.ip_offset < last, ~successor.exists())
-        .order_by(used.ip_offset)
-        .limit(1)
-    )
-    return await tx.scalar(gap)
+    for (distance,) in await _GAP.rows(tx, range_uuid=range_uuid, first=first, last=last):
+        return cast("int", distance)
+    return None
 
 
-async def _exhausted(tx: AsyncSession, l3: _Network, reserved: Sequence[ReservedIpRangeModel]) -> CloudError:
+async def _exhausted(tx: AsyncSession, l3: _Network) -> CloudError:
     ranges = l3.ranges
     total = sum(size(one) for one in ranges)
-    left = sum(segment.size for one in ranges for segment in usable(one, reserved))
+    left = sum(segment.size for one in ranges for segment in one.segments)
     used = await tx.scalar(select(func.count()).where(UsedIpModel.ip_range_uuid.in_([one.uuid for one in ranges])))
     return CloudError(
         ALLOCATE_IP_ERROR,
@@ -260,7 +286,7 @@ async def _exhausted(tx: AsyncSession, l3: _Network, reserved: Sequence[Reserved
     )
 
 
-def _row(msg: AllocateIp, address: Address, one: IpRangeModel | None, distance: int | None) -> UsedIpModel:
+def _row(msg: AllocateIp, address: Address, one: _Range | None, distance: int | None) -> UsedIpModel:
     now = utcnow()
     return UsedIpModel(
         # An undo that takes an address again brings back what was.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy import ColumnElement, delete, func, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.l3.addresses import any_ip, at, offset, usable
@@ -25,6 +25,7 @@ from caelum.cloud.l3.rows import network
 from caelum.cloud.l3.settings import IP_STRATEGY
 from caelum.kernel.errors import invalid
 from caelum.kernel.journal import refuse_late
+from caelum.kernel.rows import delete_rows
 from caelum.kernel.service import Service, handles
 from caelum.kernel.views import view
 
@@ -46,12 +47,12 @@ class AddressHandlers(Service):
     @handles(ReturnIp)
     async def give_back(self, msg: ReturnIp) -> None:
         """Give addresses back."""
-        only = [UsedIpModel.holder == msg.vm_nic_uuid]
+        only = {"holder": msg.vm_nic_uuid}
         if msg.l3_network_uuid is not None:
-            only.append(UsedIpModel.l3_network_uuid == msg.l3_network_uuid)
+            only["l3_network_uuid"] = msg.l3_network_uuid
         async with self.node.db.transaction() as tx:
             await refuse_late(tx)
-            await tx.execute(delete(UsedIpModel).where(*only))
+            await delete_rows(tx, UsedIpModel, **only)
 
     @handles(GetFreeIp)
     async def free(self, msg: GetFreeIp) -> list[FreeIpInventory]:

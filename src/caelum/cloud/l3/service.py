@@ -6,7 +6,7 @@ Invariant: what belongs to a network goes with it, in one transaction, once no h
 from __future__ import annotations
 
 import msgspec
-from sqlalchemy import ColumnElement, delete, select
+from sqlalchemy import ColumnElement, Select, delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud import quota
@@ -223,18 +223,9 @@ class L3Service(RangeHandlers, AddressHandlers):
     @handles(ListL3s)
     async def list_networks(self, msg: ListL3s) -> L3sReply:
         """Networks by UUID, L2 network or provider."""
-        ref, conditions = NetworkServiceL3NetworkRefModel, list[ColumnElement[bool]]()
-        if msg.l3_network_uuids is not None:
-            conditions.append(L3NetworkModel.uuid.in_(msg.l3_network_uuids))
-        if msg.l2_network_uuids is not None:
-            conditions.append(L3NetworkModel.l2_network_uuid.in_(msg.l2_network_uuids))
-        if msg.provider_uuid is not None:
-            served = select(ref.l3_network_uuid).where(ref.network_service_provider_uuid == msg.provider_uuid)
-            conditions.append(L3NetworkModel.uuid.in_(served))
-        query = select(L3NetworkModel).where(*conditions).order_by(L3NetworkModel.create_date)
 
         async def load(session: AsyncSession) -> L3sReply:
-            return L3sReply(views(await session.scalars(query)))
+            return L3sReply(views(await session.scalars(_wanted(msg))))
 
         return await self.db.remember((ListL3s, msgspec.json.encode(msg)), load)
 
@@ -245,6 +236,18 @@ class L3Service(RangeHandlers, AddressHandlers):
             await _detach_services(tx, msg)
             await _attach_services(tx, msg)
             return await inventory(tx, msg.l3_network_uuid)
+
+
+def _wanted(msg: ListL3s) -> Select[L3NetworkModel]:
+    ref, conditions = NetworkServiceL3NetworkRefModel, list[ColumnElement[bool]]()
+    if msg.l3_network_uuids is not None:
+        conditions.append(L3NetworkModel.uuid.in_(msg.l3_network_uuids))
+    if msg.l2_network_uuids is not None:
+        conditions.append(L3NetworkModel.l2_network_uuid.in_(msg.l2_network_uuids))
+    if msg.provider_uuid is not None:
+        served = select(ref.l3_network_uuid).where(ref.network_service_provider_uuid == msg.provider_uuid)
+        conditions.append(L3NetworkModel.uuid.in_(served))
+    return select(L3NetworkModel).where(*conditions).order_by(L3NetworkModel.create_date)
 
 
 async def _detach_services(tx: AsyncSession, msg: ChangeL3Services) -> None:

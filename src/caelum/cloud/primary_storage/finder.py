@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple, cast
 
-from sqlalchemy import select
+from sqlalchemy import Table, bindparam, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.primary_storage.capacity import Terms
@@ -18,12 +18,34 @@ from caelum.cloud.primary_storage.model import (
 )
 from caelum.cloud.primary_storage.storages import KnownStorage
 from caelum.cloud.switch import DISABLED, ENABLED
+from caelum.kernel.database import Database
+from caelum.kernel.prepared import Prepared
 from caelum.kernel.tag import UserTagModel
-
-HostRef = LocalStorageHostRefModel
 
 FEW = 500
 """Hosts that are named in a query; of more, all are read."""
+_HOST_REF = cast("Table", LocalStorageHostRefModel.__table__).c
+_CAPACITY = cast("Table", PrimaryStorageCapacityModel.__table__).c
+_OF_STORAGE = select(
+    _HOST_REF.host_uuid, _HOST_REF.status, _HOST_REF.available_capacity, _HOST_REF.available_physical_capacity
+).where(_HOST_REF.primary_storage_uuid == bindparam("of_storage"))
+_ALL_SHARES = Prepared(_OF_STORAGE)
+_SHARES = Prepared(_OF_STORAGE.where(_HOST_REF.host_uuid.in_(bindparam("hosts", expanding=True))))
+_WHOLE = Prepared(
+    select(_CAPACITY.available_capacity, _CAPACITY.available_physical_capacity).where(
+        _CAPACITY.uuid == bindparam("of_storage")
+    )
+)
+
+
+class _Share(NamedTuple):
+    """What a host has of a storage, or what all of a shared one has: whether it is there, and free bytes, of the books
+    and of the disk.
+    """
+
+    status: str
+    available: int
+    physical: int
 
 
 class Finder:
@@ -31,14 +53,15 @@ class Finder:
 
     def __init__(
         self,
+        db: Database,
         session: AsyncSession,
         ask: FindStorage,
         terms: dict[str, Terms],
         host_bound: dict[str, bool],
         image_size: int = 0,
     ) -> None:
-        self._session, self._ask, self._terms, self._host_bound = session, ask, terms, host_bound
-        self._image_size = image_size
+        self._db, self._session, self._ask, self._image_size = db, session, ask, image_size
+        self._terms, self._host_bound = terms, host_bound
         self._refusals: list[StorageRefusal] = []
 
     async def find(self, storages: list[KnownStorage]) -> StorageCandidates:
@@ -88,41 +111,45 @@ class Finder:
         hosts = sorted(available, key=lambda one: -available[one])
         return StorageCandidate(ps.uuid, hosts, available) if available else None
 
-    async def _shares(self, ps_uuid: str) -> dict[str, Any]:
+    async def _shares(self, ps_uuid: str) -> dict[str, _Share]:
         """The hosts' rows, as plain tuples: a search may be over thousands of hosts."""
-        row = HostRef
-        query = select(row.host_uuid, row.status, row.available_capacity, row.available_physical_capacity).where(
-            row.primary_storage_uuid == ps_uuid
-        )
-        if len(self._ask.host_uuids) <= FEW:
-            query = query.where(row.host_uuid.in_(self._ask.host_uuids))
-        return {one.host_uuid: one for one in await self._session.execute(query)}
+        asked = self._ask.host_uuids
+        if len(asked) > FEW:
+            rows = await _ALL_SHARES.rows(self._session, of_storage=ps_uuid)
+        else:
+            rows = await _SHARES.rows(self._session, of_storage=ps_uuid, hosts=asked)
+        return {row[0]: _Share(*row[1:]) for row in rows}
 
-    async def _whole(self, ps_uuid: str) -> Any:
-        row = PrimaryStorageCapacityModel
-        query = select(row.available_capacity, row.available_physical_capacity).where(row.uuid == ps_uuid)
-        return (await self._session.execute(query)).one_or_none()
+    async def _whole(self, ps_uuid: str) -> _Share | None:
+        for row in await _WHOLE.rows(self._session, of_storage=ps_uuid):
+            return _Share(CONNECTED, *row)
+        return None
 
-    async def _cached(self, ps_uuid: str) -> set[str]:
-        cache = ImageCacheModel
-        query = select(cache.host_uuid).where(
-            cache.primary_storage_uuid == ps_uuid, cache.image_uuid == self._ask.image_uuid
-        )
-        return set(await self._session.scalars(query))
+    async def _cached(self, ps_uuid: str) -> frozenset[str]:
+        """The hosts whose part of the storage has the image."""
+        cache, image_uuid = ImageCacheModel, self._ask.image_uuid
 
-    def _free(self, ps: KnownStorage, ref: Any, whole: Any, host_uuid: str, cached: set[str]) -> int | None:
+        async def load(session: AsyncSession) -> frozenset[str]:
+            here = (cache.primary_storage_uuid == ps_uuid, cache.image_uuid == image_uuid)
+            return frozenset(await session.scalars(select(cache.host_uuid).where(*here)))
+
+        return await self._db.remember((Finder._cached, ps_uuid, image_uuid), load, self._session)
+
+    def _free(
+        self, ps: KnownStorage, ref: _Share | None, whole: _Share | None, host_uuid: str, cached: frozenset[str]
+    ) -> int | None:
         """The free bytes when it fits on this host, else None with the reason noted."""
         bound, terms = self._host_bound[ps.uuid], self._terms[ps.uuid]
-        capacity: Any = ref if bound else whole
+        capacity = ref if bound else whole
         if ref is None or ref.status != CONNECTED or capacity is None:
             self._refuse(ps, host_uuid, "the host is not connected to it")
             return None
         image = 0 if (host_uuid if bound else NO_HOST) in cached else self._image_size
-        reason = self._too_little(capacity.available_capacity, capacity.available_physical_capacity, image, terms)
+        reason = self._too_little(capacity.available, capacity.physical, image, terms)
         if reason is not None:
             self._refuse(ps, host_uuid, reason)
             return None
-        return int(capacity.available_capacity)
+        return capacity.available
 
     def _too_little(self, available: int, physical: int, image: int, terms: Terms) -> str | None:
         if not self._ask.size:

@@ -114,10 +114,10 @@ class Storages:
 
     async def of_cluster(self, cluster_uuid: str) -> list[PrimaryStorageInventory]:
         """The storages that serve a cluster, but for those that are leaving it; as `known` has them."""
-        ref = PrimaryStorageClusterRefModel
-        serving = select(ref.primary_storage_uuid).where(ref.cluster_uuid == cluster_uuid, ref.state == ATTACHED)
 
         async def load(session: AsyncSession) -> list[PrimaryStorageInventory]:
+            ref = PrimaryStorageClusterRefModel
+            serving = select(ref.primary_storage_uuid).where(ref.cluster_uuid == cluster_uuid, ref.state == ATTACHED)
             found = await session.execute(select(_STORAGE).where(_STORAGE.c.uuid.in_(serving)))
             return [_without_capacity(cast("Mapping[str, Any]", row)) for row in found.mappings()]
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, NamedTuple, cast
 
-from sqlalchemy import bindparam, select
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy import Table, bindparam, select
 
 from caelum.cloud.image.messages import GetImage
 from caelum.cloud.interruptible import Interruptible
@@ -28,31 +27,37 @@ from caelum.cloud.volume.messages import (
     VolumesReply,
 )
 from caelum.cloud.volume.model import DELETED, NOT_INSTANTIATED, READY, ROOT, STATUSES, VolumeModel
-from caelum.cloud.volume.records import add_volume, find, get, let_go, move, remove_volume, tell_status
+from caelum.cloud.volume.records import add_volume, change, enter, find, get, move, remove_volume, without_vm
 from caelum.cloud.volume.settings import DELETION_POLICY
 from caelum.kernel.database import unique, utcnow
 from caelum.kernel.errors import OPERATION_ERROR, CloudError, not_found
 from caelum.kernel.journal import refuse_late
 from caelum.kernel.node import Node
-from caelum.kernel.rows import update_row
+from caelum.kernel.prepared import Prepared
+from caelum.kernel.rows import read_row, read_rows
 from caelum.kernel.service import Service, handles
 from caelum.kernel.tag import save_system_tags
-from caelum.kernel.views import view
+from caelum.kernel.views import view, views
 
 Work = Callable[..., Coroutine[Any, Any, None]]
 
-_FACTS = (
-    select(
-        VolumeModel.type,
-        VolumeModel.size,
-        VolumeModel.root_image_uuid,
-        VolumeModel.status,
-        AccountResourceRefModel.account_uuid,
-    )
-    .outerjoin(AccountResourceRefModel, AccountResourceRefModel.resource_uuid == VolumeModel.uuid)
-    .where(VolumeModel.uuid == bindparam("uuid"))
+_NOT_DELETED = [one for one in STATUSES.states if one != DELETED]
+_VOLUME, _OWNER = cast("Table", VolumeModel.__table__).c, cast("Table", AccountResourceRefModel.__table__).c
+_FACTS = Prepared(
+    select(_VOLUME.type, _VOLUME.size, _VOLUME.root_image_uuid, _VOLUME.status, _OWNER.account_uuid)
+    .outerjoin(AccountResourceRefModel.__table__, _OWNER.resource_uuid == _VOLUME.uuid)
+    .where(_VOLUME.uuid == bindparam("of_volume"))
 )
-"""What the making and the deletion of a volume must know of it."""
+
+
+class _Facts(NamedTuple):
+    """What the making and the deletion of a volume must know of it."""
+
+    type: str
+    size: int
+    root_image_uuid: str | None
+    status: str
+    account_uuid: str | None
 
 
 class VolumeRecordsService(Service):
@@ -107,8 +112,7 @@ class VolumeRecordsService(Service):
         return await self._filling.run(msg.volume_uuid, self._fill(msg))
 
     async def _fill(self, msg: FillVolume) -> VolumeInventory:
-        async with self.db.read() as session:
-            known = (await session.execute(_FACTS, {"uuid": msg.volume_uuid})).one_or_none()
+        known = await self._facts(msg.volume_uuid)
         if known is None:
             raise not_found(VOLUME, msg.volume_uuid)
         if known.status == READY:
@@ -126,10 +130,11 @@ class VolumeRecordsService(Service):
         )
         status = STATUSES.next(known.status, "instantiated")
         async with self.db.transaction() as tx:
-            return await self._enter(
+            return await enter(
+                self.node,
                 tx,
                 msg.volume_uuid,
-                known,
+                known.status,
                 status,
                 primary_storage_uuid=msg.primary_storage_uuid,
                 install_path=bits.install_path,
@@ -154,8 +159,7 @@ class VolumeRecordsService(Service):
         """Delete a volume, in its queue. One without bits has nothing to keep."""
         usual = await self.node.settings.get_for(DELETION_POLICY, uuid)
         policy = policy or usual
-        async with self.db.read() as session:
-            known = (await session.execute(_FACTS, {"uuid": uuid})).one_or_none()
+        known = await self._facts(uuid)
         if known is None:
             return
         if policy == "Direct" or known.status == NOT_INSTANTIATED:
@@ -165,21 +169,15 @@ class VolumeRecordsService(Service):
             if policy == "Never":
                 await remove_volume(tx, uuid)
             elif known.type == ROOT:  # it stays with its machine, which may be recovered
-                await self._enter(tx, uuid, known, STATUSES.next(known.status, "delete"))
+                await enter(self.node, tx, uuid, known.status, STATUSES.next(known.status, "delete"))
             else:
-                row = await get(tx, uuid)
-                await move(self.node, tx, row, "delete")
-                let_go(row)
+                row = await get(tx, uuid, lock=True)
+                await move(self.node, tx, row, "delete", **without_vm(row))
 
-    async def _enter(self, tx: AsyncSession, uuid: str, known: Any, status: str, **values: Any) -> VolumeInventory:
-        """Take a volume from the status that was found in its queue into another one."""
-        row = await update_row(tx, VolumeModel, uuid, {**values, "status": status}, status=[known.status])
-        if row is None:
-            raise CloudError(OPERATION_ERROR, f"volume[uuid:{uuid}] is not {known.status} any more")
-        volume: VolumeInventory = view(row)
-        if status != known.status:
-            tell_status(self.node, tx, volume, known.status, known.account_uuid)
-        return volume
+    async def _facts(self, uuid: str) -> _Facts | None:
+        async with self.db.read() as session:
+            found = await _FACTS.rows(session, of_volume=uuid)
+        return _Facts(*found[0]) if found else None
 
     async def remove_now(self, uuid: str, answers: bool = False) -> None:
         """Delete bits, record and reservation, in the volume's queue."""
@@ -198,8 +196,7 @@ class VolumeRecordsService(Service):
     async def recover_now(self, uuid: str) -> VolumeInventory:
         """Take back a deletion, in the volume's queue."""
         async with self.db.transaction() as tx:
-            await move(self.node, tx, await get(tx, uuid), "recover")
-        return await find(self.node, uuid)
+            return await move(self.node, tx, await get(tx, uuid, lock=True), "recover")
 
     @handles(ExpungeVolume, queue="volume-{volume_uuid}")
     async def expunge_volume(self, msg: ExpungeVolume) -> None:
@@ -213,20 +210,16 @@ class VolumeRecordsService(Service):
     @handles(SetVolumeAttachment, queue="volume-{volume_uuid}")
     async def set_attachment(self, msg: SetVolumeAttachment) -> VolumeInventory:
         async with self.db.transaction() as tx:
-            row = await get(tx, msg.volume_uuid)
+            row = await get(tx, msg.volume_uuid, lock=True)
             if msg.vm_instance_uuid is None:
-                let_go(row)
-            elif row.vm_instance_uuid != msg.vm_instance_uuid or row.device_id != msg.device_id:
-                self._check_attachable(row, msg)
-                details = f"VM[uuid:{msg.vm_instance_uuid}] has another volume as device {msg.device_id}"
-                async with unique(tx, VOLUME_IN_USE, details):
-                    row.vm_instance_uuid, row.device_id, row.last_attach_date = (
-                        msg.vm_instance_uuid,
-                        msg.device_id,
-                        utcnow(),
-                    )
-                    await tx.flush()
-        return await find(self.node, msg.volume_uuid)
+                return await change(tx, row.uuid, **without_vm(row))
+            if (row.vm_instance_uuid, row.device_id) == (msg.vm_instance_uuid, msg.device_id):
+                return view(row)  # type: ignore[no-any-return]
+            self._check_attachable(row, msg)
+            place = {"vm_instance_uuid": msg.vm_instance_uuid, "device_id": msg.device_id}
+            details = f"VM[uuid:{msg.vm_instance_uuid}] has another volume as device {msg.device_id}"
+            async with unique(tx, VOLUME_IN_USE, details):
+                return await change(tx, row.uuid, **place, last_attach_date=utcnow())
 
     def _check_attachable(self, row: VolumeModel, msg: SetVolumeAttachment) -> None:
         if row.vm_instance_uuid not in (None, msg.vm_instance_uuid):
@@ -238,22 +231,20 @@ class VolumeRecordsService(Service):
 
     @handles(GetVolumes)
     async def get_volumes(self, msg: GetVolumes) -> VolumesReply:
-        query = select(VolumeModel).order_by(VolumeModel.device_id, VolumeModel.uuid)
-        if msg.uuids is not None:
-            query = query.where(VolumeModel.uuid.in_(msg.uuids))
-        else:
-            query = query.where(VolumeModel.status != DELETED)
+        only: dict[str, Any] = {"status": _NOT_DELETED} if msg.uuids is None else {"uuid": msg.uuids}
         if msg.vm_instance_uuid is not None:
-            query = query.where(VolumeModel.vm_instance_uuid == msg.vm_instance_uuid)
+            only["vm_instance_uuid"] = msg.vm_instance_uuid
         async with self.db.read() as session:
-            return VolumesReply(volumes=[view(row) for row in await session.scalars(query)])
+            return VolumesReply(
+                volumes=views(await read_rows(session, VolumeModel, order=("device_id", "uuid"), **only))
+            )
 
     # --- shared -------------------------------------------------------------------------------------------------------
 
     async def lookup(self, uuid: str) -> VolumeInventory | None:
         """A volume, or None when there is none."""
         async with self.db.read() as session:
-            row = await session.get(VolumeModel, uuid)
+            row = await read_row(session, VolumeModel, uuid)
         return None if row is None else view(row)
 
     async def of_same_owner(self, volume_uuid: str, uuids: list[str]) -> set[str]:

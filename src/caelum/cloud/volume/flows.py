@@ -18,6 +18,7 @@ from caelum.cloud.volume.messages import DeleteVolume, InstantiateVolume
 from caelum.cloud.volume.model import CREATING, DATA, NOT_INSTANTIATED, VolumeModel
 from caelum.cloud.volume.records import add_volume, find, get, move, remove_volume
 from caelum.kernel.errors import CloudError, invalid
+from caelum.kernel.rows import read_row
 from caelum.kernel.tag import save_system_tags, save_user_tags
 from caelum.kernel.workflow import BEGIN, Retry, Run, Workflow, step
 
@@ -69,7 +70,7 @@ class CreateDataVolumeFlow(Workflow[CreateDataContext, VolumeInventory]):
         """The volume is what its last step made of it."""
 
     async def abort(self, tx: AsyncSession, ctx: CreateDataContext, error: CloudError) -> None:
-        row = await tx.get(VolumeModel, ctx.uuid)
+        row = await read_row(tx, VolumeModel, ctx.uuid, lock=True)
         if row is None or row.install_path is None:
             await remove_volume(tx, ctx.uuid)
         else:
@@ -114,21 +115,22 @@ class InstantiateFlow(Workflow[InstantiateContext, VolumeInventory]):
         return f"volume-{ctx.uuid}"
 
     async def begin(self, tx: AsyncSession, ctx: InstantiateContext) -> None:
-        row = await get(tx, ctx.uuid)
+        row = await get(tx, ctx.uuid, lock=True)
         await move(self.node, tx, row, "instantiate")
         ctx.type, ctx.size, ctx.image_uuid = row.type, row.size, row.root_image_uuid
         ctx.account_uuid = await owner_of(tx, ctx.uuid)
 
     async def complete(self, tx: AsyncSession, ctx: InstantiateContext) -> None:
-        row, bits = await get(tx, ctx.uuid), ctx.bits
+        row, bits = await get(tx, ctx.uuid, lock=True), ctx.bits
         if bits is None:
             raise RuntimeError(f"volume {ctx.uuid} has no bits at the end of its instantiation")
-        row.primary_storage_uuid, row.install_path = ctx.primary_storage_uuid, bits.install_path
-        row.format, row.size, row.actual_size = bits.format, bits.size, bits.actual_size
-        await move(self.node, tx, row, "instantiated")
+        made = {"install_path": bits.install_path, "format": bits.format}
+        sizes = {"size": bits.size, "actual_size": bits.actual_size}
+        place = {"primary_storage_uuid": ctx.primary_storage_uuid}
+        await move(self.node, tx, row, "instantiated", **place, **made, **sizes)
 
     async def abort(self, tx: AsyncSession, ctx: InstantiateContext, error: CloudError) -> None:
-        row = await get(tx, ctx.uuid)
+        row = await get(tx, ctx.uuid, lock=True)
         if row.status == CREATING:
             await move(self.node, tx, row, "give up")
 
@@ -190,7 +192,7 @@ class RemoveVolumeFlow(Workflow[RemoveContext, None]):
         return f"volume-{ctx.uuid}"
 
     async def begin(self, tx: AsyncSession, ctx: RemoveContext) -> None:
-        row = await get(tx, ctx.uuid)
+        row = await get(tx, ctx.uuid, lock=True)
         ctx.primary_storage_uuid, ctx.install_path = row.primary_storage_uuid, row.install_path
         await move(self.node, tx, row, "delete")
 

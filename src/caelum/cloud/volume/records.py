@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sqlalchemy import delete
+from typing import Any
+
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.ownership import disown, own, owner_of
@@ -11,16 +12,16 @@ from caelum.cloud.volume.api import VOLUME, VolumeInventory
 from caelum.cloud.volume.events import VolumeStatusChanged
 from caelum.cloud.volume.model import DATA, STATUSES, VolumeModel
 from caelum.kernel.database import after_commit, insert_new, utcnow
-from caelum.kernel.errors import not_found
+from caelum.kernel.errors import OPERATION_ERROR, CloudError, not_found
 from caelum.kernel.node import Node
-from caelum.kernel.rows import values_of
+from caelum.kernel.rows import delete_rows, read_row, update_row, values_of
 from caelum.kernel.tag import drop_tags
 from caelum.kernel.views import view
 
 
-async def get(session: AsyncSession, uuid: str) -> VolumeModel:
-    """The row of a volume."""
-    row = await session.get(VolumeModel, uuid)
+async def get(session: AsyncSession, uuid: str, *, lock: bool = False) -> VolumeModel:
+    """The row of a volume; with `lock` it stays as it is until the transaction ends, but for what that changes."""
+    row = await read_row(session, VolumeModel, uuid, lock=lock)
     if row is None:
         raise not_found(VOLUME, uuid)
     return row
@@ -43,21 +44,32 @@ async def add_volume(tx: AsyncSession, row: VolumeModel, account_uuid: str) -> b
     return True
 
 
-async def move(node: Node, tx: AsyncSession, row: VolumeModel, event: str) -> None:
-    """The status that `event` leads to; its news goes out with the commit."""
-    await enter(node, tx, row, STATUSES.next(row.status, event))
+async def move(node: Node, tx: AsyncSession, row: VolumeModel, event: str, **values: Any) -> VolumeInventory:
+    """The status that `event` leads to, and new values of other attributes; its news goes out with the commit."""
+    return await enter(node, tx, row.uuid, row.status, STATUSES.next(row.status, event), **values)
 
 
-async def enter(node: Node, tx: AsyncSession, row: VolumeModel, status: str) -> None:
-    """Enter a status; its news goes out with the commit."""
-    old, row.status, row.last_op_date = row.status, status, utcnow()
-    if old == status:
-        return
-    await tx.flush()
-    tell_status(node, tx, view(row), old, await owner_of(tx, row.uuid))
+async def enter(node: Node, tx: AsyncSession, uuid: str, old: str, status: str, **values: Any) -> VolumeInventory:
+    """Enter a status from the old one, which the volume must be in; its news goes out with the commit."""
+    row = await update_row(tx, VolumeModel, uuid, {**values, "status": status}, status=old)
+    if row is None:
+        raise CloudError(OPERATION_ERROR, f"volume[uuid:{uuid}] is not {old} any more")
+    volume: VolumeInventory = view(row)
+    if status != old:
+        _tell_status(node, tx, volume, old, await owner_of(tx, uuid))
+    return volume
 
 
-def tell_status(node: Node, tx: AsyncSession, volume: VolumeInventory, old: str, account_uuid: str | None) -> None:
+async def change(tx: AsyncSession, uuid: str, **values: Any) -> VolumeInventory:
+    """Set attributes other than the status."""
+    row = await update_row(tx, VolumeModel, uuid, values)
+    if row is None:
+        raise not_found(VOLUME, uuid)
+    volume: VolumeInventory = view(row)
+    return volume
+
+
+def _tell_status(node: Node, tx: AsyncSession, volume: VolumeInventory, old: str, account_uuid: str | None) -> None:
     """Tell, once it is committed, that a volume has entered its status."""
     news = VolumeStatusChanged(
         volume_uuid=volume.uuid,
@@ -75,11 +87,12 @@ async def remove_volume(tx: AsyncSession, uuid: str) -> None:
     await give_all(tx, ["volume.data.num", "volume.capacity"], uuid)
     await drop_tags(tx, uuid)
     await disown(tx, uuid)
-    await tx.execute(delete(VolumeModel).where(VolumeModel.uuid == uuid))
+    await delete_rows(tx, VolumeModel, uuid=uuid)
 
 
-def let_go(row: VolumeModel) -> None:
-    """No virtual machine has the volume any more."""
+def without_vm(row: VolumeModel) -> dict[str, Any]:
+    """The values of a volume that no virtual machine has any more."""
+    values: dict[str, Any] = {"vm_instance_uuid": None, "device_id": None}
     if row.vm_instance_uuid is not None:
-        row.last_vm_instance_uuid, row.last_detach_date = row.vm_instance_uuid, utcnow()
-    row.vm_instance_uuid = row.device_id = None
+        values |= {"last_vm_instance_uuid": row.vm_instance_uuid, "last_detach_date": utcnow()}
+    return values

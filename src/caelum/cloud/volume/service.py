@@ -40,13 +40,14 @@ from caelum.cloud.volume.events import VolumeConfigChanged
 from caelum.cloud.volume.flows import CreateDataContext, CreateDataVolumeFlow
 from caelum.cloud.volume.messages import ExpungeVolume
 from caelum.cloud.volume.model import DATA, DELETED, READY, STATES, VolumeModel
-from caelum.cloud.volume.records import find, get
+from caelum.cloud.volume.records import change, find, get
 from caelum.cloud.volume.settings import EXPUNGE_INTERVAL, EXPUNGE_PERIOD, REFRESH_SIZE_INTERVAL
 from caelum.kernel import context
 from caelum.kernel.database import utcnow
 from caelum.kernel.errors import OPERATION_ERROR, CloudError, invalid
 from caelum.kernel.ids import new_uuid
 from caelum.kernel.node import Node
+from caelum.kernel.rows import read_row
 from caelum.kernel.service import handles, intercepts
 
 log = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ class VolumeService(VolumeRecordsService):
     @intercepts(DeleteDataVolume)
     async def check_delete(self, msg: DeleteDataVolume) -> None:
         async with self.db.read() as session:
-            row = await session.get(VolumeModel, msg.uuid)
+            row = await read_row(session, VolumeModel, msg.uuid)
         if row is not None and row.type != DATA:
             raise invalid("uuid", f"volume[uuid:{msg.uuid}] is a {row.type} volume: it goes with its virtual machine")
 
@@ -154,19 +155,18 @@ class VolumeService(VolumeRecordsService):
     @handles(UpdateVolume, queue="volume-{uuid}")
     async def update(self, msg: UpdateVolume) -> VolumeInventory:
         async with self.db.transaction() as tx:
-            row = await get(tx, msg.uuid)
-            row.name = msg.name if msg.name is not None else row.name
-            row.description = msg.description if msg.description is not None else row.description
-        volume = await find(self.node, msg.uuid)
+            row = await get(tx, msg.uuid, lock=True)
+            name = row.name if msg.name is None else msg.name
+            description = row.description if msg.description is None else msg.description
+            volume = await change(tx, msg.uuid, name=name, description=description)
         self.bus.publish(VolumeConfigChanged(inventory=volume, date=utcnow()))
         return volume
 
     @handles(ChangeVolumeState, queue="volume-{uuid}")
     async def change_state(self, msg: ChangeVolumeState) -> VolumeInventory:
         async with self.db.transaction() as tx:
-            row = await get(tx, msg.uuid)
-            row.state = STATES.next(row.state, msg.state_event)
-        return await find(self.node, msg.uuid)
+            row = await get(tx, msg.uuid, lock=True)
+            return await change(tx, msg.uuid, state=STATES.next(row.state, msg.state_event))
 
     @handles(SyncVolumeSize, queue="volume-{uuid}")
     async def sync_size(self, msg: SyncVolumeSize) -> VolumeInventory:
@@ -177,9 +177,7 @@ class VolumeService(VolumeRecordsService):
             GetBitsOnStorage(volume.primary_storage_uuid, None, volume.install_path, volume_uuid=volume.uuid)
         )
         async with self.db.transaction() as tx:
-            row = await get(tx, msg.uuid)
-            row.size, row.actual_size = bits.size, bits.actual_size
-        return await find(self.node, msg.uuid)
+            return await change(tx, msg.uuid, size=bits.size, actual_size=bits.actual_size)
 
     async def refresh_sizes(self) -> None:
         """Measure every ready volume. One that cannot be measured now is measured next time."""
