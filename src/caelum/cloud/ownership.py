@@ -8,17 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, cast
+from typing import cast
 
-from sqlalchemy import Delete, Index, Select, String, Table, bindparam, delete, select
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy import Index, Select, String, Table, bindparam, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
 from caelum.kernel import resources
-from caelum.kernel.database import Row, utcnow
+from caelum.kernel.database import Row, conflict_insert, utcnow
 from caelum.kernel.prepared import Prepared
+from caelum.kernel.rows import delete_rows
 
 ALL_PERMISSIONS = 2
 """The original's number for a permission to read and write."""
@@ -88,15 +87,13 @@ async def own_all(tx: AsyncSession, account_uuid: str, types: Mapping[str, str])
         }
         for resource_uuid, resource_type in types.items()
     ]
-    postgresql = tx.get_bind().dialect.name == "postgresql"
     for row in rows:
-        await _owning(postgresql).run(tx, **row)
+        await _owning().run(tx, **row)
 
 
 @lru_cache
-def _owning(postgresql: bool) -> Prepared:
-    build: Any = postgresql_insert if postgresql else sqlite_insert
-    statement = build(cast("Table", AccountResourceRefModel.__table__)).inline()
+def _owning() -> Prepared:
+    statement = conflict_insert(AccountResourceRefModel).inline()
     taken_over = {name: statement.excluded[name] for name in ("account_uuid", "owner_account_uuid")}
     owning = statement.on_conflict_do_update(
         index_elements=["resource_uuid"], set_={**taken_over, "last_op_date": statement.excluded.last_op_date}
@@ -109,19 +106,17 @@ async def disown(tx: AsyncSession, *resource_uuids: str) -> None:
     """Forget the owner of resources that are deleted, and with whom they were shared."""
     if resource_uuids:
         for model in (AccountResourceRefModel, SharedResourceModel):
-            await tx.execute(_forgetting(model), {"uuids": list(resource_uuids)})
-
-
-@lru_cache
-def _forgetting(model: type[AccountResourceRefModel] | type[SharedResourceModel]) -> Delete:
-    table = cast("Table", model.__table__)
-    return delete(table).where(table.c.resource_uuid.in_(bindparam("uuids", expanding=True)))
+            await delete_rows(tx, model, resource_uuid=resource_uuids)
 
 
 async def owner_of(session: AsyncSession, resource_uuid: str) -> str | None:
     """The account that owns the resource, or None: nobody does, or it is not a thing that is owned."""
-    row = AccountResourceRefModel
-    return await session.scalar(select(row.account_uuid).where(row.resource_uuid == resource_uuid))
+    found = await _OWNER.rows(session, key=resource_uuid)
+    return found[0][0] if found else None
+
+
+_OWNERS = cast("Table", AccountResourceRefModel.__table__).c
+_OWNER = Prepared(select(_OWNERS.account_uuid).where(_OWNERS.resource_uuid == bindparam("key")))
 
 
 def owned_by(account_uuids: list[str], resource_type: str) -> Select[str]:

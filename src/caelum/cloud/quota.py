@@ -12,14 +12,12 @@ from functools import lru_cache
 from typing import Any, cast
 
 from sqlalchemy import BigInteger, String, Table, UniqueConstraint, bindparam, case, delete, or_, select, update
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
 from caelum.kernel.context import ADMIN_ACCOUNT_UUID
-from caelum.kernel.database import Base, Resource
+from caelum.kernel.database import Base, Resource, conflict_insert
 from caelum.kernel.errors import CloudError, error_type
 from caelum.kernel.ids import derived_uuid
 from caelum.kernel.prepared import Prepared
@@ -140,9 +138,9 @@ async def give(tx: AsyncSession, account_uuid: str, name: str, amount: int = 1, 
 
 async def give_all(tx: AsyncSession, names: Sequence[str], key: str) -> None:
     """Give back what was taken under a key, of several quotas at once."""
-    taken = (await tx.execute(_forgetting(), {"usage_key": key, "names": list(names)})).all()
-    for account_uuid in {one.account_uuid for one in taken}:
-        amounts = {one.name: one.amount for one in taken if one.account_uuid == account_uuid}
+    taken = await _FORGET.rows(tx, usage_key=key, names=names)
+    for account_uuid in {account for _, account, _ in taken}:
+        amounts = {name: amount for name, account, amount in taken if account == account_uuid}
         await _uncount(tx, account_uuid, amounts)
 
 
@@ -152,19 +150,25 @@ async def usage(session: AsyncSession, account_uuid: str) -> list[tuple[str, int
     return [(row.name, row.used, row.value) for row in rows]
 
 
+_USAGE = cast("Table", QuotaUsageModel.__table__)
+_FORGET = Prepared(
+    delete(_USAGE)
+    .where(_USAGE.c.key == bindparam("usage_key"), _USAGE.c.name.in_(bindparam("names", expanding=True)))
+    .returning(_USAGE.c.name, _USAGE.c.account_uuid, _USAGE.c.amount)
+)
+
+
 async def _note(tx: AsyncSession, account_uuid: str, amounts: Mapping[str, int], key: str) -> set[str]:
     """Note what is taken under a key; the names of which nothing was noted before."""
     values = [{"name": name, "amount": amount} for name, amount in amounts.items()]
-    postgresql = tx.get_bind().dialect.name == "postgresql"
-    statement = _noting(len(values), postgresql)
+    statement = _noting(len(values))
     flat = {f"{field}_{number}": value for number, one in enumerate(values) for field, value in one.items()}
     return {name for (name,) in await statement.rows(tx, **flat, usage_key=key, account=account_uuid)}
 
 
 @lru_cache
-def _noting(count: int, postgresql: bool) -> Prepared:
-    build: Any = postgresql_insert if postgresql else sqlite_insert
-    table = cast("Table", QuotaUsageModel.__table__)
+def _noting(count: int) -> Prepared:
+    statement = conflict_insert(QuotaUsageModel)
     rows = [
         {
             "name": bindparam(f"name_{number}", type_=String),
@@ -174,15 +178,7 @@ def _noting(count: int, postgresql: bool) -> Prepared:
         }
         for number in range(count)
     ]
-    return Prepared(build(table).values(rows).on_conflict_do_nothing().returning(table.c.name))
-
-
-@lru_cache
-def _forgetting() -> Any:
-    here = cast("Table", QuotaUsageModel.__table__).c
-    mine = (here.key == bindparam("usage_key"), here.name.in_(bindparam("names", expanding=True)))
-    gone = delete(cast("Table", QuotaUsageModel.__table__)).where(*mine)
-    return gone.returning(here.name, here.account_uuid, here.amount)
+    return Prepared(statement.values(rows).on_conflict_do_nothing().returning(statement.table.c.name))
 
 
 async def _count(tx: AsyncSession, account_uuid: str, amounts: Mapping[str, int]) -> set[str]:

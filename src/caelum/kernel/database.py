@@ -36,14 +36,14 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy import update as sql_update
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy.dialects.postgresql import Insert
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, mapped_column, relationship
 
 from caelum.kernel import postgresql, resources, sqlite
 from caelum.kernel.errors import CloudError, ErrorType
+from caelum.kernel.prepared import Prepared
 from caelum.kernel.remembered import Remembered
 
 log = logging.getLogger(__name__)
@@ -502,18 +502,22 @@ async def update_where(
     return changed
 
 
+def conflict_insert(model: type[Base]) -> Insert:
+    """An insert that can say what to do when there is a row with the same unique key (`on_conflict_do_nothing`,
+    `on_conflict_do_update`). It is PostgreSQL's; SQLite has the same, and SQLAlchemy writes this one for both.
+    """
+    return Insert(cast("Table", model.__table__))
+
+
 async def insert_new(tx: AsyncSession, model: type[Base], **values: Any) -> bool:
     """Insert a row unless there is one with the same unique key; whether it did. Looking first would be one more."""
-    postgresql = tx.get_bind().dialect.name == "postgresql"
-    result = cast("CursorResult[Any]", await tx.execute(_insert_new(model, postgresql), values))
-    return result.rowcount > 0
+    return await _insert_new(model, tuple(values)).run(tx, **values) > 0
 
 
 @lru_cache
-def _insert_new(model: type[Base], postgresql: bool) -> Any:
-    insert: Any = postgresql_insert if postgresql else sqlite_insert
-    statement = insert(cast("Table", model.__table__)).on_conflict_do_nothing()
-    return statement.inline().execution_options(preserve_rowcount=True)
+def _insert_new(model: type[Base], names: tuple[str, ...]) -> Prepared:
+    statement = conflict_insert(model).on_conflict_do_nothing().inline()
+    return Prepared(statement.execution_options(preserve_rowcount=True), *names)
 
 
 def is_unique_violation(error: BaseException) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 from sqlalchemy import BindParameter, CursorResult, Dialect, Executable
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.dml import UpdateBase
 
 from caelum.kernel.sqlite import KeptSession
 
@@ -24,10 +25,10 @@ class Prepared:
         _STATE = Prepared(select(_JOB.c.state).where(_JOB.c.uuid == bindparam("key")))
         rows = await _STATE.rows(session, key=uuid)
 
-    Declare it once, at the module's level. It works on tables and answers with tuples; what was only added to the
-    session, and not flushed, it does not see, and objects that are loaded do not see what it changes. An insert takes
-    the values of the columns by name: `columns`, and those with a default of their own besides. `IN` has to be spelled
-    as `or_`: a list has no fixed number of places.
+    Declare it once, at the module's level. It works on tables and answers with tuples, also of RETURNING; what was only
+    added to the session, and not flushed, it does not see, and objects that are loaded do not see what it changes. An
+    insert takes the values of the columns by name: `columns`, and those with a default of their own besides. A list is
+    given for `column.in_(bindparam("keys", expanding=True))`.
     """
 
     def __init__(self, statement: Executable, *columns: str) -> None:
@@ -36,13 +37,13 @@ class Prepared:
         self._compiled: _Compiled | None = None
 
     async def rows(self, session: AsyncSession, /, **values: Any) -> Sequence[Sequence[Any]]:
-        """The rows that it selects."""
+        """The rows that it selects, or returns of what it changed."""
         kept = session.sync_session
         if not isinstance(kept, KeptSession):
             with session.no_autoflush:
                 return (await session.execute(self._statement, values)).all()
         compiled = self._compiled or self._compile(kept)
-        rows, _ = await kept.run(compiled.text, compiled.bound(values))
+        rows, _ = await kept.run(*compiled.bound(values))
         return [compiled.row(one) for one in rows] if compiled.converts else rows
 
     async def run(self, session: AsyncSession, /, **values: Any) -> int:
@@ -52,7 +53,7 @@ class Prepared:
             with session.no_autoflush:
                 return cast("CursorResult[Any]", await session.execute(self._statement, values)).rowcount
         compiled = self._compiled or self._compile(kept)
-        _, count = await kept.run(compiled.text, compiled.bound(values))
+        _, count = await kept.run(*compiled.bound(values))
         return count
 
     def _compile(self, kept: KeptSession) -> _Compiled:
@@ -62,11 +63,20 @@ class Prepared:
 
 
 class _Place(NamedTuple):
-    """Where a value goes: what it is called, what it is when none is given, how the driver gets it."""
+    """Where a value goes: what it is called, what it is when none is given, how the driver gets it; of a list, where
+    in it the value stands."""
 
     name: str
     otherwise: Callable[[], Any] | None
     convert: _Convert | None
+    at: int | None = None
+
+
+class _Form(NamedTuple):
+    """The statement as the driver gets it, with lists of certain lengths."""
+
+    text: str
+    places: list[_Place]
 
 
 class _Compiled:
@@ -74,35 +84,73 @@ class _Compiled:
 
     def __init__(self, statement: Any, columns: Sequence[str], dialect: Dialect) -> None:
         compiled: SQLCompiler = statement.compile(dialect=dialect, column_keys=list(columns) or None)
-        if compiled.post_compile_params:
-            raise TypeError(f"a prepared statement cannot have lists of values: {compiled}")
-        self.text = str(compiled)
-        defaults = {one.key: _constant(one.default) for one in compiled.insert_prefetch}
-        defaults |= {one.key: _constant(one.onupdate) for one in compiled.update_prefetch}
-        self._places = [
-            _Place(name, defaults.get(name) or _fixed(bind), bind.type.dialect_impl(dialect).bind_processor(dialect))
-            for name, bind in ((name, compiled.binds[name]) for name in compiled.positiontup or ())
-        ]
-        types = [one.type.dialect_impl(dialect) for one in getattr(statement, "selected_columns", ())]
-        found = [one.result_processor(dialect, None) for one in types]
-        self.converts = any(found)
-        self._convert: list[_Convert] = [one or _same for one in found]
+        if compiled.literal_execute_params:
+            raise TypeError(f"a prepared statement cannot have values that are written into it: {compiled}")
+        self._compiled, self._dialect = compiled, dialect
+        self._otherwise = {one.key: _constant(one.default) for one in compiled.insert_prefetch}
+        self._otherwise |= {one.key: _constant(one.onupdate) for one in compiled.update_prefetch}
+        self._lists = {name: _fixed(bind) for name, bind in compiled.binds.items() if bind.expanding}
+        self._forms: dict[tuple[int, ...], _Form] = {}
+        self._single = None if self._lists else _Form(str(compiled), [self._place(one) for one in _names(compiled)])
+        types = [one.type.dialect_impl(dialect) for one in _selected(statement)]
+        found = [(index, one.result_processor(dialect, None)) for index, one in enumerate(types)]
+        self._back: list[tuple[int, _Convert]] = [(index, one) for index, one in found if one is not None]
+        self.converts = bool(self._back)
 
-    def bound(self, values: dict[str, Any]) -> list[Any]:
-        """The values in the order of their places."""
+    def _place(self, name: str, at: int | None = None) -> _Place:
+        bind = self._compiled.binds[name]
+        convert = bind.type.dialect_impl(self._dialect).bind_processor(self._dialect)
+        return _Place(name, self._otherwise.get(name) or _fixed(bind), convert, at)
+
+    def bound(self, values: dict[str, Any]) -> tuple[str, list[Any]]:
+        """The statement, and the values in the order of their places."""
+        form = self._single or self._form(values)
         found = []
-        for name, otherwise, convert in self._places:
+        for name, otherwise, convert, at in form.places:
             value = values[name] if otherwise is None or name in values else otherwise()
+            if at is not None:
+                value = value[at]
             found.append(value if convert is None else convert(value))
-        return found
+        return form.text, found
 
-    def row(self, row: Sequence[Any]) -> tuple[Any, ...]:
+    def _form(self, values: dict[str, Any]) -> _Form:
+        """The form for these lists, which it makes longer where that saves forms."""
+        for name, fixed in self._lists.items():
+            values[name] = _filled(values[name] if fixed is None or name in values else fixed())
+        lengths = tuple(len(values[name]) for name in self._lists)
+        return self._forms.get(lengths) or self._expand(lengths)
+
+    def _expand(self, lengths: tuple[int, ...]) -> _Form:
+        nothing: dict[str, Any] = dict.fromkeys(self._compiled.binds)
+        lists = {name: [None] * length for name, length in zip(self._lists, lengths, strict=True)}
+        expanded = self._compiled.construct_expanded_state(nothing | lists)
+        parts = {part: (name, index) for name, names in expanded.parameter_expansion.items()
+                 for index, part in enumerate(names)}  # fmt: skip
+        places = [self._place(*parts.get(name, (name, None))) for name in expanded.positiontup or ()]
+        self._forms[lengths] = form = _Form(expanded.statement, places)
+        return form
+
+    def row(self, row: Sequence[Any]) -> list[Any]:
         """A row in Python's types."""
-        return tuple(convert(value) for convert, value in zip(self._convert, row, strict=True))
+        values = list(row)
+        for index, convert in self._back:
+            values[index] = convert(values[index])
+        return values
 
 
-def _same(value: Any) -> Any:
-    return value
+def _names(compiled: SQLCompiler) -> Sequence[str]:
+    return compiled.positiontup or ()
+
+
+def _selected(statement: Any) -> Any:
+    """The columns that a statement answers with."""
+    return statement.exported_columns if isinstance(statement, UpdateBase) else statement.selected_columns
+
+
+def _filled(values: Any) -> list[Any]:
+    """A list as long as the next power of two, for the same by `IN`: each length is a statement of its own."""
+    found = list(values)
+    return found + found[-1:] * ((1 << (len(found) - 1).bit_length()) - len(found)) if found else found
 
 
 def _fixed(bind: BindParameter[Any]) -> Callable[[], Any] | None:

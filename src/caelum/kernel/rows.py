@@ -1,22 +1,68 @@
 """Rows written and read past the ORM's bookkeeping, where that would take longer than the statement.
 
-Invariant: what an object of `insert_rows` and `update_row` says is what the table has. It belongs to no session:
-nothing that is changed on it is written.
+Invariant: an object of this module says what the table has when it was read or written, and belongs to no session:
+nothing that is changed on it is written, and no session knows of what is written here. What such an object was never
+given, as rows of other tables that refer to it, is not loaded when it is asked for.
+
+The conditions of all functions are the columns' values by attribute, or several that a column may have:
+
+    vms = await read_rows(session, VmInstanceModel, host_uuid=host.uuid, state=["Running", "Paused"])
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Any, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
-from sqlalchemy import Table, bindparam, insert, inspect, update
+from sqlalchemy import ColumnElement, Executable, Table, bindparam, delete, insert, inspect, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import ClassManager
 
 from caelum.kernel.database import Base
 from caelum.kernel.prepared import Prepared
 
 M = TypeVar("M", bound=Base)
+
+
+class Rows(Generic[M]):
+    """A prepared statement (`prepared.py`) that answers with whole rows of a model, in the order of `select(table)`.
+
+    _OF_HOST = Rows(VmInstanceModel, select(_VM).where(_VM.c.host_uuid == bindparam("host")).order_by(_VM.c.name))
+    vms = await _OF_HOST.read(session, host=host_uuid)
+    """
+
+    def __init__(self, model: type[M], statement: Executable) -> None:
+        self._model = model
+        self._statement = Prepared(statement)
+
+    async def read(self, session: AsyncSession, /, **values: Any) -> list[M]:
+        """The objects."""
+        make = _kind(self._model).make
+        return [make(one) for one in await self._statement.rows(session, **values)]
+
+
+async def read_rows(
+    session: AsyncSession, model: type[M], /, *, order: Sequence[str] = (), lock: bool = False, **only: Any
+) -> list[M]:
+    """The rows that meet the conditions, ordered by these attributes.
+
+    In a transaction, `lock` keeps them as they are until its end, as it does for objects that a session loads.
+    """
+    statement = _select(model, tuple(order), lock, _shape(only))
+    return await statement.read(session, **_keys(only))
+
+
+async def read_row(session: AsyncSession, model: type[M], uuid: str, *, lock: bool = False) -> M | None:
+    """The row with this UUID, or None."""
+    found = await read_rows(session, model, lock=lock, uuid=uuid)
+    return found[0] if found else None
+
+
+def related(row: M, **rows: Any) -> M:
+    """Give an object what belongs to its relationships, so that views of it show that."""
+    row.__dict__.update(rows)
+    return row
 
 
 def values_of(row: Base) -> dict[str, Any]:
@@ -38,26 +84,116 @@ async def insert_rows(tx: AsyncSession, rows: Iterable[Base]) -> None:
             await _insert(model).run(tx, **one)
 
 
-async def update_row(
-    tx: AsyncSession, model: type[M], uuid: str, values: dict[str, Any], **only: Collection[str]
-) -> M | None:
-    """Set columns of the row with this UUID, when each of the columns in `only` has one of these values, and tell
-    what the row is now; None when there is no such row.
+async def update_row(tx: AsyncSession, model: type[M], uuid: str, values: dict[str, Any], /, **only: Any) -> M | None:
+    """Set attributes of the row with this UUID, if it meets the conditions, and tell what it is now; None when there is
+    no such row.
     """
-    keys = {f"key_{name}": list(allowed) for name, allowed in only.items()}
-    statement = _update(model, tuple(values), tuple(only))
-    found = (await tx.execute(statement, {**values, **keys, "key_uuid": uuid})).mappings().one_or_none()
-    return None if found is None else model(**{name: found[column] for column, name in _all_columns(model)})
+    only["uuid"] = uuid
+    found = await _update(model, tuple(values), _shape(only), whole=True).rows(tx, **values, **_keys(only))
+    return _kind(model).make(found[0]) if found else None
+
+
+async def update_rows(tx: AsyncSession, model: type[Base], values: dict[str, Any], /, **only: Any) -> int:
+    """Set attributes of the rows that meet the conditions; how many there were."""
+    return await _update(model, tuple(values), _shape(only), whole=False).run(tx, **values, **_keys(only))
+
+
+async def delete_rows(tx: AsyncSession, model: type[Base], /, **only: Any) -> int:
+    """Delete the rows that meet the conditions; how many there were."""
+    return await _delete(model, _shape(only)).run(tx, **_keys(only))
+
+
+class _Kind(NamedTuple, Generic[M]):
+    """How objects of a model are made of their rows."""
+
+    manager: ClassManager[M]
+    names: tuple[str, ...]
+    """The attributes, in the order of the table's columns."""
+    type_at: int | None
+    """Where a row says which of the model's types it is."""
+    types: dict[Any, Any]
+
+    def make(self, values: Sequence[Any]) -> M:
+        """The object of a row."""
+        manager = self.manager
+        if self.type_at is not None:
+            manager = self.types[values[self.type_at]].class_manager
+        row = manager.new_instance()
+        row.__dict__.update(zip(self.names, values, strict=True))
+        return row
 
 
 @lru_cache
-def _update(model: type[Base], names: tuple[str, ...], only: tuple[str, ...]) -> Any:
-    """Made once for each set of columns: to make it would take longer than to run it."""
+def _kind(model: type[M]) -> _Kind[M]:
+    mapper = inspect(model)
+    by_column = {one.columns[0].name: one.key for one in mapper.column_attrs}
+    names = [by_column[one.name] for one in _table(model).c]
+    of_type = mapper.polymorphic_on
+    type_at = None if of_type is None else names.index(mapper.get_property_by_column(cast("Any", of_type)).key)
+    return _Kind(
+        cast("ClassManager[M]", mapper.class_manager),
+        tuple(names),
+        type_at,
+        cast("dict[Any, Any]", mapper.polymorphic_map),
+    )
+
+
+def _table(model: type[Base]) -> Table:
+    """The model's table, which has all of its columns."""
+    table = inspect(model).persist_selectable
+    if not isinstance(table, Table):
+        raise TypeError(f"{model.__name__} is kept in several tables")
+    return table
+
+
+_Shape = tuple[tuple[str, bool], ...]
+"""The attributes of the conditions, each with whether it may have several values."""
+
+
+def _shape(only: dict[str, Any]) -> _Shape:
+    return tuple((name, _is_list(value)) for name, value in only.items())
+
+
+def _keys(only: dict[str, Any]) -> dict[str, Any]:
+    return {f"key_{name}": value for name, value in only.items()}
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple, set, frozenset))
+
+
+def _conditions(model: type[Base], shape: _Shape) -> list[ColumnElement[bool]]:
     columns = inspect(model).columns
-    conditions = [columns[name].in_(bindparam(f"key_{name}", expanding=True)) for name in only]
-    table = cast("Table", model.__table__)
-    statement = update(table).where(columns["uuid"] == bindparam("key_uuid"), *conditions)
-    return statement.values({columns[name]: bindparam(name) for name in names}).returning(*table.c)
+    return [
+        columns[name].in_(bindparam(f"key_{name}", expanding=True))
+        if several
+        else columns[name] == bindparam(f"key_{name}")
+        for name, several in shape
+    ]
+
+
+# Each is made once: to make a statement would take longer than to run it.
+
+
+@lru_cache(maxsize=1024)
+def _select(model: type[M], order: tuple[str, ...], lock: bool, shape: _Shape) -> Rows[M]:
+    columns = inspect(model).columns
+    statement = select(_table(model)).where(*_conditions(model, shape)).order_by(*(columns[name] for name in order))
+    # As of objects that a session loads: rows that refer to it may be written meanwhile.
+    return Rows(model, statement.with_for_update(key_share=True) if lock else statement)
+
+
+@lru_cache(maxsize=1024)
+def _update(model: type[Base], names: tuple[str, ...], shape: _Shape, *, whole: bool) -> Prepared:
+    columns, table = inspect(model).columns, _table(model)
+    statement = update(table).where(*_conditions(model, shape))
+    statement = statement.values({columns[name]: bindparam(name) for name in names})
+    return Prepared(statement.returning(*table.c) if whole else statement)
+
+
+@lru_cache(maxsize=1024)
+def _delete(model: type[Base], shape: _Shape) -> Prepared:
+    return Prepared(delete(_table(model)).where(*_conditions(model, shape)))
 
 
 @lru_cache
@@ -66,16 +202,11 @@ def _insert(model: type[Base]) -> Prepared:
 
 
 @lru_cache
-def _all_columns(model: type[Base]) -> tuple[tuple[str, str], ...]:
-    """The table's columns, each with its attribute."""
-    return tuple((one.columns[0].name, one.key) for one in inspect(model).column_attrs)
-
-
-@lru_cache
 def _columns(model: type[Base]) -> tuple[tuple[str, str], ...]:
-    """The same but for the one that the database numbers."""
+    """The table's columns, each with its attribute, but for the one that the database numbers."""
     numbered = cast("Table", model.__table__).autoincrement_column
-    return tuple((column, name) for column, name in _all_columns(model) if numbered is None or column != numbered.name)
+    found = ((one.columns[0].name, one.key) for one in inspect(model).column_attrs)
+    return tuple((column, name) for column, name in found if numbered is None or column != numbered.name)
 
 
 @lru_cache

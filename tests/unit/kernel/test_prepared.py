@@ -10,7 +10,7 @@ from sqlalchemy import Table, bindparam, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from caelum.kernel.database import Database, is_unique_violation
+from caelum.kernel.database import Database, is_unique_violation, utcnow
 from caelum.kernel.jobs import JobModel
 from caelum.kernel.journal import JournalModel
 from caelum.kernel.prepared import Prepared
@@ -115,10 +115,38 @@ async def test_a_change_is_noted_with_its_time_and_for_what_is_remembered(db: Da
         assert changed > before
 
 
-def test_a_list_of_values_is_refused() -> None:
-    from sqlalchemy.dialects import sqlite
+_AMONG = Prepared(
+    select(_JOB.c.uuid, _JOB.c.create_date)
+    .where(_JOB.c.uuid.in_(bindparam("keys", expanding=True)), _JOB.c.state.in_(["Processing", "Done"]))
+    .order_by(_JOB.c.uuid)
+)
+_FINISH = Prepared(
+    update(_JOB)
+    .where(_JOB.c.uuid.in_(bindparam("keys", expanding=True)), _JOB.c.percent < bindparam("most"))
+    .values(percent=bindparam("percent"), finish_date=bindparam("at"))
+    .returning(_JOB.c.uuid, _JOB.c.actor, _JOB.c.finish_date)
+)
 
-    from caelum.kernel.prepared import _Compiled
 
-    with pytest.raises(TypeError, match="lists of values"):
-        _Compiled(select(_JOB.c.uuid).where(_JOB.c.uuid.in_(["a"])), (), sqlite.dialect())
+async def test_lists_of_any_length(db: Database) -> None:
+    async with db.transaction() as tx:
+        for uuid in "abcdefgh":
+            await _add(tx, uuid)
+    for keys in ("", "a", "ab", "abc", "abcde", "xbz", "abcdefghijk"):
+        for _ in range(3):
+            async with db.read() as session:
+                found = await _AMONG.rows(session, keys=list(keys))
+            assert [uuid for uuid, _ in found] == [one for one in keys if one in "abcdefgh"]
+            assert all(isinstance(created, datetime) for _, created in found)
+
+
+async def test_what_was_changed_is_returned_in_its_types(db: Database) -> None:
+    at = utcnow()
+    async with db.transaction() as tx:
+        for uuid in "abc":
+            await _add(tx, uuid)
+    for percent in range(1, 5):
+        async with db.transaction() as tx:
+            found = await _FINISH.rows(tx, keys=("a", "c"), most=percent, percent=percent, at=at)
+            assert sorted(map(tuple, found)) == [("a", {"who": [1]}, at), ("c", {"who": [1]}, at)]
+            assert await _FINISH.run(tx, keys=("a", "c"), most=percent, percent=percent, at=at) == 0

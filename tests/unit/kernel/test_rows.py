@@ -2,12 +2,24 @@
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import cast
 
 import pytest
+from sqlalchemy import Table, bindparam, select
 from tests.unit.kernel.bakery import BakeryService, CakeModel, FlourModel
 
 from caelum.kernel.database import Database
-from caelum.kernel.rows import insert_rows, update_row, values_of
+from caelum.kernel.rows import (
+    Rows,
+    delete_rows,
+    insert_rows,
+    read_row,
+    read_rows,
+    related,
+    update_row,
+    update_rows,
+    values_of,
+)
 from caelum.testing.cloud import EmbeddedCloud
 
 
@@ -43,3 +55,63 @@ async def test_an_update_tells_what_the_row_is_now(db: Database) -> None:
     assert baked is not None
     assert (baked.name, baked.state) == ("sacher", "Baked")
     assert baked.last_op_date > cake.last_op_date
+
+
+async def _bake(db: Database) -> list[CakeModel]:
+    cakes = [
+        CakeModel(uuid=uuid, name=f"cake-{uuid}", state="Raw", layers=3 - number) for number, uuid in enumerate("abc")
+    ]
+    async with db.transaction() as tx:
+        await insert_rows(tx, cakes)
+    return cakes
+
+
+async def test_rows_are_found_by_what_their_columns_have(db: Database) -> None:
+    cakes = await _bake(db)
+    for _ in range(3):
+        async with db.read() as session:
+            assert await read_row(session, CakeModel, "nobody") is None
+            one = await read_row(session, CakeModel, "b")
+            several = await read_rows(session, CakeModel, order=["layers"], uuid=["a", "c", "x"], state="Raw")
+            assert await read_rows(session, CakeModel, uuid=[]) == []
+        assert one is not None
+        assert (one.name, one.layers, one.create_date) == ("cake-b", 2, cakes[1].create_date)
+        assert [row.uuid for row in several] == ["c", "a"]
+
+
+async def test_what_was_read_belongs_to_no_session(db: Database) -> None:
+    await _bake(db)
+    async with db.transaction() as tx:
+        locked = await read_row(tx, CakeModel, "a", lock=True)
+        assert locked is not None
+        locked.state = "Burnt"
+        assert not tx.dirty
+    async with db.read() as session:
+        kept = await read_row(session, CakeModel, "a")
+    assert kept is not None
+    assert kept.state == "Raw"
+
+
+async def test_a_prepared_statement_answers_with_objects(db: Database) -> None:
+    await _bake(db)
+    table = cast("Table", CakeModel.__table__)
+    tall = Rows(CakeModel, select(table).where(table.c.layers >= bindparam("least")).order_by(table.c.layers))
+    async with db.read() as session:
+        assert [row.uuid for row in await tall.read(session, least=2)] == ["b", "a"]
+
+
+async def test_several_rows_are_changed_and_deleted_by_conditions(db: Database) -> None:
+    await _bake(db)
+    async with db.transaction() as tx:
+        assert await update_rows(tx, CakeModel, {"state": "Baked"}, uuid=["a", "b", "x"]) == 2
+        assert await update_rows(tx, CakeModel, {"state": "Baked"}, uuid="c", state="Burnt") == 0
+        assert await delete_rows(tx, CakeModel, state="Baked", layers=[2]) == 1
+    async with db.read() as session:
+        rows = await read_rows(session, CakeModel, order=["uuid"])
+    assert [(row.uuid, row.state) for row in rows] == [("a", "Baked"), ("c", "Raw")]
+    assert rows[0].last_op_date > rows[1].last_op_date
+
+
+def test_related_rows_are_given() -> None:
+    flour = FlourModel(name="rye")
+    assert related(CakeModel(uuid="1"), flours=[flour]).__dict__["flours"] == [flour]

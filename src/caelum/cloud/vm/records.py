@@ -7,8 +7,6 @@ from functools import lru_cache
 from typing import Any, cast
 
 from sqlalchemy import CursorResult, Table, delete, select
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud import quota
@@ -17,9 +15,10 @@ from caelum.cloud.vm.api import NOT_IN_CORRECT_STATE, VmInstanceInventory, VmSta
 from caelum.cloud.vm.model import VM_STATES, VmInstanceModel, VmNicModel, VmSequenceModel
 from caelum.cloud.vm.specs import load_vm
 from caelum.kernel.context import ADMIN_ACCOUNT_UUID
-from caelum.kernel.database import after_commit
+from caelum.kernel.database import after_commit, conflict_insert
 from caelum.kernel.errors import CloudError
 from caelum.kernel.node import Node
+from caelum.kernel.prepared import Prepared
 from caelum.kernel.tag import drop_tags
 from caelum.kernel.views import view
 
@@ -81,17 +80,15 @@ def announce(node: Node, vm: VmInstanceInventory, old: str) -> None:
 
 async def internal_id(tx: AsyncSession, vm_uuid: str) -> int:
     """The VM's small number; the same when asked again."""
-    postgresql = tx.get_bind().dialect.name == "postgresql"
-    return int((await tx.execute(_numbering(postgresql), {"vm_instance_uuid": vm_uuid})).scalar_one())
+    return int((await _numbering().rows(tx, vm_instance_uuid=vm_uuid))[0][0])
 
 
 @lru_cache
-def _numbering(postgresql: bool) -> Any:
-    build: Any = postgresql_insert if postgresql else sqlite_insert
-    table = cast("Table", VmSequenceModel.__table__)
-    statement = build(table)
+def _numbering() -> Prepared:
+    statement = conflict_insert(VmSequenceModel)
     known = {"vm_instance_uuid": statement.excluded.vm_instance_uuid}
-    return statement.on_conflict_do_update(index_elements=["vm_instance_uuid"], set_=known).returning(table.c.id)
+    numbering = statement.on_conflict_do_update(index_elements=["vm_instance_uuid"], set_=known)
+    return Prepared(numbering.returning(statement.table.c.id), "vm_instance_uuid")
 
 
 def new_mac() -> str:
