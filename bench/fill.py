@@ -33,7 +33,6 @@ class Filler:
 
     def close(self) -> None:
         """Bring everything into the file."""
-        self._db.execute("ANALYZE")
         self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._db.close()
 

@@ -38,6 +38,7 @@ from caelum.cloud.primary_storage.messages import (
     StorageCandidates,
     StorageRefusal,
 )
+from caelum.kernel import context
 from caelum.kernel.errors import CANCELED, OPERATION_ERROR, CloudError
 from caelum.kernel.ids import new_uuid
 from caelum.kernel.service import Service, handles
@@ -255,19 +256,34 @@ async def test_disks_decide_too_and_nothing_is_kept_of_a_failure(cloud: HostClou
     assert sum(count for _, _, count in (await books(cloud)).values()) == 1
 
 
-async def test_a_return_in_the_middle_of_an_allocation_leaves_nothing(cloud: HostCloud) -> None:
+async def test_an_allocation_whose_run_has_turned_back_meanwhile_leaves_nothing(cloud: HostCloud) -> None:
     disks: Any = cloud.node.services["primary_storage"]
-    vm = new_uuid()
+    taken: list[int] = []
 
-    async def return_host() -> None:
-        await cloud.node.bus.call(ReturnHost(vm_uuid=vm))
+    async def count() -> None:
+        taken.append(len(disks.taken))
 
-    disks.meanwhile = return_host
-    with pytest.raises(CloudError, match="returned before it was complete") as caught:
-        await allocate(cloud, vm_uuid=vm, disks=[DiskRequest(key=new_uuid(), size=GIB) for _ in range(2)])
+    disks.meanwhile = count
+    with (
+        context.use(context.TaskContext(step_key="step/run", fence=f"{new_uuid()}:1")),
+        pytest.raises(CloudError, match="does not want it any more") as caught,
+    ):
+        await allocate(cloud, disks=[DiskRequest(key=new_uuid(), size=GIB) for _ in range(2)])
     assert caught.value.kind is CANCELED
+    assert taken == [1, 2]
     assert disks.taken == {}
     assert set((await books(cloud)).values()) == {(0, 0, 0)}
+
+
+async def test_chance_chooses_among_all_and_finds_the_last(cloud: HostCloud) -> None:
+    hosts = [cloud.sim[index].uuid for index in range(3)]
+    by_chance = {"strategy": "DefaultHostAllocatorStrategy", "cpu_num": 4}
+    chosen = [(await allocate(cloud, **by_chance)).host_uuid for _ in range(18)]
+    assert set(chosen) == set(hosts)
+    assert sum(count for _, _, count in (await books(cloud)).values()) == 18
+    listed = (await allocate(cloud, **{**by_chance, "cpu_num": 1}, dry_run=True)).candidates
+    assert {one.host_uuid for one in listed} <= set(hosts)
+    assert len(listed) == len({one.host_uuid for one in listed})
 
 
 async def test_the_same_request_twice_at_once_takes_one_place(cloud: HostCloud) -> None:

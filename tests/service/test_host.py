@@ -173,6 +173,21 @@ async def test_an_agent_that_restarts_between_pings_is_connected_anew(cloud: Hos
     await cloud.until_status(host.uuid, "Connected", 10)
 
 
+async def test_a_host_that_cannot_be_connected_is_tried_less_and_less_often(cloud: HostCloud) -> None:
+    """Its status changes with each attempt; the news of that is no reason for another one."""
+    await cloud.add_host()
+    await asyncio.sleep(0.3)
+    arrived = cloud.sim[0].arrived
+    cloud.sim.fault("error", p.ConnectHost.path, code=p.LIBVIRT, details="libvirtd is away")
+    before = arrived[p.ConnectHost.path]
+    await cloud.sim[0].die()
+    await cloud.sim[0].revive()
+    await cloud.until(lambda: arrived[p.ConnectHost.path] > before, 10)
+    begun = arrived[p.ConnectHost.path]
+    await asyncio.sleep(2.5)
+    assert arrived[p.ConnectHost.path] - begun <= 3
+
+
 async def test_pings_that_hang_lead_to_disconnected_and_back(cloud: HostCloud) -> None:
     await cloud.node.settings.set(PING_TIMEOUT, 2)
     host = await cloud.add_host()

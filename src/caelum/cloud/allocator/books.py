@@ -6,65 +6,73 @@ before. A reservation that exists is recognised by its VM.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from sqlalchemy import BigInteger, ColumnElement, Table, bindparam, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.allocator.model import HostCapacityModel, HostReservationModel
-from caelum.kernel.database import update_where
 from caelum.kernel.prepared import Prepared
 from caelum.kernel.rows import insert_rows
 
 Capacity = HostCapacityModel
 Reservation = HostReservationModel
+_HAS = cast("Table", Capacity.__table__).c
 _USED = ("used_cpu", "used_memory", "vm_count")
 
 
-def fits(cpu_num: int, memory: int, *, physically: bool) -> list[ColumnElement[bool]]:
-    """That a host has so much left."""
+CPU, MEMORY = "need_cpu", "need_memory"
+"""The places in statements for what a machine needs."""
+
+
+def fits(*, physically: bool) -> list[ColumnElement[bool]]:
+    """That a host has CPU and MEMORY left; `physically`: also that it has so much memory at all."""
+    memory = bindparam(MEMORY, type_=BigInteger)
     conditions: list[ColumnElement[bool]] = [
-        Capacity.used_cpu + cpu_num <= Capacity.total_cpu,
-        Capacity.used_memory + memory <= Capacity.limit_memory,
+        _HAS.used_cpu + bindparam(CPU, type_=BigInteger) <= _HAS.total_cpu,
+        _HAS.used_memory + memory <= _HAS.limit_memory,
     ]
-    return [*conditions, Capacity.total_memory >= memory] if physically else conditions
+    return [*conditions, _HAS.total_memory >= memory] if physically else conditions
 
 
-async def take(
-    tx: AsyncSession, vm_uuid: str, host_uuid: str, cpu_num: int, memory: int, conditions: Sequence[ColumnElement[bool]]
-) -> bool:
-    """Reserve on a host that meets the conditions; False when it does not (any more)."""
-    values = {
-        "used_cpu": Capacity.used_cpu + cpu_num,
-        "used_memory": Capacity.used_memory + memory,
-        "vm_count": Capacity.vm_count + 1,
-    }
-    if not await update_where(tx, Capacity, values, Capacity.uuid == host_uuid, *conditions):
+async def take(tx: AsyncSession, wanted: Reservation, *, physically: bool = False, force: bool = False) -> bool:
+    """Reserve on a host; False when it does not have so much (any more), unless by force."""
+    needs = {CPU: wanted.cpu_num, MEMORY: wanted.memory}
+    if not await _taking(physically=physically, force=force).run(tx, on_host=wanted.host_uuid, **needs):
         return False
-    await insert_rows(tx, [Reservation(vm_uuid=vm_uuid, host_uuid=host_uuid, cpu_num=cpu_num, memory=memory)])
+    await insert_rows(tx, [wanted])
     return True
+
+
+@lru_cache
+def _taking(*, physically: bool, force: bool) -> Prepared:
+    table = cast("Table", Capacity.__table__)
+    values = {
+        "used_cpu": table.c.used_cpu + bindparam(CPU, type_=BigInteger),
+        "used_memory": table.c.used_memory + bindparam(MEMORY, type_=BigInteger),
+        "vm_count": table.c.vm_count + 1,
+    }
+    conditions = [] if force else fits(physically=physically)
+    return Prepared(update(table).where(table.c.uuid == bindparam("on_host"), *conditions).values(values))
 
 
 async def give_back(tx: AsyncSession, vm_uuid: str, host_uuid: str | None = None) -> bool:
     """Undo a reservation; False when there is none (on that host)."""
     on_host = {} if host_uuid is None else {"on_host": host_uuid}
-    row = (await tx.execute(_forgetting(anywhere=host_uuid is None), {"of_vm": vm_uuid, **on_host})).one_or_none()
-    if row is None:
-        return False
-    values = {"of_host": row.host_uuid, "cpus": row.cpu_num, "bytes": row.memory}
-    await _giving().run(tx, **values)
-    return True
+    rows = await _forgetting(anywhere=host_uuid is None).rows(tx, of_vm=vm_uuid, **on_host)
+    for where, cpus, memory in rows:
+        await _giving().run(tx, of_host=where, cpus=cpus, bytes=memory)
+    return bool(rows)
 
 
 @lru_cache
-def _forgetting(*, anywhere: bool) -> Any:
+def _forgetting(*, anywhere: bool) -> Prepared:
     table = cast("Table", Reservation.__table__)
     conditions = [table.c.vm_uuid == bindparam("of_vm")]
     if not anywhere:
         conditions.append(table.c.host_uuid == bindparam("on_host"))
-    return delete(table).where(*conditions).returning(table.c.host_uuid, table.c.cpu_num, table.c.memory)
+    return Prepared(delete(table).where(*conditions).returning(table.c.host_uuid, table.c.cpu_num, table.c.memory))
 
 
 @lru_cache

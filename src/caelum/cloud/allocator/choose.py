@@ -1,8 +1,9 @@
 """Choosing a host: the database's rules, then plugins' filters and storage, then the reservation that decides.
 
 Invariant: a host is chosen by taking from it. Whatever was found before is only a proposal: when somebody was faster,
-the next candidate is tried, and what was already taken for the refused one is given back. For a workflow that has
-turned back meanwhile nothing is taken: its undo has given everything back.
+the next candidate is tried, and what was already taken for the refused one is given back. Disks come first, so that a
+host's reservation is complete as soon as there is one. For a workflow that has turned back meanwhile nothing is taken:
+its undo has given everything back.
 """
 
 from __future__ import annotations
@@ -10,21 +11,20 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import msgspec
-from sqlalchemy import Row, Select
 
 from caelum.cloud.allocator import books
 from caelum.cloud.allocator.errors import NO_AVAILABLE_HOST
 from caelum.cloud.allocator.extension import HostAllocatorStrategy, HostFilter
 from caelum.cloud.allocator.messages import AllocateHost, Candidate, DiskRequest, HostAllocation
-from caelum.cloud.allocator.model import HostCapacityModel, HostReservationModel
-from caelum.cloud.allocator.rules import Rule, explain, hosts, refusal, rules
+from caelum.cloud.allocator.model import HostReservationModel
+from caelum.cloud.allocator.pages import Pages
+from caelum.cloud.allocator.rules import HostRow, Request, explain, refusal, request
 from caelum.cloud.allocator.settings import CHECK_PHYSICAL_MEMORY, PAGE
 from caelum.cloud.allocator.strategies import full_name
 from caelum.cloud.l2.messages import GetL2
 from caelum.cloud.l3.messages import GetL3
 from caelum.cloud.primary_storage.messages import FindStorage, ReleaseStorage, ReserveStorage, StorageCandidates
-from caelum.kernel.database import update_where
-from caelum.kernel.errors import CANCELED, CloudError
+from caelum.kernel.errors import CloudError
 from caelum.kernel.journal import refuse_late
 from caelum.kernel.node import Node
 
@@ -45,9 +45,9 @@ class Chooser:
     async def choose(self) -> HostAllocation:
         """Reserve on the best host that will do. Raises HOST_ALLOCATION.1000."""
         physically = self._node.settings.get(CHECK_PHYSICAL_MEMORY)
-        all_rules = rules(self._ask, await self._clusters(), physically=physically)
+        asked = request(self._ask, await self._clusters(), physically=physically)
         types: dict[str, str] = {}
-        async for page in self._pages(all_rules):
+        async for page in self._pages(asked):
             candidates = [_candidate(row) for row in page]
             types.update({row.uuid: row.hypervisor_type for row in page})
             left, storages = await self._filter(candidates)
@@ -59,7 +59,7 @@ class Chooser:
                 disks = await self._take(candidate, storages.get(candidate.host_uuid, {}), physically)
                 if disks is not None:
                     return _allocation(candidate, types, disks=disks)
-        raise await self._nothing(all_rules)
+        raise await self._nothing(asked)
 
     async def _clusters(self) -> list[str] | None:
         """The clusters that have all L2 networks of the request's L3 networks."""
@@ -74,28 +74,18 @@ class Chooser:
             common = here if common is None else common & here
         return sorted(common or set())
 
-    async def _pages(self, all_rules: list[Rule]) -> AsyncIterator[list[Row[tuple[object, ...]]]]:
+    async def _pages(self, asked: Request) -> AsyncIterator[list[HostRow]]:
         """What passes the rules, best first: the preferred host, then few at a time, for one of the first nearly always
         will do; then more and more. Who only asks gets whole pages."""
         known, most = self._node.drivers.types(HostAllocatorStrategy), self._node.settings.get(PAGE)
         strategy = self._node.drivers.get(HostAllocatorStrategy, full_name(self._ask.strategy, known))
-        query = hosts().where(*(rule.condition for rule in all_rules))
+        pages, size = Pages(self._node.db, asked, strategy), most if self._ask.dry_run else min(most, _FIRST_PAGE)
         preferred = None if self._ask.dry_run else strategy.preferred(self._ask)
-        if preferred is not None:
-            if page := await self._rows(query.where(HostCapacityModel.uuid == preferred)):
-                yield page
-            query = query.where(HostCapacityModel.uuid != preferred)
-        query, size = query.order_by(*strategy.order(self._ask)), most if self._ask.dry_run else min(most, _FIRST_PAGE)
-        seen: list[str] = []
-        # By what was seen, not by an offset: every page is ordered anew, by chance or by loads that change meanwhile.
-        while page := await self._rows(query.where(HostCapacityModel.uuid.not_in(seen)).limit(size)):
+        if preferred is not None and (page := await pages.only(preferred)):
             yield page
-            seen += [row.uuid for row in page]
+        while page := await pages.next(size):
+            yield page
             size = min(most, size * _GROWTH)
-
-    async def _rows(self, query: Select[tuple[object, ...]]) -> list[Row[tuple[object, ...]]]:
-        async with self._node.db.read() as session:
-            return list((await session.execute(query)).all())
 
     # --- filters ----------------------------------------------------------------------------------------------------
 
@@ -142,35 +132,33 @@ class Chooser:
     # --- taking -----------------------------------------------------------------------------------------------------
 
     async def _take(self, candidate: Candidate, storages: Storages, physically: bool) -> dict[str, str] | None:
-        """CPU, memory and disks on a host; None when somebody was faster. Raises CANCELED when nobody wants it."""
-        ask, host_uuid = self._ask, candidate.host_uuid
-        conditions = books.fits(ask.cpu_num, ask.memory, physically=physically)
-        async with self._node.db.transaction() as tx:
-            await refuse_late(tx)
-            await books.give_back(tx, ask.vm_uuid)
-            if not await books.take(tx, ask.vm_uuid, host_uuid, ask.cpu_num, ask.memory, conditions):
-                self._without("HostCapacity", [], {host_uuid: f"host[{host_uuid}]: others were faster"})
-                return None
+        """Disks, CPU and memory on a host; None when somebody was faster. Raises CANCELED when nobody wants it."""
+        host_uuid = candidate.host_uuid
         try:
-            disks = {disk.key: await self._take_disk(disk, host_uuid, storages[disk.key]) for disk in ask.disks}
+            disks = {disk.key: await self._take_disk(disk, host_uuid, storages[disk.key]) for disk in self._ask.disks}
+            taken = await self._take_host(host_uuid, disks, physically)
         except CloudError as error:
             await self._let_go()
             if error.kind is not NO_AVAILABLE_HOST:
                 raise
             self._without("HostPrimaryStorage", [], {host_uuid: error.details})
             return None
-        if not await self._complete(host_uuid, disks):
-            await self._let_go()
-            raise CloudError(CANCELED, f"the reservation of vm[uuid:{ask.vm_uuid}] was returned before it was complete")
-        return disks
+        if taken:
+            return disks
+        await self._let_go()
+        self._without("HostCapacity", [], {host_uuid: f"host[{host_uuid}]: others were faster"})
+        return None
 
-    async def _complete(self, host_uuid: str, disks: dict[str, str]) -> bool:
-        """Write the answer down; False when the reservation is gone."""
-        row, taken = HostReservationModel, {"disks": msgspec.json.encode(disks).decode()}
+    async def _take_host(self, host_uuid: str, disks: dict[str, str], physically: bool) -> bool:
+        ask = self._ask
+        wanted = HostReservationModel(
+            vm_uuid=ask.vm_uuid, host_uuid=host_uuid, cpu_num=ask.cpu_num, memory=ask.memory,
+            disks=msgspec.json.encode(disks).decode(),
+        )  # fmt: skip
         async with self._node.db.transaction() as tx:
             await refuse_late(tx)
-            mine = (row.vm_uuid == self._ask.vm_uuid, row.host_uuid == host_uuid)
-            return await update_where(tx, row, taken, *mine) > 0
+            await books.give_back(tx, ask.vm_uuid)
+            return await books.take(tx, wanted, physically=physically)
 
     async def _take_disk(self, disk: DiskRequest, host_uuid: str, storages: list[str]) -> str:
         last: CloudError | None = None
@@ -191,15 +179,12 @@ class Chooser:
     async def _let_go(self) -> None:
         """Give back what was taken. When that is refused because the run has turned back, its undo does it."""
         await self._node.bus.call_all([ReleaseStorage(key=disk.key) for disk in self._ask.disks])
-        async with self._node.db.transaction() as tx:
-            await refuse_late(tx)
-            await books.give_back(tx, self._ask.vm_uuid)
 
     # --- refusal ----------------------------------------------------------------------------------------------------
 
-    async def _nothing(self, all_rules: list[Rule]) -> CloudError:
+    async def _nothing(self, asked: Request) -> CloudError:
         async with self._node.db.read() as session:
-            causes = await explain(session, all_rules)
+            causes = await explain(session, asked)
         causes += [refusal(name, reasons) for name, reasons in self._refused.items()]
         ask = self._ask
         details = (
@@ -219,7 +204,7 @@ def _why(found: StorageCandidates, host_uuid: str, storage_uuid: str | None, siz
     return f"host[{host_uuid}] has no place for {what}: " + ("; ".join(reasons) or "no storage is attached")
 
 
-def _candidate(row: Row[tuple[object, ...]]) -> Candidate:
+def _candidate(row: HostRow) -> Candidate:
     return Candidate(
         host_uuid=row.uuid,
         cluster_uuid=row.cluster_uuid,

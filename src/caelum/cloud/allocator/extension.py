@@ -12,7 +12,7 @@ class HostAllocatorStrategy(Protocol):
     """An order of candidates, registered by its name: `node.drivers.add(HostAllocatorStrategy, "...", strategy)`."""
 
     def order(self, ask: AllocateHost) -> list[Any]:
-        """SQL terms to sort by, best first, over the tables `host` and `host_capacity`."""
+        """SQL terms to sort by, best first, over the tables `host` and `host_capacity`; none: chance decides."""
 
     def preferred(self, ask: AllocateHost) -> str | None:
         """A host that is tried before all others; None: the order alone decides."""

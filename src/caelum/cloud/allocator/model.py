@@ -33,7 +33,7 @@ class HostCapacityModel(Base):
 
 
 class HostReservationModel(Base):
-    """CPU and memory that a machine takes on a host. `disks` is the answer of a complete allocation, None before."""
+    """CPU and memory that a machine takes on a host. `disks` is the answer of an allocation; without one it is None."""
 
     __tablename__ = "host_reservation"
 

@@ -7,8 +7,10 @@ nothing is taken any more, for nobody would return it.
 
 from __future__ import annotations
 
+from typing import cast
+
 import msgspec
-from sqlalchemy import ColumnElement, bindparam, func, select
+from sqlalchemy import ColumnElement, Table, bindparam, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.allocator import books
@@ -31,13 +33,19 @@ from caelum.cloud.host.messages import AwaitHosts
 from caelum.kernel.errors import CANCELED, CloudError
 from caelum.kernel.journal import refuse_late
 from caelum.kernel.node import Node
+from caelum.kernel.prepared import Prepared
 from caelum.kernel.service import Service, handles
 
 Capacity = HostCapacityModel
 Reservation = HostReservationModel
-_RESERVED = select(Reservation.host_uuid, Reservation.cpu_num, Reservation.memory, Reservation.disks).where(
-    Reservation.vm_uuid == bindparam("of_vm")
-)
+_HELD = cast("Table", Reservation.__table__).c
+_RESERVED = Prepared(
+    select(
+        _HELD.host_uuid, _HELD.cpu_num, _HELD.memory, _HELD.disks, HOST.c.cluster_uuid, HOST.c.zone_uuid,
+        HOST.c.hypervisor_type,
+    )
+    .where(_HELD.vm_uuid == bindparam("of_vm"), HOST.c.uuid == _HELD.host_uuid)
+)  # fmt: skip
 
 
 class AllocatorService(Service):
@@ -84,19 +92,18 @@ class AllocatorService(Service):
     async def _repeated(self, msg: m.AllocateHost) -> m.HostAllocation | None:
         """The answer that this request had before, when its reservation is still what it asks for."""
         async with self.node.db.read() as session:
-            row = (await session.execute(_RESERVED, {"of_vm": msg.vm_uuid})).one_or_none()
-            if row is None or row.disks is None or (row.cpu_num, row.memory) != (msg.cpu_num, msg.memory):
-                return None
-            disks: dict[str, str] = msgspec.json.decode(row.disks)
-            if disks.keys() != {one.key for one in msg.disks} or msg.host_uuid not in (None, row.host_uuid):
-                return None
-            query = select(HOST.c.cluster_uuid, HOST.c.zone_uuid, HOST.c.hypervisor_type)
-            host = (await session.execute(query.where(HOST.c.uuid == row.host_uuid))).one_or_none()
-        if host is None or row.host_uuid in msg.avoid_host_uuids:
+            found = await _RESERVED.rows(session, of_vm=msg.vm_uuid)
+        if not found:
+            return None
+        host_uuid, cpu_num, memory, kept, cluster_uuid, zone_uuid, hypervisor_type = found[0]
+        if kept is None or (cpu_num, memory) != (msg.cpu_num, msg.memory) or host_uuid in msg.avoid_host_uuids:
+            return None
+        disks: dict[str, str] = msgspec.json.decode(kept)
+        if disks.keys() != {one.key for one in msg.disks} or msg.host_uuid not in (None, host_uuid):
             return None
         return m.HostAllocation(
-            host_uuid=row.host_uuid, cluster_uuid=host.cluster_uuid, zone_uuid=host.zone_uuid,
-            hypervisor_type=host.hypervisor_type, disks=disks,
+            host_uuid=host_uuid, cluster_uuid=cluster_uuid, zone_uuid=zone_uuid, hypervisor_type=hypervisor_type,
+            disks=disks,
         )  # fmt: skip
 
     @handles(m.ReturnHost)
@@ -109,7 +116,7 @@ class AllocatorService(Service):
     @handles(m.ReserveHost)
     async def reserve(self, msg: m.ReserveHost) -> None:
         """Reserve on a given host, in place of any other reservation of the machine."""
-        conditions = [] if msg.force else books.fits(msg.cpu_num, msg.memory, physically=False)
+        wanted = Reservation(vm_uuid=msg.vm_uuid, host_uuid=msg.host_uuid, cpu_num=msg.cpu_num, memory=msg.memory)
         async with self.node.db.transaction() as tx:
             known = await tx.get(Reservation, msg.vm_uuid)
             if known is not None and (known.host_uuid, known.cpu_num, known.memory) == (
@@ -117,7 +124,7 @@ class AllocatorService(Service):
             ):  # fmt: skip
                 return
             await books.give_back(tx, msg.vm_uuid)
-            if not await books.take(tx, msg.vm_uuid, msg.host_uuid, msg.cpu_num, msg.memory, conditions):
+            if not await books.take(tx, wanted, force=msg.force):
                 raise await _too_little(tx, msg)
 
     @handles(m.ReportHostCapacity, queue="host-capacity-{host_uuid}")

@@ -35,7 +35,7 @@ from caelum.cloud.host.maintenance import maintain
 from caelum.cloud.host.model import HostModel
 from caelum.cloud.host.settings import SYNC_LEVEL
 from caelum.cloud.host.spec import ConsoleTarget, VmStarted
-from caelum.cloud.host.states import CONNECTED, HOST_STATES, MAINTENANCE, PRE_MAINTENANCE
+from caelum.cloud.host.states import CONNECTED, DISCONNECTED, HOST_STATES, MAINTENANCE, PRE_MAINTENANCE
 from caelum.cloud.host.tracker import HostTracker
 from caelum.cloud.vm.messages import HostVmsSeen, VmStateSeen
 from caelum.kernel.errors import CloudError, invalid
@@ -79,7 +79,9 @@ class HostService(Service):
     async def _on_status(self, event: HostStatusChanged) -> None:
         if event.new_status == CONNECTED:
             self.tracker.follow(event.host_uuid)
-        self.tracker.nudge(event.host_uuid)
+            self.tracker.nudge(event.host_uuid)
+        elif event.new_status == DISCONNECTED:
+            self.tracker.lost(event.host_uuid)
 
     async def _on_deleted(self, event: HostDeleted) -> None:
         self.tracker.forget(event.host_uuid)

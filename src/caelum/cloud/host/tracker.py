@@ -63,6 +63,8 @@ class _Followed:
         self.wake = asyncio.Event()
         self.tried = asyncio.Event()
         self.failures = 0
+        self.connects = False
+        """Whether the tracker connects it now."""
         self.task: asyncio.Task[None] | None = None
         self.watch: asyncio.Task[None] | None = None
 
@@ -144,6 +146,12 @@ class HostTracker:
         """There is reason to look at a host now."""
         followed = self._followed.get(host_uuid)
         if followed is not None:
+            followed.wake.set()
+
+    def lost(self, host_uuid: str) -> None:
+        """Look at a host now that somebody else could not connect; what failed here is tried again in its time."""
+        followed = self._followed.get(host_uuid)
+        if followed is not None and followed.failures == 0 and not followed.connects:
             followed.wake.set()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -275,10 +283,13 @@ class HostTracker:
 
     async def _reconnect(self, followed: _Followed) -> float:
         """Connect a host; seconds until the next look."""
+        followed.connects = True
         try:
             await self._connector.connect(followed.host_uuid)
         except CloudError as error:
             return self._try_later(followed, error)
+        finally:
+            followed.connects = False
         followed.failures = 0
         # A first ping soon begins the watch, and notices an agent that restarted during the connect.
         return 0.1

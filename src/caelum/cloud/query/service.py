@@ -1,7 +1,7 @@
 """The query service: one handler for every query of every resource type.
 
-Invariant: a page costs a constant number of statements (how much the account sees, the rows, one per relationship
-shown, and the count when it is asked for), and a result is never cut short silently.
+Invariant: a page costs a constant number of statements (how much the account and the conditions leave, the rows, one
+per relationship shown, and the count when it is asked for), and a result is never cut short silently.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.identity.errors import PERMISSION_DENIED
 from caelum.cloud.query.api import ZQLQuery, ZqlResult
-from caelum.cloud.query.compile import Query, compile_query, compile_tree
+from caelum.cloud.query.compile import Found, Query, compile_query, compile_tree
 from caelum.cloud.query.zql import Statement, parse
 from caelum.kernel import context
 from caelum.kernel.context import Actor
@@ -48,11 +48,11 @@ class QueryService(Service):
         _check_window(msg)
         query = compile_query(msg, context.current().actor)
         async with self.node.db.read() as session:
-            few = await _sees_few(session, query)
+            known = await _found(session, query)
             if msg.count:
-                return QueryReply(total=await _total(session, query, few=few))
-            found = await _page(session, query, msg.start, msg.limit, few=few)
-            total = await _total(session, query, few=few) if msg.reply_with_count else None
+                return QueryReply(total=await _total(session, query, known))
+            found = await _page(session, query, msg.start, msg.limit, known)
+            total = await _total(session, query, known) if msg.reply_with_count else None
         fields = query.plan.fields
         return QueryReply(inventories=found if fields is None else _projected(found, fields), total=total)
 
@@ -69,13 +69,13 @@ class QueryService(Service):
 
 
 async def _result(session: AsyncSession, statement: Statement, query: Query) -> ZqlResult:
-    few = await _sees_few(session, query)
+    known = await _found(session, query)
     counts = statement.with_total or statement.kind == "count"
-    total = await _total(session, query, few=few) if counts else None
+    total = await _total(session, query, known) if counts else None
     if statement.kind == "count":
         return ZqlResult(total=total, name=statement.name)
     limit = MAX_PAGE + 1 if statement.limit is None else statement.limit
-    found, fields = await _page(session, query, statement.offset, limit, few=few), query.plan.fields
+    found, fields = await _page(session, query, statement.offset, limit, known), query.plan.fields
     rows = [to_builtins(one) for one in found] if fields is None else _projected(found, fields)
     return ZqlResult(inventories=rows, total=total, name=statement.name)
 
@@ -115,22 +115,24 @@ def _check_window(msg: ApiQuery[Any]) -> None:
         raise invalid("filterName", f"no filter[{msg.filter_name[:255]}] is known; there are none")
 
 
-async def _sees_few(session: AsyncSession, query: Query) -> bool:
-    statement = query.plan.few
-    return statement is not None and bool((await execute(session, statement, query.values)).scalar())
+async def _found(session: AsyncSession, query: Query) -> Found:
+    if query.plan.ask is None:
+        return Found(few=False, rare=True)
+    answer = (await execute(session, query.plan.ask, query.values)).one()
+    return Found(few=bool(answer[0]), rare=bool(answer[1]))
 
 
-async def _total(session: AsyncSession, query: Query, *, few: bool) -> int:
-    return int((await execute(session, query.plan.total(few=few), query.values)).scalar() or 0)
+async def _total(session: AsyncSession, query: Query, known: Found) -> int:
+    return int((await execute(session, query.plan.total(known), query.values)).scalar() or 0)
 
 
-async def _page(session: AsyncSession, query: Query, start: int, limit: int, *, few: bool) -> list[Any]:
+async def _page(session: AsyncSession, query: Query, start: int, limit: int, known: Found) -> list[Any]:
     # One row more than may be answered tells whether something would be left out.
     limit = min(limit, MAX_PAGE + 1)
     if limit == 0:
         return []
     plan, values = query.plan, {**query.values, "start": start, "limit": limit}
-    statement = plan.page(few=few)
+    statement = plan.page(known)
     if plan.sheet is not None:
         found = await plan.sheet.read(session, statement, values)
     else:

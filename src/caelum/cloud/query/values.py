@@ -66,7 +66,7 @@ class Places:
         return {f"value{at}": read(one) for at, (read, one) in pairs if read is not None}
 
 
-def compare(column: QueryableAttribute[Any], condition: QueryCondition, places: Places) -> ColumnElement[bool]:
+def compare(column: Any, condition: QueryCondition, places: Places) -> ColumnElement[bool]:
     """The condition as SQL over this column."""
     op = condition.op
     if isinstance(column, AssociationProxyInstance):

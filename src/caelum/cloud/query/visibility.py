@@ -52,8 +52,8 @@ _WHOLES = (
 
 
 FEW = 3_000
-"""An account that sees at most so many resources of a type is answered from the list of these. For one that sees more,
-going through all in the wanted order finds a page sooner."""
+"""An account that sees at most so many resources of a type is answered from the list of these, and a condition that so
+many rows meet from its index. Where there are more, going through all in the wanted order finds a page sooner."""
 ACCOUNT = "account"
 """The name of the account's place in a statement."""
 _account = bindparam(ACCOUNT, type_=String(32), required=True)
@@ -89,9 +89,14 @@ def listed(model: type[Any]) -> Select[Any] | None:
     return select(sources.c.resource_uuid)
 
 
-def is_few(uuids: Select[Any]) -> Select[Any]:
+def is_few(uuids: Select[Any]) -> ColumnElement[bool]:
     """Whether these are at most FEW, which takes no longer when they are many more."""
-    return select(func.count() <= FEW).select_from(uuids.limit(FEW + 1).subquery())
+    return select(func.count() <= FEW).select_from(uuids.limit(FEW + 1).subquery()).scalar_subquery()
+
+
+def has_few(model: type[Any], condition: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Whether at most FEW rows of `model` meet a condition, whoever sees them."""
+    return is_few(select(inspect(model).primary_key[0]).where(condition))
 
 
 def _free(uuid: Any) -> ColumnElement[bool]:
