@@ -1,7 +1,8 @@
 """Run commands: journaled, under their lock, until their deadline; deliver their answers until the server has them.
 
 Invariant: whatever happens to a command (success, failure, cancellation, deadline, the agent's end), it gets exactly
-one recorded answer, and that answer reaches the callback or waits for `GET /task/<uuid>`.
+one recorded answer, and that answer reaches whoever waits for it in the command's own request, else the callback, or
+waits for `GET /task/<uuid>`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import msgspec
 
 from caelum.agent.core import Agent, current_task
 from caelum.agent.journal import Fence, Journal, Undelivered
+from caelum.agent.listeners import Listeners
 from caelum.agent.protocol import BUSY, CANCELED, INTERRUPTED, TIMED_OUT, AgentError, Command, TaskAnswer, TaskStatus
 from caelum.agent.registry import AgentFailure, Handler, to_wire
 from caelum.kernel.pki import SERVER_NAME
@@ -44,10 +46,11 @@ class Tasks:
         self._journal = journal
         self._running: dict[str, asyncio.Task[None]] = {}
         self._delivering: dict[str, asyncio.Task[None]] = {}
+        self._listeners = Listeners()
         self._posts = asyncio.Semaphore(POSTS_AT_ONCE)
         self._stopping = False
         agent.tasks_running = lambda: len(self._running)
-        agent.answers_waiting = lambda: len(self._delivering)
+        agent.answers_waiting = lambda: len(self._delivering) + len(self._listeners)
 
     async def open(self) -> None:
         """Settle what the former agent left, and deliver what the server has not taken."""
@@ -71,8 +74,13 @@ class Tasks:
         callback: str | None,
         fence: Fence | None,
         deadline: float | None,
-    ) -> None:
-        """Take an asynchronous command on. A known task is not run again; its answer goes to `callback`."""
+        wait: float = 0,
+    ) -> TaskAnswer | None:
+        """Take an asynchronous command on. A known task is not run again.
+
+        Returns its answer if that is there within `wait` seconds: the caller must deliver it, and say by `delivered`
+        or `call_back` what became of that. None: the answer goes to `callback`.
+        """
         if self._stopping or len(self._running) >= MAX_RUNNING:
             why = "the agent is stopping" if self._stopping else f"{len(self._running)} commands are in work"
             raise AgentFailure(BUSY, why, transient=True, running=len(self._running))
@@ -81,9 +89,21 @@ class Tasks:
             self._running[task_uuid] = asyncio.create_task(
                 self._run(task_uuid, handler, command, fence, deadline), name=f"{command.path} {task_uuid}"
             )
-        elif verdict == "done" and callback:
-            for waiting in await self._journal.undelivered(task_uuid):
-                self._deliver(waiting)
+        elif verdict == "done":
+            if wait > 0:
+                return (await self._journal.status(task_uuid)).answer
+            await self.call_back(task_uuid)
+            return None
+        return await self._listeners.hear(task_uuid, wait)
+
+    def delivered(self, task_uuid: str) -> None:
+        """The answer left in the response to the command. If it is lost, the server repeats the command or asks."""
+        self._agent.spawn(self._journal.settle(task_uuid), f"settle {task_uuid}")
+
+    async def call_back(self, task_uuid: str) -> None:
+        """Deliver the answer of a task that is done to its callback, if it has one."""
+        for waiting in await self._journal.undelivered(task_uuid):
+            self._deliver(waiting)
 
     async def status(self, task_uuid: str) -> TaskStatus:
         """What became of a task."""
@@ -118,7 +138,7 @@ class Tasks:
         except sqlite3.Error:
             log.exception("the answer of task %s cannot be recorded", task_uuid)
             return
-        if waiting is not None:
+        if not self._listeners.tell(task_uuid, answer) and waiting is not None:
             self._deliver(waiting)
 
     async def _answer(

@@ -19,8 +19,9 @@ class Fault(msgspec.Struct, rename="camel", kw_only=True, omit_defaults=True):
     """What happens to commands whose path matches `path`, on hosts whose UUID matches `host`.
 
     refuse: HTTP 503 and nothing is done; error: the command fails with agent error `code`; hang: acknowledged, then
-    nothing until it is cancelled; lose_reply: done, but the callback is never sent (a poll finds the answer);
-    lose_ack: done, but the connection breaks before the acknowledgement; double_reply: the callback is sent twice;
+    nothing until it is cancelled; lose_reply: done, but the answer is lost, with the connection of a request that
+    waits for it, or as a callback that is never sent (a repetition or a poll finds it); lose_ack: done, but the
+    connection breaks before the acknowledgement; double_reply: answered twice, by callback for the second time;
     die: the agent is gone before it does anything; die_after: it is gone after the effect, before the answer;
     slow: `delay` more seconds.
     """

@@ -1,7 +1,8 @@
 """One simulated host: the agent's HTTPS connections, its tasks, callbacks and reports.
 
-Invariant: seen from the network it is an agent. It serves only management nodes, acknowledges before it works, delivers
-an answer until it is taken, and dies like a process: connections break, nothing in flight is finished.
+Invariant: seen from the network it is an agent. It serves only management nodes, answers in the response whoever waits
+long enough there and acknowledges the others, delivers an answer until it is taken, and dies like a process:
+connections break, nothing in flight is finished.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ _DELIVERY_PAUSES = (0.1, 0.3, 1, 3, 10)
 _POST_TIMEOUT = aiohttp.ClientTimeout(total=15)
 _DYING = 0.05
 """Seconds that a dying agent gives its requests; zero would mean for ever."""
+_ANSWERS_IN_RESPONSE = 3
+"""The protocol since which agents know the header `wait`; older ones may be simulated too."""
 _JSON = {"Content-Type": "application/json"}
 _encode = msgspec.json.Encoder().encode
 _commands = p.commands()
@@ -188,13 +191,24 @@ class SimulatedHost:
         if not task_uuid:
             return _refusal(400, p.INVALID, "header taskuuid is missing")
         task, new = self.journal.accept(task_uuid, command.path, request.headers.get("callbackurl"))
+        wait = float(request.headers.get("wait") or 0) if self.protocol >= _ANSWERS_IN_RESPONSE else 0
         if new:
             self._spawn(self._run(task, command, fault, request.headers.get("attempt")), task_uuid)
-        elif task.answer is not None:
+        elif task.answer is not None and not wait:
             self._spawn(self._deliver(task))
         if new and fault is not None and fault.kind == "lose_ack":
             _break(request)
-        return web.Response(status=202, body=b"{}", headers=_JSON)
+        if not await task.over_within(wait):
+            return web.Response(status=202, body=b"{}", headers=_JSON)
+        if new and fault is not None and fault.kind == "lose_reply":
+            _break(request)
+        return self._answered(request, task)
+
+    def _answered(self, request: web.BaseRequest, task: Task) -> web.Response:
+        if request.transport is None or request.transport.is_closing():
+            self._spawn(self._deliver(task))
+        task.delivered = True
+        return _json(200, task.answer)
 
     # --- work -------------------------------------------------------------------------------------------------------
 
@@ -202,19 +216,22 @@ class SimulatedHost:
         try:
             await self._take_time(command.path, fault)
             if self.journal.overtaken(attempt):
-                task.answer = _failure(p.STALE_ATTEMPT, f"attempt {attempt} was taken over")
+                answer = _failure(p.STALE_ATTEMPT, f"attempt {attempt} was taken over")
             else:
-                task.answer = self._perform(command, fault)
+                answer = self._perform(command, fault)
         except asyncio.CancelledError:
             if not self.alive:
                 return
-            task.answer = _failure(p.CANCELED, f"{command.path} was canceled")
-        if fault is not None and fault.kind == "die_after":
+            answer = _failure(p.CANCELED, f"{command.path} was canceled")
+        kind = None if fault is None else fault.kind
+        if kind == "die_after":
+            task.answer = answer
             await self.die()
             return
-        if fault is None or fault.kind != "lose_reply":
+        heard = task.end(answer)
+        if kind == "double_reply" or (not heard and kind != "lose_reply"):
             await self._deliver(task)
-        if fault is not None and fault.kind == "double_reply":
+        if kind == "double_reply" and not heard:
             await self._deliver(task)
 
     async def _take_time(self, path: str, fault: Fault | None) -> None:
