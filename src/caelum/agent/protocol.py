@@ -94,6 +94,31 @@ class TaskProgress(_Struct):
     text: str = ""
 
 
+class Order(_Struct):
+    """One command of a series: its path and its fields."""
+
+    path: str
+    body: dict[str, Any] = {}
+
+
+class SeriesAnswer(_Struct):
+    """What the commands of a series answered, in their order."""
+
+    results: list[dict[str, Any]]
+
+
+class Series(Command[SeriesAnswer]):
+    """Run commands in one go, one after another, each under its own lock. The first that fails ends the series, with
+    its error; what was done before stays. One that the agent does not know is refused before anything is done.
+
+    Since protocol 3. It saves requests where nothing is decided between commands; series and synchronous commands
+    cannot be part of one.
+    """
+
+    path = "/series"
+    orders: list[Order]
+
+
 # --- host -------------------------------------------------------------------------------------------------------
 
 

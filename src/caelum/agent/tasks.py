@@ -8,9 +8,9 @@ waits for `GET /task/<uuid>`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import sqlite3
+from contextvars import ContextVar
 from typing import Any
 
 import aiohttp
@@ -20,7 +20,7 @@ from caelum.agent.core import Agent, current_task
 from caelum.agent.journal import Fence, Journal, Undelivered
 from caelum.agent.listeners import Listeners
 from caelum.agent.protocol import BUSY, CANCELED, INTERRUPTED, TIMED_OUT, AgentError, Command, TaskAnswer, TaskStatus
-from caelum.agent.registry import AgentFailure, Handler, to_wire
+from caelum.agent.registry import AgentFailure, Handler, perform, to_wire
 from caelum.kernel.pki import SERVER_NAME
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,8 @@ POST_TIMEOUT = 30.0
 POSTS_AT_ONCE = 16
 BACK_OFF = (0.5, 1, 2, 5, 10, 20, 30, 60)
 
+_fence: ContextVar[Fence | None] = ContextVar("fence", default=None)
+"""The workflow's attempt that the command in this context belongs to."""
 _encode = msgspec.json.Encoder().encode
 
 
@@ -49,6 +51,7 @@ class Tasks:
         self._listeners = Listeners()
         self._posts = asyncio.Semaphore(POSTS_AT_ONCE)
         self._stopping = False
+        agent.check_attempt = lambda: journal.check(_fence.get())
         agent.tasks_running = lambda: len(self._running)
         agent.answers_waiting = lambda: len(self._delivering) + len(self._listeners)
 
@@ -63,7 +66,7 @@ class Tasks:
 
     async def run_sync(self, handler: Handler, command: Command[Any], deadline: float | None) -> TaskAnswer:
         """Run a synchronous command; it is not journaled."""
-        return await self._answer(handler, command, None, deadline or SYNC_TIMEOUT)
+        return await self._answer(handler, command, deadline or SYNC_TIMEOUT)
 
     async def submit(
         self,
@@ -129,8 +132,9 @@ class Tasks:
         self, task_uuid: str, handler: Handler, command: Command[Any], fence: Fence | None, deadline: float | None
     ) -> None:
         current_task.set(task_uuid)
+        _fence.set(fence)
         try:
-            answer = await self._answer(handler, command, fence, deadline)
+            answer = await self._answer(handler, command, deadline)
         finally:
             self._running.pop(task_uuid, None)
         try:
@@ -141,12 +145,10 @@ class Tasks:
         if not self._listeners.tell(task_uuid, answer) and waiting is not None:
             self._deliver(waiting)
 
-    async def _answer(
-        self, handler: Handler, command: Command[Any], fence: Fence | None, deadline: float | None
-    ) -> TaskAnswer:
+    async def _answer(self, handler: Handler, command: Command[Any], deadline: float | None) -> TaskAnswer:
         try:
             async with asyncio.timeout(deadline) as limit:
-                result = await self._locked(handler, command, fence)
+                result = await perform(self._agent, handler, command)
             return TaskAnswer(result=msgspec.to_builtins(result))
         except TimeoutError as error:
             why = f"not done after {deadline:g} s" if deadline and limit.expired() else str(error) or "timed out"
@@ -164,13 +166,6 @@ class Tasks:
         if self._stopping:
             return AgentError(code=INTERRUPTED, details=f"{command.path}: the agent was stopped", transient=True)
         return AgentError(code=CANCELED, details=f"{command.path} was canceled")
-
-    async def _locked(self, handler: Handler, command: Command[Any], fence: Fence | None) -> Any:
-        name = handler.lock_name(command)
-        async with self._agent.lock(name) if name else contextlib.nullcontext():
-            # A higher attempt may have come while this one waited for its turn.
-            await self._journal.check(fence)
-            return await handler.function(self._agent, command)
 
     def _deliver(self, waiting: Undelivered) -> None:
         previous = self._delivering.pop(waiting.task_uuid, None)
