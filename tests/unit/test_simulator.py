@@ -228,6 +228,16 @@ async def test_waiting_requests_do_not_take_the_place_of_others(prompt: Rig) -> 
     await asyncio.gather(*work, return_exceptions=True)
 
 
+async def test_nobody_waits_in_a_request_to_a_host_that_is_lost(prompt: Rig) -> None:
+    prompt.client._promptness = Promptness(20)
+    prompt.hosts.fault("hang")
+    work = asyncio.create_task(prompt.bridge(timeout=60))
+    await prompt.until_busy()
+    prompt.client.host_lost(prompt.hosts[0].uuid, CloudError(HOST_DISCONNECTED, "no answer to pings"))
+    with pytest.raises(CloudError, match="is lost"):
+        await asyncio.wait_for(work, 5)
+
+
 @pytest.mark.parametrize("protocol", [1, 2])
 async def test_an_older_agent_answers_by_callback(prompt: Rig, protocol: int) -> None:
     prompt.hosts[0].protocol = protocol

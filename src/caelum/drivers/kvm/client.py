@@ -15,6 +15,7 @@ import contextlib
 import logging
 import ssl
 import time
+from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
 import aiohttp
@@ -78,6 +79,16 @@ class Pending:
         self.path = path
         self.job_uuid = context.current().job_uuid
         self.answer: asyncio.Future[TaskAnswer] = asyncio.get_running_loop().create_future()
+        self._request: asyncio.Timeout | None = None
+
+    @contextlib.asynccontextmanager
+    async def requesting(self) -> AsyncIterator[None]:
+        """A request in the block is broken off, with TimeoutError, when nobody waits any longer."""
+        try:
+            async with asyncio.timeout(None) as self._request:
+                yield
+        finally:
+            self._request = None
 
     def resolve(self, answer: TaskAnswer) -> None:
         """Take the first answer; later ones are the same."""
@@ -88,6 +99,8 @@ class Pending:
         """Stop waiting."""
         if not self.answer.done():
             self.answer.set_exception(error)
+            if self._request is not None:
+                self._request.reschedule(0)
 
 
 class Lines(aiohttp.TCPConnector):
@@ -244,10 +257,13 @@ class AgentClient:
             with self._promptness.waiting(address.host_uuid, command.path) as wait:
                 headers = self._headers(task_uuid, deadline, wait)
                 try:
-                    status, text = await self._request(
-                        "POST", address, command.path, deadline, body=body, headers=headers, wait=wait
-                    )
+                    async with waiting.requesting():
+                        status, text = await self._request(
+                            "POST", address, command.path, deadline, body=body, headers=headers, wait=wait
+                        )
                 except _NETWORK_ERRORS as error:
+                    if waiting.answer.done():
+                        return
                     _check_time(deadline)
                     failure: CloudError = _unreachable(address, command.path, error)
                     perhaps_taken |= wait > 0 and not isinstance(error, _NOT_CONNECTED)
