@@ -226,6 +226,35 @@ async def test_a_release_that_fails_is_done_later_unless_the_guest_is_back(here:
     assert [one.hostname for one in flat.leases.values()] == ["back"]
 
 
+@pytest.mark.parametrize(("protocol", "requests"), [(p.PROTOCOL_VERSION, 2), (2, 0), (1, 0)])
+async def test_a_guests_commands_are_one_request_to_agents_that_take_several(
+    here: HostSite, protocol: int, requests: int
+) -> None:
+    here.sim[0].protocol = protocol
+    flat = await Flat(here).build()
+    before, vm = here.sim[0].arrived.copy(), await flat.vm()
+    await flat.start(vm)
+    assert (set(flat.leases), set(flat.world.nat)) == ({vm.nics[0].mac}, {flat.l3.uuid})
+    await flat.stop(vm)
+    assert (flat.leases, flat.world.metadata[flat.l3.uuid]) == ({}, {})
+    came = here.sim[0].arrived - before
+    assert came.pop(p.Series.path, 0) == requests
+    assert set(came) == {
+        one.path for one in (p.ApplyDhcp, p.ApplyMetadata, p.ApplyNat, p.ReleaseDhcp, p.ReleaseMetadata)
+    }
+    assert set(came.values()) == {1}
+
+
+async def test_a_command_that_fails_in_the_middle_ends_the_series_with_its_error(here: HostSite) -> None:
+    flat = await Flat(here).build()
+    here.sim.fault("error", p.ApplyMetadata.path, code=p.NETWORK)
+    with pytest.raises(CloudError) as refused:
+        await flat.start(await flat.vm())
+    assert refused.value.code == p.NETWORK
+    assert flat.leases
+    assert flat.world.nat == {}
+
+
 async def test_nics_come_and_go_one_by_one(here: HostSite) -> None:
     flat = await Flat(here).build()
     vm, provider = await flat.vm(), here.node.extensions.of(VmResourceProvider)[0]

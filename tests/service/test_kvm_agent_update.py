@@ -62,9 +62,9 @@ async def test_an_agent_that_is_too_old_is_refused(tmp_path: Path) -> None:
         cloud.sim[0].protocol = p.OLDEST_PROTOCOL - 1
         with pytest.raises(CloudError) as refused:
             await cloud.add_host()
-        assert "this server 1 to 2: the host must get the agent of a version that is at most one apart" in str(
-            refused.value.to_wire()
-        )
+        spoken = f"this server {p.OLDEST_PROTOCOL} to {p.PROTOCOL_VERSION}"
+        advice = "the host must get the agent of a version that is at most one apart"
+        assert f"{spoken}: {advice}" in str(refused.value.to_wire())
 
 
 async def test_an_agent_that_cannot_be_updated_keeps_working(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import msgspec
@@ -16,6 +17,7 @@ from caelum.cloud.host.errors import HOST_DISCONNECTED
 from caelum.drivers.kvm.client import Address, AgentClient, Pace
 from caelum.drivers.kvm.errors import STALE_ATTEMPT
 from caelum.drivers.kvm.listener import AgentListener, KnownHosts
+from caelum.drivers.kvm.promptness import Promptness
 from caelum.kernel import context, pki
 from caelum.kernel.errors import TIMEOUT, CloudError
 from caelum.kernel.ids import new_uuid
@@ -25,18 +27,45 @@ from caelum.simulator.world import known_paths
 QUICK = Pace(connect=2, acknowledge=2, back_off=(0.05, 0.1), first_poll=0.15, slowest_poll=0.3, lost_after=1.5)
 
 
+class WatchedClient(AgentClient):
+    """Remembers what was said."""
+
+    def __init__(self, tls: ssl.SSLContext, pace: Pace) -> None:
+        super().__init__(tls, "", pace)
+        self.tasks: list[str] = []
+        """The task UUIDs of commands, as they were posted."""
+        self.waits: list[str | None] = []
+        """How long each of them would wait."""
+        self.callbacks: list[bool | None] = []
+        """What callbacks came to."""
+
+    async def _request(
+        self, method: str, address: Address, path: str, deadline: float, **more: Any
+    ) -> tuple[int, bytes]:
+        if headers := more.get("headers"):
+            self.tasks.append(headers["taskuuid"])
+            self.waits.append(headers.get("wait"))
+        return await super()._request(method, address, path, deadline, **more)
+
+    def take_answer(self, task_uuid: str, host_uuid: str, answer: p.TaskAnswer) -> bool | None:
+        taken = super().take_answer(task_uuid, host_uuid, answer)
+        self.callbacks.append(taken)
+        return taken
+
+
 class Rig:
     """A client, its listener, and hosts."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, prompt: float = 1) -> None:
         self.directory = directory
+        self.pace = msgspec.structs.replace(QUICK, prompt=prompt)
         self.hosts = SimulatedHosts(2, directory=directory)
         self.reports: list[p.Report] = []
 
     async def start(self) -> None:
         await self.hosts.start()
         files = pki.ensure_server(self.directory, new_uuid(), ["127.0.0.1"])
-        self.client = AgentClient(pki.client_context(files), "", QUICK)
+        self.client = WatchedClient(pki.client_context(files), self.pace)
         known = KnownHosts(self._known)
         self.listener = AgentListener(self.client, known, self._report, self._renew, [])
         self.port = await self.listener.start("127.0.0.1", 0, pki.server_context(files))
@@ -63,6 +92,10 @@ class Rig:
         ):
             return response.status
 
+    async def until_called_back(self, times: int = 1) -> None:
+        while len(self.client.callbacks) < times:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.01)
+
     async def until_busy(self) -> None:
         while not self.hosts[0].journal.running():  # noqa: ASYNC110 - the agent's journal has no event
             await asyncio.sleep(0.01)
@@ -80,15 +113,25 @@ class Rig:
         raise AssertionError
 
 
+@pytest.fixture(params=[0, 1], ids=["answered by callback", "answered in the response"])
+async def rig(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
+    """Whatever goes wrong must come out the same in both ways of answering."""
+    rig = Rig(tmp_path, request.param)
+    await rig.start()
+    yield rig
+    await rig.stop()
+
+
 @pytest.fixture
-async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+async def prompt(tmp_path: Path) -> AsyncIterator[Rig]:
+    """A rig whose server waits for answers in the response."""
     rig = Rig(tmp_path)
     await rig.start()
     yield rig
     await rig.stop()
 
 
-async def test_a_command_is_acknowledged_and_answered_by_callback(rig: Rig) -> None:
+async def test_a_command_is_answered_once(rig: Rig) -> None:
     await rig.bridge()
     info = await rig.client.run(rig.address(), p.GetHostCapacity())
     assert info.cpu_num == 16
@@ -97,13 +140,13 @@ async def test_a_command_is_acknowledged_and_answered_by_callback(rig: Rig) -> N
     assert not rig.client.pending
 
 
-async def test_a_lost_callback_is_polled(rig: Rig) -> None:
+async def test_a_lost_answer_is_found(rig: Rig) -> None:
     rig.hosts.fault("lose_reply", count=1)
     await rig.bridge()
     assert rig.hosts[0].done[p.CreateBridge.path] == 1
 
 
-async def test_a_doubled_callback_is_answered_404_and_harmless(rig: Rig) -> None:
+async def test_a_doubled_answer_is_harmless(rig: Rig) -> None:
     rig.hosts.fault("double_reply")
     await rig.bridge()
     await rig.bridge("br1")
@@ -114,6 +157,92 @@ async def test_a_lost_acknowledgement_leads_to_one_effect(rig: Rig) -> None:
     rig.hosts.fault("lose_ack", count=1)
     await rig.bridge()
     assert rig.hosts[0].done[p.CreateBridge.path] == 1
+
+
+async def test_a_prompt_answer_comes_in_the_response(prompt: Rig) -> None:
+    await prompt.bridge()
+    assert prompt.client.callbacks == []
+    assert prompt.hosts[0].journal.status(prompt.client.tasks[0]).state == "Done"
+    assert prompt.hosts[0].journal.interrupt() == []  # it is known to be delivered
+
+
+async def test_an_answer_that_is_lost_in_the_response_is_in_the_repeated_one(prompt: Rig) -> None:
+    prompt.hosts.fault("lose_reply", count=1)
+    await prompt.bridge()
+    assert prompt.hosts[0].arrived[p.CreateBridge.path] == 2
+    assert prompt.hosts[0].done[p.CreateBridge.path] == 1
+    assert prompt.client.tasks == prompt.client.tasks[:1] * 2
+    assert prompt.client.callbacks == []
+
+
+async def test_an_answer_whose_listener_is_gone_is_called_back(prompt: Rig) -> None:
+    prompt.hosts.fault("lose_ack", count=1)
+    prompt.hosts.latency(Latency(path="/network/*", low=0.03))
+    await prompt.bridge()
+    await prompt.until_called_back()
+    assert prompt.hosts[0].done[p.CreateBridge.path] == 1
+
+
+async def test_an_answer_that_comes_both_ways_counts_once(prompt: Rig) -> None:
+    prompt.hosts.fault("double_reply", count=1)
+    await prompt.bridge()
+    await prompt.until_called_back()
+    assert prompt.client.callbacks == [False]
+
+
+async def test_an_agent_that_dies_between_doing_and_answering_says_so_when_it_is_back(prompt: Rig) -> None:
+    prompt.hosts.fault("die_after", count=1)
+    work = asyncio.create_task(prompt.bridge(timeout=10))
+    while not prompt.hosts[0].world.bridges:  # noqa: ASYNC110 - nobody tells
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.5)  # longer than the repetitions of a request that does not get through
+    assert not work.done()
+    await prompt.hosts[0].revive()
+    await work
+    assert prompt.hosts[0].done[p.CreateBridge.path] == 1
+
+
+async def test_a_late_answer_is_called_back_and_a_slow_kind_of_command_not_waited_for_any_more(prompt: Rig) -> None:
+    prompt.client._promptness = Promptness(0.05)
+    prompt.hosts.latency(Latency(path="/network/*", low=0.1))
+    waits = []
+    for number in range(9):
+        await prompt.bridge(f"br{number}")
+        waits.append(prompt.client.waits[-1])
+    await prompt.until_called_back(9)
+    assert waits[:6] == ["0.05"] * 6
+    assert waits[-1] is None
+    await prompt.client.run(prompt.address(), p.GetHostCapacity())
+    assert prompt.client.waits[-1] == "0.05"
+
+
+async def test_waiting_requests_do_not_take_the_place_of_others(prompt: Rig) -> None:
+    prompt.hosts.fault("hang", p.CreateBridge.path)
+    work = [asyncio.create_task(prompt.bridge(f"br{number}")) for number in range(30)]
+    while prompt.hosts[0].journal.running() < 30:  # noqa: ASYNC110 - nobody tells
+        await asyncio.sleep(0.01)
+    assert len([one for one in prompt.client.waits if one]) == 8
+    assert (await prompt.client.run(prompt.address(), p.Ping())).agent_uuid == prompt.hosts[0].agent_uuid
+    for one in work:
+        one.cancel()
+    await asyncio.gather(*work, return_exceptions=True)
+
+
+async def test_nobody_waits_in_a_request_to_a_host_that_is_lost(prompt: Rig) -> None:
+    prompt.client._promptness = Promptness(20)
+    prompt.hosts.fault("hang")
+    work = asyncio.create_task(prompt.bridge(timeout=60))
+    await prompt.until_busy()
+    prompt.client.host_lost(prompt.hosts[0].uuid, CloudError(HOST_DISCONNECTED, "no answer to pings"))
+    with pytest.raises(CloudError, match="is lost"):
+        await asyncio.wait_for(work, 5)
+
+
+@pytest.mark.parametrize("protocol", [1, 2])
+async def test_an_older_agent_answers_by_callback(prompt: Rig, protocol: int) -> None:
+    prompt.hosts[0].protocol = protocol
+    await prompt.bridge()
+    assert prompt.client.callbacks == [True]
 
 
 async def test_a_refused_command_is_repeated_then_given_up_as_transient(rig: Rig) -> None:

@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MODULES = (
-    "caelum.agent.host", "caelum.agent.program", "caelum.agent.vm", "caelum.agent.network", "caelum.agent.storage",
+    "caelum.agent.host", "caelum.agent.program", "caelum.agent.series", "caelum.agent.vm", "caelum.agent.network",
+    "caelum.agent.storage",
 )  # fmt: skip
 """Packages that bring handlers; each may have `setup(agent)`."""
 THREADS = 32
@@ -78,6 +79,10 @@ class ReportSink(Protocol):
     def send_to(self, url: str, host_uuid: str) -> None: ...
 
 
+async def _no_check() -> None:
+    """Without workflows, nothing is ever taken over."""
+
+
 class Agent:
     """What a handler may use. Made once by `caelum.agent.server`."""
 
@@ -92,6 +97,8 @@ class Agent:
         self.settings: dict[str, str] = {}
         self.routes: list[web.RouteDef] = []
         """Web routes of parts that are more than commands (consoles); filled by `setup`."""
+        self.check_attempt: Callable[[], Awaitable[None]] = _no_check
+        """Raises STALE_ATTEMPT when the workflow of the current command goes on in a higher attempt."""
         self.tasks_running: Callable[[], int] = lambda: 0
         self.answers_waiting: Callable[[], int] = lambda: 0
         """How many answers the server has not acknowledged yet."""

@@ -6,9 +6,12 @@ A command is POSTed to `https://<host>:7070<path>` with mutual TLS and these hea
     callbackurl   where the answer goes; absent for synchronous commands
     attempt       "<workflow uuid>:<n>" (optional); a command of a workflow's lower attempt is refused (STALE_ATTEMPT)
     deadline      seconds from now after which the server no longer waits (optional)
+    wait          seconds that the answer may take to come in the response to this request (optional, may be ignored)
 
-Asynchronous: the agent journals the command, answers 202 with `{}` at once, works, and POSTs a `TaskAnswer` to
-`callbackurl` (header `taskuuid`) until it is acknowledged with 200 or 404. Synchronous: 200 with a `TaskAnswer`.
+Asynchronous: the agent journals the command and works. If it is done within `wait` seconds, the response is 200 with a
+`TaskAnswer`. Else it is 202 with `{}`, without `wait` at once, and the agent POSTs the `TaskAnswer` to `callbackurl`
+(header `taskuuid`) until it is acknowledged with 200 or 404. A server that gets no response posts the command again
+under the same id: the answer may have been in it. Synchronous: 200 with a `TaskAnswer`.
 A command that is refused before it is journaled is answered at once with a `TaskAnswer` whose error says why: 400
 (INVALID), 404 (no such path), 409 (STALE_ATTEMPT), 503 (BUSY); nothing was done and no callback follows.
 `GET /task/<uuid>` tells `TaskStatus` of a task; `DELETE /task/<uuid>` cancels it. Reports, numbered per agent start,
@@ -25,7 +28,7 @@ import msgspec
 
 A = TypeVar("A")
 
-PROTOCOL_VERSION, OLDEST_PROTOCOL = 2, 1
+PROTOCOL_VERSION, OLDEST_PROTOCOL = 3, 1
 """Server and agent also speak the protocol of the version before: whichever is upgraded first works with the other."""
 
 
@@ -89,6 +92,31 @@ class TaskProgress(_Struct):
     task_uuid: str
     percent: int
     text: str = ""
+
+
+class Order(_Struct):
+    """One command of a series: its path and its fields."""
+
+    path: str
+    body: dict[str, Any] = {}
+
+
+class SeriesAnswer(_Struct):
+    """What the commands of a series answered, in their order."""
+
+    results: list[dict[str, Any]]
+
+
+class Series(Command[SeriesAnswer]):
+    """Run commands in one go, one after another, each under its own lock. The first that fails ends the series, with
+    its error; what was done before stays. One that the agent does not know is refused before anything is done.
+
+    Since protocol 3. It saves requests where nothing is decided between commands; series and synchronous commands
+    cannot be part of one.
+    """
+
+    path = "/series"
+    orders: list[Order]
 
 
 # --- host -------------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ A module takes part by being listed in `caelum.agent.core.MODULES`: it is import
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -79,6 +80,15 @@ class Handler(msgspec.Struct, frozen=True):
             if self.lock
             else None
         )
+
+
+async def perform(agent: Agent, found: Handler, command: Command[A]) -> A:
+    """Run a command when it gets its lock, unless its workflow was taken over meanwhile. Raises AgentFailure."""
+    name = found.lock_name(command)
+    async with agent.lock(name) if name else contextlib.nullcontext():
+        await agent.check_attempt()
+        answer: A = await found.function(agent, command)
+        return answer
 
 
 _handlers: dict[str, Handler] = {}

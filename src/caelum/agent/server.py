@@ -1,6 +1,7 @@
 """The agent's HTTPS port: commands in, tasks looked up and cancelled, and the routes that parts add (consoles).
 
-Invariant: a request that is answered with 202 is in the journal; one that is refused did nothing.
+Invariant: a request that is answered with 202 is in the journal, and so is an answer before it leaves; one that is
+refused did nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from aiohttp import web
 from caelum.agent.certificate import keep_fresh
 from caelum.agent.core import MODULES, Agent, AgentConfig
 from caelum.agent.journal import Fence, Journal
-from caelum.agent.protocol import BUSY, INVALID, STALE_ATTEMPT, Command, TaskAnswer
+from caelum.agent.protocol import BUSY, INVALID, STALE_ATTEMPT, Command, Empty, TaskAnswer
 from caelum.agent.registry import AgentFailure, Handler, handlers, to_wire
 from caelum.agent.reports import Reports
 from caelum.agent.store import Store
@@ -122,17 +123,26 @@ class AgentServer:
             deadline = _deadline(request.headers.get("deadline"))
             if handler.command.sync:
                 return _json(200, await self.tasks.run_sync(handler, command, deadline))
-            await self.tasks.submit(
-                _task_uuid(request.headers.get("taskuuid")),
+            task_uuid = _task_uuid(request.headers.get("taskuuid"))
+            answer = await self.tasks.submit(
+                task_uuid,
                 handler,
                 command,
                 callback=request.headers.get("callbackurl"),
                 fence=Fence.parse(request.headers.get("attempt")),
                 deadline=deadline,
+                wait=_seconds("wait", request.headers.get("wait")) or 0,
             )
         except AgentFailure as error:
             return _json(STATUS.get(error.code, 400), TaskAnswer(error=to_wire(error)))
-        return web.json_response({}, status=202)
+        return _json(202, Empty()) if answer is None else await self._answered(request, task_uuid, answer)
+
+    async def _answered(self, request: web.Request, task_uuid: str, answer: TaskAnswer) -> web.Response:
+        if request.transport is None or request.transport.is_closing():
+            await self.tasks.call_back(task_uuid)  # whoever asked here is gone
+        else:
+            self.tasks.delivered(task_uuid)
+        return _json(200, answer)
 
     async def _task_status(self, request: web.Request) -> web.Response:
         return _json(200, await self.tasks.status(request.match_info["uuid"]))
@@ -153,11 +163,15 @@ def _decode(handler: Handler, body: bytes) -> Command[Any]:
     return command
 
 
-def _deadline(header: str | None) -> float | None:
+def _seconds(name: str, header: str | None) -> float | None:
     try:
-        seconds = float(header) if header else None
+        return float(header) if header else None
     except ValueError:
-        raise AgentFailure(INVALID, f"header deadline[{header}] is not a number of seconds") from None
+        raise AgentFailure(INVALID, f"header {name}[{header}] is not a number of seconds") from None
+
+
+def _deadline(header: str | None) -> float | None:
+    seconds = _seconds("deadline", header)
     if seconds is not None and seconds <= 0:
         raise AgentFailure(INVALID, f"header deadline[{header}] has passed")
     return seconds

@@ -1,15 +1,16 @@
 """Run commands: journaled, under their lock, until their deadline; deliver their answers until the server has them.
 
 Invariant: whatever happens to a command (success, failure, cancellation, deadline, the agent's end), it gets exactly
-one recorded answer, and that answer reaches the callback or waits for `GET /task/<uuid>`.
+one recorded answer, and that answer reaches whoever waits for it in the command's own request, else the callback, or
+waits for `GET /task/<uuid>`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import sqlite3
+from contextvars import ContextVar
 from typing import Any
 
 import aiohttp
@@ -17,8 +18,9 @@ import msgspec
 
 from caelum.agent.core import Agent, current_task
 from caelum.agent.journal import Fence, Journal, Undelivered
+from caelum.agent.listeners import Listeners
 from caelum.agent.protocol import BUSY, CANCELED, INTERRUPTED, TIMED_OUT, AgentError, Command, TaskAnswer, TaskStatus
-from caelum.agent.registry import AgentFailure, Handler, to_wire
+from caelum.agent.registry import AgentFailure, Handler, perform, to_wire
 from caelum.kernel.pki import SERVER_NAME
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,8 @@ POST_TIMEOUT = 30.0
 POSTS_AT_ONCE = 16
 BACK_OFF = (0.5, 1, 2, 5, 10, 20, 30, 60)
 
+_fence: ContextVar[Fence | None] = ContextVar("fence", default=None)
+"""The workflow's attempt that the command in this context belongs to."""
 _encode = msgspec.json.Encoder().encode
 
 
@@ -44,10 +48,12 @@ class Tasks:
         self._journal = journal
         self._running: dict[str, asyncio.Task[None]] = {}
         self._delivering: dict[str, asyncio.Task[None]] = {}
+        self._listeners = Listeners()
         self._posts = asyncio.Semaphore(POSTS_AT_ONCE)
         self._stopping = False
+        agent.check_attempt = lambda: journal.check(_fence.get())
         agent.tasks_running = lambda: len(self._running)
-        agent.answers_waiting = lambda: len(self._delivering)
+        agent.answers_waiting = lambda: len(self._delivering) + len(self._listeners)
 
     async def open(self) -> None:
         """Settle what the former agent left, and deliver what the server has not taken."""
@@ -60,7 +66,7 @@ class Tasks:
 
     async def run_sync(self, handler: Handler, command: Command[Any], deadline: float | None) -> TaskAnswer:
         """Run a synchronous command; it is not journaled."""
-        return await self._answer(handler, command, None, deadline or SYNC_TIMEOUT)
+        return await self._answer(handler, command, deadline or SYNC_TIMEOUT)
 
     async def submit(
         self,
@@ -71,8 +77,13 @@ class Tasks:
         callback: str | None,
         fence: Fence | None,
         deadline: float | None,
-    ) -> None:
-        """Take an asynchronous command on. A known task is not run again; its answer goes to `callback`."""
+        wait: float = 0,
+    ) -> TaskAnswer | None:
+        """Take an asynchronous command on. A known task is not run again.
+
+        Returns its answer if that is there within `wait` seconds: the caller must deliver it, and say by `delivered`
+        or `call_back` what became of that. None: the answer goes to `callback`.
+        """
         if self._stopping or len(self._running) >= MAX_RUNNING:
             why = "the agent is stopping" if self._stopping else f"{len(self._running)} commands are in work"
             raise AgentFailure(BUSY, why, transient=True, running=len(self._running))
@@ -81,9 +92,21 @@ class Tasks:
             self._running[task_uuid] = asyncio.create_task(
                 self._run(task_uuid, handler, command, fence, deadline), name=f"{command.path} {task_uuid}"
             )
-        elif verdict == "done" and callback:
-            for waiting in await self._journal.undelivered(task_uuid):
-                self._deliver(waiting)
+        elif verdict == "done":
+            if wait > 0:
+                return (await self._journal.status(task_uuid)).answer
+            await self.call_back(task_uuid)
+            return None
+        return await self._listeners.hear(task_uuid, wait)
+
+    def delivered(self, task_uuid: str) -> None:
+        """The answer left in the response to the command. If it is lost, the server repeats the command or asks."""
+        self._agent.spawn(self._journal.settle(task_uuid), f"settle {task_uuid}")
+
+    async def call_back(self, task_uuid: str) -> None:
+        """Deliver the answer of a task that is done to its callback, if it has one."""
+        for waiting in await self._journal.undelivered(task_uuid):
+            self._deliver(waiting)
 
     async def status(self, task_uuid: str) -> TaskStatus:
         """What became of a task."""
@@ -109,8 +132,9 @@ class Tasks:
         self, task_uuid: str, handler: Handler, command: Command[Any], fence: Fence | None, deadline: float | None
     ) -> None:
         current_task.set(task_uuid)
+        _fence.set(fence)
         try:
-            answer = await self._answer(handler, command, fence, deadline)
+            answer = await self._answer(handler, command, deadline)
         finally:
             self._running.pop(task_uuid, None)
         try:
@@ -118,15 +142,13 @@ class Tasks:
         except sqlite3.Error:
             log.exception("the answer of task %s cannot be recorded", task_uuid)
             return
-        if waiting is not None:
+        if not self._listeners.tell(task_uuid, answer) and waiting is not None:
             self._deliver(waiting)
 
-    async def _answer(
-        self, handler: Handler, command: Command[Any], fence: Fence | None, deadline: float | None
-    ) -> TaskAnswer:
+    async def _answer(self, handler: Handler, command: Command[Any], deadline: float | None) -> TaskAnswer:
         try:
             async with asyncio.timeout(deadline) as limit:
-                result = await self._locked(handler, command, fence)
+                result = await perform(self._agent, handler, command)
             return TaskAnswer(result=msgspec.to_builtins(result))
         except TimeoutError as error:
             why = f"not done after {deadline:g} s" if deadline and limit.expired() else str(error) or "timed out"
@@ -144,13 +166,6 @@ class Tasks:
         if self._stopping:
             return AgentError(code=INTERRUPTED, details=f"{command.path}: the agent was stopped", transient=True)
         return AgentError(code=CANCELED, details=f"{command.path} was canceled")
-
-    async def _locked(self, handler: Handler, command: Command[Any], fence: Fence | None) -> Any:
-        name = handler.lock_name(command)
-        async with self._agent.lock(name) if name else contextlib.nullcontext():
-            # A higher attempt may have come while this one waited for its turn.
-            await self._journal.check(fence)
-            return await handler.function(self._agent, command)
 
     def _deliver(self, waiting: Undelivered) -> None:
         previous = self._delivering.pop(waiting.task_uuid, None)

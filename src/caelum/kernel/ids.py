@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import uuid
 
@@ -10,8 +11,11 @@ _NAMESPACE = uuid.UUID("6d2fa657-00f2-42e3-86c2-7e8ff05c4780")
 
 
 def new_uuid() -> str:
-    """A fresh random UUID."""
-    return uuid.uuid4().hex
+    """A fresh random UUID. `uuid.uuid4` does the same, but makes an object first, and dozens are made per operation."""
+    digits = bytearray(os.urandom(16))
+    digits[6] = digits[6] & 0x0F | 0x40  # the version
+    digits[8] = digits[8] & 0x3F | 0x80  # the variant
+    return digits.hex()
 
 
 def derived_uuid(*parts: str) -> str:

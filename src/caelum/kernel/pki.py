@@ -19,6 +19,7 @@ import ssl
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from weakref import WeakKeyDictionary
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -168,12 +169,24 @@ def client_context(files: Files, *, check_name: bool = True) -> ssl.SSLContext:
     return context
 
 
+_identities: WeakKeyDictionary[Any, Identity] = WeakKeyDictionary()
+"""By connection: TLS 1.3 never asks for another certificate in the middle of one, and to parse it takes a while."""
+
+
 def peer_identity(transport_or_ssl: Any) -> Identity | None:
     """Whom the verified certificate at the other end of a connection names; None without one of ours."""
     ssl_object = transport_or_ssl
     if hasattr(transport_or_ssl, "get_extra_info"):
         ssl_object = transport_or_ssl.get_extra_info("ssl_object")
-    certificate = ssl_object.getpeercert() if ssl_object is not None else None
+    if ssl_object is None:
+        return None
+    identity = _identities.get(ssl_object) or _named_by(ssl_object.getpeercert())
+    if identity is not None:
+        _identities[ssl_object] = identity
+    return identity
+
+
+def _named_by(certificate: dict[str, Any] | None) -> Identity | None:
     for kind, value in (certificate or {}).get("subjectAltName", ()):
         identity = _parse_urn(value) if kind == "URI" else None
         if identity is not None:

@@ -1,7 +1,8 @@
 """What goes wrong on demand, and how long things take. Everything random comes from one seed.
 
 Invariant: a fault is looked up once per command, when it arrives; one with a `count` is used up by exactly that many
-commands.
+commands. A series of commands is hit by the first fault that hits it or one of them, and takes as long as they do; it
+fails as a whole, but for an error, which comes when that one's turn does.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ class Fault(msgspec.Struct, rename="camel", kw_only=True, omit_defaults=True):
     """What happens to commands whose path matches `path`, on hosts whose UUID matches `host`.
 
     refuse: HTTP 503 and nothing is done; error: the command fails with agent error `code`; hang: acknowledged, then
-    nothing until it is cancelled; lose_reply: done, but the callback is never sent (a poll finds the answer);
-    lose_ack: done, but the connection breaks before the acknowledgement; double_reply: the callback is sent twice;
+    nothing until it is cancelled; lose_reply: done, but the answer is lost, with the connection of a request that
+    waits for it, or as a callback that is never sent (a repetition or a poll finds it); lose_ack: done, but the
+    connection breaks before the acknowledgement; double_reply: answered twice, by callback for the second time;
     die: the agent is gone before it does anything; die_after: it is gone after the effect, before the answer;
     slow: `delay` more seconds.
     """
@@ -34,6 +36,10 @@ class Fault(msgspec.Struct, rename="camel", kw_only=True, omit_defaults=True):
     code: str = "AGENT.1012"
     details: str = "a simulated failure"
     transient: bool = False
+
+    def hits(self, path: str) -> bool:
+        """Whether commands of this path are meant."""
+        return fnmatchcase(path, self.path)
 
 
 class Latency(msgspec.Struct, rename="camel", kw_only=True, omit_defaults=True):
@@ -81,7 +87,7 @@ class Behaviour:
     def fault_for(self, host_uuid: str, path: str) -> Fault | None:
         """The fault that hits this command, used up by one."""
         for fault in self.faults:
-            fits = fnmatchcase(path, fault.path) and fnmatchcase(host_uuid, fault.host)
+            fits = fault.hits(path) and fnmatchcase(host_uuid, fault.host)
             if fits and fault.count != 0 and self._random.random() < fault.probability:
                 if fault.count is not None:
                     fault.count -= 1

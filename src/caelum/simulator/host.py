@@ -1,7 +1,8 @@
 """One simulated host: the agent's HTTPS connections, its tasks, callbacks and reports.
 
-Invariant: seen from the network it is an agent. It serves only management nodes, acknowledges before it works, delivers
-an answer until it is taken, and dies like a process: connections break, nothing in flight is finished.
+Invariant: seen from the network it is an agent. It serves only management nodes, answers in the response whoever waits
+long enough there and acknowledges the others, delivers an answer until it is taken, and dies like a process:
+connections break, nothing in flight is finished.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ _DELIVERY_PAUSES = (0.1, 0.3, 1, 3, 10)
 _POST_TIMEOUT = aiohttp.ClientTimeout(total=15)
 _DYING = 0.05
 """Seconds that a dying agent gives its requests; zero would mean for ever."""
+_ANSWERS_IN_RESPONSE = 3
+"""The protocol since which agents know the header `wait`; older ones may be simulated too."""
+_WITH_SERIES = 3
+"""The protocol since which agents take several commands at once."""
 _JSON = {"Content-Type": "application/json"}
 _encode = msgspec.json.Encoder().encode
 _commands = p.commands()
@@ -148,14 +153,18 @@ class SimulatedHost:
         if request.path.startswith("/task/"):
             return _json(200, self._look_up(request.method, request.path.removeprefix("/task/")))
         cls = _commands.get(request.path)
+        if cls is p.Series and self.protocol < _WITH_SERIES:
+            cls = None
         if cls is None or request.method != "POST":
             return _refusal(404, p.INVALID, f"no command {request.path}")
-        self.arrived[request.path] += 1
         try:
             command = msgspec.json.decode(await request.read() or b"{}", type=cls)
         except msgspec.DecodeError as error:
             return _refusal(400, p.INVALID, f"{request.path}: {error}")
-        fault = self._behaviour.fault_for(self.uuid, request.path)
+        paths = _paths(command)
+        self.arrived.update(paths)
+        found = (self._behaviour.fault_for(self.uuid, path) for path in paths)
+        fault = next((one for one in found if one is not None), None)
         if fault is not None and fault.kind == "refuse":
             return _refusal(503, p.BUSY, "refused on demand", transient=True)
         if fault is not None and fault.kind == "die":
@@ -173,7 +182,7 @@ class SimulatedHost:
     async def _synchronous(
         self, request: web.BaseRequest, command: p.Command[Any], fault: Fault | None
     ) -> web.StreamResponse:
-        await self._take_time(command.path, fault)
+        await self._take_time(command, fault)
         answer = self._perform(command, fault)
         if fault is not None and fault.kind in ("lose_reply", "lose_ack"):
             _break(request)
@@ -188,46 +197,62 @@ class SimulatedHost:
         if not task_uuid:
             return _refusal(400, p.INVALID, "header taskuuid is missing")
         task, new = self.journal.accept(task_uuid, command.path, request.headers.get("callbackurl"))
+        wait = float(request.headers.get("wait") or 0) if self.protocol >= _ANSWERS_IN_RESPONSE else 0
         if new:
             self._spawn(self._run(task, command, fault, request.headers.get("attempt")), task_uuid)
-        elif task.answer is not None:
+        elif task.answer is not None and not wait:
             self._spawn(self._deliver(task))
         if new and fault is not None and fault.kind == "lose_ack":
             _break(request)
-        return web.Response(status=202, body=b"{}", headers=_JSON)
+        if not await task.over_within(wait):
+            return web.Response(status=202, body=b"{}", headers=_JSON)
+        if new and fault is not None and fault.kind == "lose_reply":
+            _break(request)
+        return self._answered(request, task)
+
+    def _answered(self, request: web.BaseRequest, task: Task) -> web.Response:
+        if request.transport is None or request.transport.is_closing():
+            self._spawn(self._deliver(task))
+        task.delivered = True
+        return _json(200, task.answer)
 
     # --- work -------------------------------------------------------------------------------------------------------
 
     async def _run(self, task: Task, command: p.Command[Any], fault: Fault | None, attempt: str | None) -> None:
         try:
-            await self._take_time(command.path, fault)
+            await self._take_time(command, fault)
             if self.journal.overtaken(attempt):
-                task.answer = _failure(p.STALE_ATTEMPT, f"attempt {attempt} was taken over")
+                answer = _failure(p.STALE_ATTEMPT, f"attempt {attempt} was taken over")
             else:
-                task.answer = self._perform(command, fault)
+                answer = self._perform(command, fault)
         except asyncio.CancelledError:
             if not self.alive:
                 return
-            task.answer = _failure(p.CANCELED, f"{command.path} was canceled")
-        if fault is not None and fault.kind == "die_after":
+            answer = _failure(p.CANCELED, f"{command.path} was canceled")
+        kind = None if fault is None else fault.kind
+        if kind == "die_after":
+            task.answer = answer
             await self.die()
             return
-        if fault is None or fault.kind != "lose_reply":
+        heard = task.end(answer)
+        if kind == "double_reply" or (not heard and kind != "lose_reply"):
             await self._deliver(task)
-        if fault is not None and fault.kind == "double_reply":
+        if kind == "double_reply" and not heard:
             await self._deliver(task)
 
-    async def _take_time(self, path: str, fault: Fault | None) -> None:
-        seconds = self._behaviour.delay_for(path) + (fault.delay if fault is not None else 0)
+    async def _take_time(self, command: p.Command[Any], fault: Fault | None) -> None:
+        seconds = sum(map(self._behaviour.delay_for, _paths(command))) + (fault.delay if fault is not None else 0)
         if fault is not None and fault.kind == "hang":
             seconds = 1e6
         if seconds > 0:
             await asyncio.sleep(seconds)
 
     def _perform(self, command: p.Command[Any], fault: Fault | None) -> p.TaskAnswer:
-        if fault is not None and fault.kind == "error":
+        if fault is not None and fault.kind == "error" and fault.hits(command.path):
             error = p.AgentError(code=fault.code, details=fault.details, transient=fault.transient)
             return p.TaskAnswer(error=error)
+        if isinstance(command, p.Series):
+            return self._perform_all(command, fault)
         before = self.world.states()
         try:
             answer = p.TaskAnswer(result=self._own(command) or self.world.apply(command))
@@ -236,6 +261,20 @@ class SimulatedHost:
         self.done[command.path] += 1
         self._tell_changes(before)
         return answer
+
+    def _perform_all(self, series: p.Series, fault: Fault | None) -> p.TaskAnswer:
+        try:
+            commands = [msgspec.convert(one.body, _commands[one.path]) for one in series.orders]
+        except (KeyError, msgspec.ValidationError) as error:
+            return _failure(p.INVALID, f"{series.path}: {error}")
+        results = []
+        for command in commands:
+            answer = self._perform(command, fault)
+            if answer.error is not None:
+                return answer
+            results.append(answer.result)
+        self.done[series.path] += 1
+        return p.TaskAnswer(result={"results": results})
 
     def _own(self, command: p.Command[Any]) -> dict[str, Any] | None:
         """Commands about the agent rather than the host."""
@@ -324,6 +363,11 @@ class SimulatedHost:
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._work.add(task)
         task.add_done_callback(self._work.discard)
+
+
+def _paths(command: p.Command[Any]) -> list[str]:
+    """What a command is, and what it consists of."""
+    return [command.path, *(one.path for one in command.orders)] if isinstance(command, p.Series) else [command.path]
 
 
 def _break(request: web.BaseRequest) -> None:

@@ -5,6 +5,7 @@ Invariant: a task UUID is run at most once; a lower attempt of a workflow is ref
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 
 from caelum.agent.protocol import INTERRUPTED, AgentError, TaskAnswer, TaskStatus
@@ -15,7 +16,7 @@ _KEPT = 2000
 class Task:
     """A command that was accepted."""
 
-    __slots__ = ("answer", "callback", "delivered", "path", "uuid")
+    __slots__ = ("_listeners", "_over", "answer", "callback", "delivered", "path", "uuid")
 
     def __init__(self, uuid: str, path: str, callback: str | None) -> None:
         self.uuid = uuid
@@ -23,6 +24,27 @@ class Task:
         self.callback = callback
         self.answer: TaskAnswer | None = None
         self.delivered = False
+        self._over = asyncio.Event()
+        self._listeners = 0
+
+    def end(self, answer: TaskAnswer) -> bool:
+        """The command is done. Whether a request waits for the answer, so that it needs no callback."""
+        self.answer = answer
+        self._over.set()
+        return self._listeners > 0
+
+    async def over_within(self, seconds: float) -> bool:
+        """Wait so long for the answer of the task; without waiting it is not asked for."""
+        if self.answer is None and seconds > 0:
+            self._listeners += 1
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._over.wait()
+            except TimeoutError:
+                pass
+            finally:
+                self._listeners -= 1
+        return self.answer is not None and seconds > 0
 
 
 class Journal:

@@ -422,7 +422,7 @@ def _delete_nat(world: World, cmd: p.DeleteNat) -> None:
 
 def known_paths() -> frozenset[str]:
     """The paths that the simulator can do."""
-    return frozenset(_handlers) | {p.Echo.path, p.Ping.path, p.ConnectHost.path, p.UpdateAgent.path}
+    return frozenset(_handlers) | {p.Echo.path, p.Ping.path, p.ConnectHost.path, p.UpdateAgent.path, p.Series.path}
 
 
 def facts_of(index: int, ip: str, cpu_num: int, memory: int) -> p.HostFacts:

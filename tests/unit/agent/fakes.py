@@ -13,7 +13,7 @@ import msgspec
 
 from caelum.agent.core import Agent, AgentConfig
 from caelum.agent.journal import Journal
-from caelum.agent.protocol import Command, Empty
+from caelum.agent.protocol import Command, Empty, TaskAnswer
 from caelum.agent.registry import Handler
 from caelum.agent.store import Store
 from caelum.agent.tasks import Tasks
@@ -96,9 +96,11 @@ class Bench:
             task.cancel()
         await asyncio.sleep(0.01)
 
-    async def submit(self, task: str, name: str = "a", fence: Any = None, deadline: float | None = None) -> None:
-        await self.tasks.submit(
-            task, self.handler, Work(name=name), callback="https://server/cb", fence=fence, deadline=deadline
+    async def submit(
+        self, task: str, name: str = "a", fence: Any = None, deadline: float | None = None, wait: float = 0
+    ) -> TaskAnswer | None:
+        return await self.tasks.submit(
+            task, self.handler, Work(name=name), callback="https://server/cb", fence=fence, deadline=deadline, wait=wait
         )
 
 

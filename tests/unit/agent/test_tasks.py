@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from caelum.agent import journal, tasks
+from caelum.agent import journal, listeners, tasks
 from caelum.agent.journal import Fence
-from caelum.agent.protocol import BUSY, CANCELED, INTERRUPTED, INVALID, STALE_ATTEMPT, TIMED_OUT
+from caelum.agent.protocol import BUSY, CANCELED, INTERRUPTED, INVALID, STALE_ATTEMPT, TIMED_OUT, TaskAnswer
 from caelum.agent.registry import AgentFailure
 
 from .fakes import Bench, eventually
@@ -31,6 +31,13 @@ async def _error(bench: Bench, task: str) -> str:
     assert status.answer is not None
     assert status.answer.error is not None
     return status.answer.error.code
+
+
+async def _settled(bench: Bench) -> None:
+    """Wait until the journal knows that every answer was delivered."""
+    async with asyncio.timeout(5):
+        while await bench.journal.undelivered():  # noqa: ASYNC110 - the journal has no event
+            await asyncio.sleep(0.005)
 
 
 async def test_a_repeated_command_is_run_once_and_answered_again(bench: Bench) -> None:
@@ -84,6 +91,85 @@ async def test_an_undelivered_answer_survives_the_agent(bench: Bench) -> None:
     bench.http.unreachable = False
     await bench.open()
     await eventually(lambda: bench.http.bodies() == [{"result": {}}])
+
+
+async def test_whoever_waits_long_enough_gets_the_answer_and_no_callback(bench: Bench) -> None:
+    bench.gate.set()
+    assert await bench.submit("t1", wait=5) == TaskAnswer(result={})
+    assert [one.task_uuid for one in await bench.journal.undelivered()] == ["t1"]
+    bench.tasks.delivered("t1")
+    await _settled(bench)
+    assert bench.http.posts == []
+
+
+async def test_an_answer_that_comes_too_late_is_called_back(bench: Bench) -> None:
+    assert await bench.submit("t1", wait=0.02) is None
+    bench.gate.set()
+    await eventually(lambda: bench.http.bodies() == [{"result": {}}])
+    await _settled(bench)
+
+
+async def test_a_repeated_command_gets_the_answer_of_the_first_run(bench: Bench) -> None:
+    first = asyncio.create_task(bench.submit("t1", wait=5))
+    await eventually(lambda: bench.ran)
+    again = asyncio.create_task(bench.submit("t1", wait=5))
+    await asyncio.sleep(0.02)
+    bench.gate.set()
+    assert await first == await again == await bench.submit("t1", wait=5) == TaskAnswer(result={})
+    assert bench.ran == ["a"]
+    assert bench.http.posts == []
+
+
+async def test_an_answer_that_nobody_heard_is_called_back(bench: Bench) -> None:
+    bench.gate.set()
+    assert await bench.submit("t1", wait=5) is not None
+    await bench.tasks.call_back("t1")
+    await eventually(lambda: bench.http.bodies() == [{"result": {}}])
+    await _settled(bench)
+
+
+async def test_an_agent_that_dies_before_the_answer_has_left_calls_back_when_it_is_back(bench: Bench) -> None:
+    bench.gate.set()
+    assert await bench.submit("t1", wait=5) is not None
+    await bench.die()
+    await bench.open()
+    await eventually(lambda: bench.http.bodies() == [{"result": {}}])
+    assert await bench.submit("t1", wait=5) == TaskAnswer(result={})
+    assert bench.ran == ["a"]
+
+
+async def test_a_listener_that_is_cancelled_leaves_the_answer_to_the_callback(bench: Bench) -> None:
+    listener = asyncio.create_task(bench.submit("t1", wait=5))
+    await eventually(lambda: bench.ran)
+    listener.cancel()
+    await asyncio.wait([listener])
+    bench.gate.set()
+    await eventually(lambda: bench.http.bodies() == [{"result": {}}])
+
+
+async def test_whoever_waits_hears_of_a_stale_attempt(bench: Bench) -> None:
+    await bench.submit("t1", "a", fence=Fence("flow", 1))
+    stale = asyncio.create_task(bench.submit("t2", "a", fence=Fence("flow", 1), wait=5))
+    await asyncio.sleep(0.02)
+    await bench.submit("t3", "c", fence=Fence("flow", 2))
+    bench.gate.set()
+    answer = await stale
+    assert answer is not None
+    assert answer.error is not None
+    assert answer.error.code == STALE_ATTEMPT
+    with pytest.raises(AgentFailure, match="overtaken by attempt 2"):
+        await bench.submit("t4", "d", fence=Fence("flow", 1), wait=5)
+
+
+async def test_only_so_many_are_waited_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listeners, "MOST", 1)
+    first = asyncio.create_task(bench.submit("t1", "a", wait=5))
+    await eventually(lambda: bench.ran)
+    assert bench.agent.answers_waiting() == 1
+    assert await bench.submit("t2", "b", wait=5) is None
+    bench.gate.set()
+    assert await first == TaskAnswer(result={})
+    await eventually(lambda: len(bench.http.posts) == 1)
 
 
 async def test_commands_with_one_lock_wait_for_each_other(bench: Bench) -> None:

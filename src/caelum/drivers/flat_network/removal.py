@@ -18,7 +18,7 @@ from caelum.cloud.l3.api import L3NetworkInventory
 from caelum.cloud.vm.messages import GetVmSpecs
 from caelum.drivers.flat_network.commands import Guest, guests_by_network, release, remove
 from caelum.drivers.flat_network.networks import Networks
-from caelum.drivers.kvm.remote import on_host
+from caelum.drivers.kvm.remote import all_on_host
 from caelum.kernel.errors import RESOURCE_NOT_FOUND, CloudError
 from caelum.kernel.gc import gc_runner
 from caelum.kernel.node import Node
@@ -32,8 +32,7 @@ PARALLELISM = 50
 
 async def send(node: Node, host_uuid: str, commands: Sequence[Command[Empty]]) -> None:
     """Run commands on a host, one after another."""
-    for command in commands:
-        await on_host(node.bus, host_uuid, command, timeout=TIMEOUT)
+    await all_on_host(node.bus, host_uuid, commands, timeout=TIMEOUT)
 
 
 async def remove_services(

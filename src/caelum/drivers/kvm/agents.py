@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from typing import TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 import msgspec
 from sqlalchemy import Table, bindparam, select
@@ -36,14 +36,25 @@ log = logging.getLogger(__name__)
 
 A = TypeVar("A")
 
+_COMMANDS = p.commands()
 _RENEWAL_CHECK = 6 * 3600.0
 _HOST = cast("Table", KvmHostModel.__table__)
 _PLACE = Prepared(
-    select(_HOST.c.management_ip, _HOST.c.status).where(
+    select(_HOST.c.management_ip, _HOST.c.status, _HOST.c.agent_protocol).where(
         _HOST.c.uuid == bindparam("key"), _HOST.c.hypervisor_type == KVM
     )
 )
 CONNECTING, DISCONNECTED = "Connecting", "Disconnected"
+_SERIES_COMMAND = 3
+"""The protocol since which agents take several commands at once."""
+
+
+class Place(NamedTuple):
+    """Where a host's agent is, the host's status, and the protocol that the agent spoke when it was last connected."""
+
+    management_ip: str
+    status: str
+    protocol: int | None
 
 
 @canonical("/kvm/agent/task/progress")
@@ -115,15 +126,23 @@ class Agents:
 
     async def run(self, host_uuid: str, command: p.Command[A], timeout: float | None = None) -> A:
         """Run a command on a host that is not known to be lost; one that turns out to be is looked at now."""
-        address, status = await self._find(host_uuid)
+        place = await self._find(host_uuid)
+        address = self.address(host_uuid, place.management_ip)
         try:
+            if isinstance(command, p.Series) and (place.protocol or 0) < _SERIES_COMMAND:
+                return cast("A", await self._one_by_one(address, command, timeout))
             return await self.client.run(address, command, timeout)
         except CloudError as error:
             if error.kind is HOST_DISCONNECTED:
                 self._node.bus.send(HostSuspected(host_uuid=host_uuid, reason=error.details))
-                if status == CONNECTING:
+                if place.status == CONNECTING:
                     error.facts[FINAL] = True
             raise
+
+    async def _one_by_one(self, address: Address, series: p.Series, timeout: float | None) -> p.SeriesAnswer:
+        commands = [msgspec.convert(one.body, _COMMANDS[one.path]) for one in series.orders]
+        answers = [await self.client.run(address, one, timeout) for one in commands]
+        return p.SeriesAnswer(results=[msgspec.to_builtins(one) for one in answers])
 
     async def run_patiently(self, host_uuid: str, command: p.Command[A], timeout: float | None = None) -> A:
         """The same; a host that is gone for a moment is waited for, and the command repeated."""
@@ -131,23 +150,20 @@ class Agents:
 
     async def address_of(self, host_uuid: str) -> Address:
         """Where the agent of a host is that can be tried. Raises HOST.1010 for one that is known to be lost."""
-        return (await self._find(host_uuid))[0]
+        return self.address(host_uuid, (await self._find(host_uuid)).management_ip)
 
-    async def _find(self, host_uuid: str) -> tuple[Address, str]:
+    async def _find(self, host_uuid: str) -> Place:
         found = await self._place(host_uuid)
         if found is None:
             raise not_found("HostVO", host_uuid)
-        management_ip, status = found
-        if status == DISCONNECTED:
+        if found.status == DISCONNECTED:
             raise CloudError(HOST_DISCONNECTED, f"host[uuid:{host_uuid}] is Disconnected", hostUuid=host_uuid)
-        return self.address(host_uuid, management_ip), status
+        return found
 
-    async def _place(self, host_uuid: str) -> tuple[str, str] | None:
-        """A host's address and status."""
-
-        async def load(session: AsyncSession) -> tuple[str, str] | None:
+    async def _place(self, host_uuid: str) -> Place | None:
+        async def load(session: AsyncSession) -> Place | None:
             found = await _PLACE.rows(session, key=host_uuid)
-            return None if not found else (found[0][0], found[0][1])
+            return None if not found else Place(*found[0])
 
         return await self._node.db.remember((KvmHostModel, host_uuid), load)
 

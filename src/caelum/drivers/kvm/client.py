@@ -1,7 +1,9 @@
-"""Commands to host agents: posted once with a task's UUID, answered by callback, polled when the callback is late.
+"""Commands to host agents: posted once with a task's UUID, answered in the response when they are quick, else by
+callback, polled when the callback is late.
 
 Invariant: a command has one effect and one answer, whatever the network does. Delivery is repeated under the same
-task UUID, which the agent's journal recognises; an answer is taken from the callback or from the poll, the first wins;
+task UUID, which the agent's journal recognises; an answer is taken from the response, the callback or the poll, the
+first wins;
 an agent that died during the command says so (INTERRUPTED) and the command, being idempotent, is repeated under a new
 UUID. Nobody but the host that was asked can answer: the connection is pinned to its UUID, and so is the callback.
 """
@@ -13,6 +15,7 @@ import contextlib
 import logging
 import ssl
 import time
+from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
 import aiohttp
@@ -23,6 +26,7 @@ from caelum.agent.protocol import Command, TaskAnswer, TaskStatus
 from caelum.cloud.host.errors import HOST_DISCONNECTED
 from caelum.drivers.kvm.errors import AGENT_INTERRUPTED, from_agent
 from caelum.drivers.kvm.patience import FINAL
+from caelum.drivers.kvm.promptness import Promptness
 from caelum.kernel import context, pki
 from caelum.kernel.errors import INTERNAL, TIMEOUT, CloudError
 from caelum.kernel.ids import new_uuid
@@ -33,6 +37,8 @@ log = logging.getLogger(__name__)
 A = TypeVar("A")
 
 _NETWORK_ERRORS = (aiohttp.ClientError, OSError, TimeoutError, ssl.SSLError)
+_NOT_CONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+"""The network errors with which nothing was sent."""
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -54,6 +60,8 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     """To open a connection."""
     acknowledge: float = 15
     """For the agent to acknowledge a command, or to answer a poll."""
+    prompt: float = 1
+    """For the answer to come in the response; see `Promptness`."""
     back_off: tuple[float, ...] = (0.2, 0.5, 1, 2)
     """Pauses between attempts to deliver."""
     first_poll: float = 5
@@ -71,6 +79,16 @@ class Pending:
         self.path = path
         self.job_uuid = context.current().job_uuid
         self.answer: asyncio.Future[TaskAnswer] = asyncio.get_running_loop().create_future()
+        self._request: asyncio.Timeout | None = None
+
+    @contextlib.asynccontextmanager
+    async def requesting(self) -> AsyncIterator[None]:
+        """A request in the block is broken off, with TimeoutError, when nobody waits any longer."""
+        try:
+            async with asyncio.timeout(None) as self._request:
+                yield
+        finally:
+            self._request = None
 
     def resolve(self, answer: TaskAnswer) -> None:
         """Take the first answer; later ones are the same."""
@@ -81,6 +99,8 @@ class Pending:
         """Stop waiting."""
         if not self.answer.done():
             self.answer.set_exception(error)
+            if self._request is not None:
+                self._request.reschedule(0)
 
 
 class Lines(aiohttp.TCPConnector):
@@ -119,6 +139,7 @@ class AgentClient:
         self.callback_url = callback_url
         self.pending: dict[str, Pending] = {}
         self._pace = pace or Pace()
+        self._promptness = Promptness(self._pace.prompt)
         self._errands: set[asyncio.Task[None]] = set()
         self._closing = False
         self._lines = Lines(tls)
@@ -207,12 +228,14 @@ class AgentClient:
         return answer
 
     async def _asynchronous(self, address: Address, command: Command[Any], deadline: float) -> TaskAnswer:
-        task_uuid, waiting = new_uuid(), Pending(address, command.path)
+        task_uuid, waiting, begun = new_uuid(), Pending(address, command.path), time.monotonic()
         self.pending[task_uuid] = waiting
         try:
             async with asyncio.timeout_at(_loop_time(deadline)):
                 await self._deliver(address, command, task_uuid, waiting, deadline)
-                return await self._await_answer(address, command, task_uuid, waiting, deadline)
+                answer = await self._await_answer(address, command, task_uuid, waiting, deadline)
+            self._promptness.learn(command.path, time.monotonic() - begun)
+            return answer
         except TimeoutError:
             self._errand(self._cancel(address, task_uuid))
             raise _too_late(address, command.path, task_uuid) from None
@@ -229,17 +252,30 @@ class AgentClient:
         """Post until acknowledged. The callback may come before the acknowledgement, or instead of a lost one."""
         body = msgspec.json.encode(command)
         pauses = iter(self._pace.back_off)
+        perhaps_taken = False
         while not waiting.answer.done():
-            try:
-                headers = self._headers(task_uuid, deadline)
-                status, text = await self._request("POST", address, command.path, deadline, body=body, headers=headers)
-            except _NETWORK_ERRORS as error:
-                failure: CloudError = _unreachable(address, command.path, error)
-            else:
-                if status == 202:
-                    return
-                failure = _refused(address, command.path, status, text)
+            with self._promptness.waiting(address.host_uuid, command.path) as wait:
+                headers = self._headers(task_uuid, deadline, wait)
+                try:
+                    async with waiting.requesting():
+                        status, text = await self._request(
+                            "POST", address, command.path, deadline, body=body, headers=headers, wait=wait
+                        )
+                except _NETWORK_ERRORS as error:
+                    if waiting.answer.done():
+                        return
+                    _check_time(deadline)
+                    failure: CloudError = _unreachable(address, command.path, error)
+                    perhaps_taken |= wait > 0 and not isinstance(error, _NOT_CONNECTED)
+                else:
+                    if status == 200:
+                        waiting.resolve(_decode(address, command.path, text, TaskAnswer))
+                    if status in (200, 202):
+                        return
+                    failure = _refused(address, command.path, status, text)
             pause = next(pauses, None)
+            if pause is None and perhaps_taken:
+                return
             if pause is None or not failure.kind.transient:
                 raise failure
             await asyncio.wait([waiting.answer], timeout=pause)
@@ -247,12 +283,15 @@ class AgentClient:
     async def _await_answer(
         self, address: Address, command: Command[Any], task_uuid: str, waiting: Pending, deadline: float
     ) -> TaskAnswer:
+        if waiting.answer.done():
+            return waiting.answer.result()
         pause, last_heard = self._pace.first_poll, time.monotonic()
         while not (await asyncio.wait([waiting.answer], timeout=pause))[0]:
             pause = min(pause * 1.5, self._pace.slowest_poll)
             try:
                 status = await self._task_status(address, task_uuid, deadline)
             except _NETWORK_ERRORS as error:
+                _check_time(deadline)
                 if time.monotonic() - last_heard > self._pace.lost_after:
                     raise _unreachable(address, command.path, error) from error
                 pause = self._pace.first_poll
@@ -281,11 +320,15 @@ class AgentClient:
         self._errands.add(task)
         task.add_done_callback(self._errands.discard)
 
-    def _headers(self, task_uuid: str, deadline: float) -> dict[str, str]:
+    def _headers(self, task_uuid: str, deadline: float, wait: float) -> dict[str, str]:
         left = max(0.0, deadline - time.monotonic())
         headers = {"taskuuid": task_uuid, "callbackurl": self.callback_url, "deadline": f"{left:.1f}"}
+        if wait:
+            headers["wait"] = f"{wait:g}"
         fence = context.current().fence
-        return headers if fence is None else {**headers, "attempt": fence}
+        if fence is not None:
+            headers["attempt"] = fence
+        return headers
 
     async def _request(
         self,
@@ -296,8 +339,9 @@ class AgentClient:
         *,
         body: bytes | None = None,
         headers: dict[str, str] | None = None,
+        wait: float = 0,
     ) -> tuple[int, bytes]:
-        limit = max(0.001, min(self._pace.acknowledge, deadline - time.monotonic()))
+        limit = max(0.001, min(self._pace.acknowledge + wait, deadline - time.monotonic()))
         patience = aiohttp.ClientTimeout(total=limit, sock_connect=self._pace.connect)
         async with self._http.request(
             method,
@@ -313,6 +357,12 @@ class AgentClient:
 
 def _loop_time(deadline: float) -> float:
     return asyncio.get_running_loop().time() + deadline - time.monotonic()
+
+
+def _check_time(deadline: float) -> None:
+    """A request's own limit may hide that the whole time is over when both end at once."""
+    if time.monotonic() >= deadline:
+        raise TimeoutError
 
 
 def _decode(address: Address, path: str, body: bytes, kind: type[A]) -> A:

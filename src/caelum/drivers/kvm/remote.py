@@ -2,6 +2,8 @@
 
     info = await on_host(node.bus, host_uuid, protocol.CreateVolume(...), timeout=60)
 
+or, where nothing is decided between several commands, one for all of them: `all_on_host`.
+
 The fence of the running workflow step goes along as the command's attempt. When the caller is cancelled, the command is
 cancelled on the host. An agent that is gone for a moment is waited for (`patience.py`), and not in the queue of its
 host's commands: those that bring it back must find room there.
@@ -10,6 +12,7 @@ host's commands: those that bring it back must find room there.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -33,6 +36,17 @@ async def on_host(bus: Bus, host_uuid: str, command: protocol.Command[A], timeou
         timeout = DEFAULT_TIMEOUT
     answer = await patiently(bus, host_uuid, lambda: _once(bus, host_uuid, command, timeout))
     return msgspec.convert(answer, protocol.answer_type(type(command)))  # type: ignore[no-any-return]
+
+
+async def all_on_host(
+    bus: Bus, host_uuid: str, commands: Sequence[protocol.Command[Any]], timeout: float | None = None
+) -> None:
+    """Run commands on a host one after another, until one fails. Raises its error."""
+    if len(commands) == 1:
+        await on_host(bus, host_uuid, commands[0], timeout)
+    elif commands:
+        orders = [protocol.Order(path=one.path, body=msgspec.to_builtins(one)) for one in commands]
+        await on_host(bus, host_uuid, protocol.Series(orders=orders), timeout)
 
 
 async def _once(bus: Bus, host_uuid: str, command: protocol.Command[Any], timeout: float | None) -> dict[str, Any]:
