@@ -4,6 +4,7 @@ Invariant: a command has one effect and one answer, whatever the network does. D
 task UUID, which the agent's journal recognises; an answer is taken from the callback or from the poll, the first wins;
 an agent that died during the command says so (INTERRUPTED) and the command, being idempotent, is repeated under a new
 UUID. Nobody but the host that was asked can answer: the connection is pinned to its UUID, and so is the callback.
+A node that lost its lease sends no command: while it slept, the host may have been told by another one what undoes it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import contextlib
 import logging
 import ssl
 import time
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import aiohttp
 import msgspec
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 
 A = TypeVar("A")
 
+_TASK = "taskuuid"
 _NETWORK_ERRORS = (aiohttp.ClientError, OSError, TimeoutError, ssl.SSLError)
 
 
@@ -83,6 +85,26 @@ class Pending:
             self.answer.set_exception(error)
 
 
+class Member(Protocol):
+    """This node as one of its cluster."""
+
+    @property
+    def acts(self) -> bool:
+        """Whether what it has under way is its own to do, now."""
+
+    async def admit(self) -> None:
+        """Return once that is so. Raises CloudError."""
+
+
+class Alone:
+    """A node without a cluster."""
+
+    acts = True
+
+    async def admit(self) -> None:
+        """Nobody else does its work."""
+
+
 class Lines(aiohttp.TCPConnector):
     """The connections to all agents; `latest` is when the connection last used to each host closes.
 
@@ -90,7 +112,8 @@ class Lines(aiohttp.TCPConnector):
     pings keep open anyway.
     """
 
-    def __init__(self, tls: ssl.SSLContext) -> None:
+    def __init__(self, tls: ssl.SSLContext, member: Member) -> None:
+        self._member = member
         # Idle connections outlive the ping interval: a TLS handshake per ping and host would be most of the work.
         super().__init__(ssl=tls, limit=0, keepalive_timeout=90)
         self.latest: dict[str, asyncio.Future[None]] = {}
@@ -99,6 +122,10 @@ class Lines(aiohttp.TCPConnector):
         """See `aiohttp.BaseConnector.connect`."""
         connection = await super().connect(req, traces, timeout)
         host_uuid = req.server_hostname
+        if _TASK in req.headers and not self._member.acts:
+            # The last moment before the command is written: to open the connection may have taken its time.
+            connection.close()
+            raise aiohttp.ClientConnectionError("this management node has lost its lease meanwhile")
         closed = None if connection.protocol is None else connection.protocol.closed
         if closed is not None and self.latest.get(host_uuid) is not closed:
             self.latest[host_uuid] = closed
@@ -115,13 +142,16 @@ class Lines(aiohttp.TCPConnector):
 class AgentClient:
     """Speaks to all agents. `callback_url` is where this node takes answers."""
 
-    def __init__(self, tls: ssl.SSLContext, callback_url: str, pace: Pace | None = None) -> None:
+    def __init__(
+        self, tls: ssl.SSLContext, callback_url: str, pace: Pace | None = None, member: Member | None = None
+    ) -> None:
         self.callback_url = callback_url
         self.pending: dict[str, Pending] = {}
         self._pace = pace or Pace()
         self._errands: set[asyncio.Task[None]] = set()
         self._closing = False
-        self._lines = Lines(tls)
+        self._member = member or Alone()
+        self._lines = Lines(tls, self._member)
         self._http = aiohttp.ClientSession(connector=self._lines, cookie_jar=aiohttp.DummyCookieJar())
 
     async def close(self) -> None:
@@ -230,6 +260,8 @@ class AgentClient:
         body = msgspec.json.encode(command)
         pauses = iter(self._pace.back_off)
         while not waiting.answer.done():
+            if not self._member.acts:
+                await self._member.admit()
             try:
                 headers = self._headers(task_uuid, deadline)
                 status, text = await self._request("POST", address, command.path, deadline, body=body, headers=headers)
@@ -283,7 +315,7 @@ class AgentClient:
 
     def _headers(self, task_uuid: str, deadline: float) -> dict[str, str]:
         left = max(0.0, deadline - time.monotonic())
-        headers = {"taskuuid": task_uuid, "callbackurl": self.callback_url, "deadline": f"{left:.1f}"}
+        headers = {_TASK: task_uuid, "callbackurl": self.callback_url, "deadline": f"{left:.1f}"}
         fence = context.current().fence
         return headers if fence is None else {**headers, "attempt": fence}
 
