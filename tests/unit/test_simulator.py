@@ -19,7 +19,7 @@ from caelum.drivers.kvm.listener import AgentListener, KnownHosts
 from caelum.kernel import context, pki
 from caelum.kernel.errors import TIMEOUT, CloudError
 from caelum.kernel.ids import new_uuid
-from caelum.kernel.membership import EVICTED
+from caelum.kernel.membership import EVICTED, is_of_cluster
 from caelum.simulator import Latency, SimulatedHosts
 from caelum.simulator.world import known_paths
 
@@ -134,6 +134,17 @@ async def test_a_node_that_was_evicted_sends_no_command(rig: Rig) -> None:
     with pytest.raises(CloudError, match="evicted"):
         await rig.bridge()
     assert rig.hosts[0].world.bridges == {}
+
+
+async def test_a_node_that_stops_says_so_of_every_command(rig: Rig) -> None:
+    rig.hosts.latency(Latency(path=p.CreateBridge.path, low=5))
+    waiting = asyncio.create_task(rig.bridge())
+    await rig.until_busy()
+    await rig.client.close()
+    for late in (waiting, rig.bridge(), rig.client.run(rig.address(), p.GetHostCapacity())):
+        with pytest.raises(CloudError) as stopped:
+            await late
+        assert is_of_cluster(stopped.value), "whoever asked repeats it elsewhere"
 
 
 async def test_a_lost_callback_is_polled(rig: Rig) -> None:

@@ -23,10 +23,10 @@ from caelum.agent import protocol
 from caelum.agent.protocol import Command, TaskAnswer, TaskStatus
 from caelum.cloud.host.errors import HOST_DISCONNECTED
 from caelum.drivers.kvm.errors import AGENT_INTERRUPTED, from_agent
-from caelum.drivers.kvm.patience import FINAL
 from caelum.kernel import context, pki
 from caelum.kernel.errors import INTERNAL, TIMEOUT, CloudError
 from caelum.kernel.ids import new_uuid
+from caelum.kernel.membership import EVICTED
 from caelum.kernel.pki import Identity
 
 log = logging.getLogger(__name__)
@@ -160,9 +160,7 @@ class AgentClient:
         for task in self._errands:
             task.cancel()
         for waiting in list(self.pending.values()):
-            stopping = CloudError(HOST_DISCONNECTED, "the management node is stopping")
-            stopping.facts[FINAL] = True
-            waiting.fail(stopping)
+            waiting.fail(_stopping())
         await self._http.close()
 
     async def run(self, address: Address, command: Command[A], timeout: float | None = None) -> A:
@@ -329,6 +327,8 @@ class AgentClient:
         body: bytes | None = None,
         headers: dict[str, str] | None = None,
     ) -> tuple[int, bytes]:
+        if self._closing:
+            raise _stopping()
         limit = max(0.001, min(self._pace.acknowledge, deadline - time.monotonic()))
         patience = aiohttp.ClientTimeout(total=limit, sock_connect=self._pace.connect)
         async with self._http.request(
@@ -341,6 +341,11 @@ class AgentClient:
             allow_redirects=False,
         ) as response:
             return response.status, await response.read()
+
+
+def _stopping() -> CloudError:
+    """Not the host is gone, but this node: whoever asked for the command has it repeated by the next one."""
+    return CloudError(EVICTED, "this management node is stopping")
 
 
 def _loop_time(deadline: float) -> float:
