@@ -27,7 +27,7 @@ PATIENCE = 30.0
 """Seconds after recovery in which it must: hosts may still connect again, and other programs take their turns."""
 ROUND_LIMIT = 900
 """Seconds that one round may take at most, the start of the cluster included: what takes longer hangs."""
-MOST_FAILED = 5
+MOST_FAILED = max(5, ROUNDS // 10)
 """So many rounds of a fault may fail before no more are tried."""
 SLACK = 1.0 if FULL else 3.0
 """Brief rounds run beside other work: there a limit on time only finds what hangs."""

@@ -278,6 +278,24 @@ async def test_a_step_that_is_repeated_while_its_former_run_still_leaves_is_not_
         assert (shop.log, shop.most) == (["router", "next"], 1)
 
 
+async def test_two_tasks_of_a_step_share_the_same_work_and_no_other(
+    tmp_path: Path, shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.go.set()
+    async with EmbeddedCloud(tmp_path, [], database_url=f"sqlite+aiosqlite:///{tmp_path}/one.db") as cloud:
+        outage = Outage(cloud.node, monkeypatch, "lost", "refused")
+        with context.use(context.TaskContext(step_key="run/make/run")):
+            asked = [_ask(cloud, name) for name in ("router", "router", "switch")]
+        answers = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 20)
+        assert not outage.hows
+        # Two meet the outage; the entry that is taken back is theirs, and not that of a task that asks with them.
+        assert sorted(type(one).__name__ for one in answers) == ["CloudError", "CloudError", "dict"]
+        with context.use(context.TaskContext(step_key="run/make/run")):
+            again = await asyncio.gather(*(_ask(cloud, name) for name in ("router", "router", "switch")))
+        assert [one["name"] for one in again] == ["router", "router", "switch"]
+        assert sorted(shop.log) == ["router", "switch"]
+
+
 async def test_waiting_for_a_former_run_to_leave_ends_at_the_deadline(
     tmp_path: Path, shop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 from tests.service.vm_clouds import assert_nothing_wrong, chain, guests, owned, room, used, vm_of
 
 from caelum.agent import protocol
@@ -46,6 +47,7 @@ from caelum.cloud.vm.api import (
 )
 from caelum.cloud.volume.api import AttachDataVolumeToVm, CreateDataVolume, DetachDataVolumeFromVm
 from caelum.kernel.errors import INVALID_ARGUMENT, RESOURCE_NOT_FOUND, CloudError
+from caelum.kernel.gc import DONE, GarbageCollectorModel
 from caelum.kernel.message import QueryCondition
 from caelum.testing.simcloud import GIB, MIB, SimulatedCloud, simulated_cloud
 
@@ -134,6 +136,22 @@ async def test_devices_come_and_go(world: SimulatedCloud) -> None:
     machine = world.hosts.by_uuid(vm.host_uuid or "").world.vms[vm.uuid].definition
     assert (len(machine.nics), len(machine.disks)) == (1, 1)
     await assert_nothing_wrong(world)
+
+
+async def test_a_guest_that_is_gone_gets_no_device_and_leaves_nothing_to_be_tried_on(world: SimulatedCloud) -> None:
+    second = await world.add_l3(2)
+    vm = await world.create_vm()
+    volume = await world.api(CreateDataVolume(name="data", disk_offering_uuid=world.disk_offering))
+    del world.hosts.by_uuid(vm.host_uuid or "").world.vms[vm.uuid]  # it shut itself down, and nobody has noticed yet
+    for one in (
+        AttachL3NetworkToVm(vm_instance_uuid=vm.uuid, l3_network_uuid=second),
+        AttachDataVolumeToVm(vm_instance_uuid=vm.uuid, volume_uuid=volume.uuid),
+    ):
+        with pytest.raises(CloudError, match="there is no guest"):
+            await world.api(one)
+    async with world.cloud.node.db.read() as session:
+        jobs = await session.scalars(select(GarbageCollectorModel.name).where(GarbageCollectorModel.status != DONE))
+        assert list(jobs) == []
 
 
 async def test_what_a_vm_is_told(world: SimulatedCloud) -> None:

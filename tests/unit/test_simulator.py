@@ -21,6 +21,7 @@ from caelum.drivers.kvm.promptness import Promptness
 from caelum.kernel import context, pki
 from caelum.kernel.errors import TIMEOUT, CloudError
 from caelum.kernel.ids import new_uuid
+from caelum.kernel.membership import EVICTED, is_of_cluster
 from caelum.simulator import Latency, SimulatedHosts
 from caelum.simulator.world import known_paths
 
@@ -138,6 +139,55 @@ async def test_a_command_is_answered_once(rig: Rig) -> None:
     assert list(rig.hosts.dump()[rig.hosts[0].uuid]["bridges"]) == ["br0"]
     assert rig.hosts[1].world.bridges == {}
     assert not rig.client.pending
+
+
+class Sleeper:
+    """A node whose lease ends, each time for a while, after so many looks at it; with None for ever."""
+
+    def __init__(self, *looks: int | None) -> None:
+        self._looks = list(looks)
+        self.waited = 0
+
+    @property
+    def acts(self) -> bool:
+        if not self._looks or self._looks[0] is None:
+            return not self._looks
+        self._looks[0] -= 1
+        if self._looks[0] > 0:
+            return True
+        self._looks.pop(0)
+        return False
+
+    async def admit(self) -> None:
+        self.waited += 1
+        if self._looks and self._looks[0] is None:
+            raise CloudError(EVICTED, "evicted")
+
+
+async def test_a_node_that_lost_its_lease_sends_no_command_until_it_has_it_again(rig: Rig) -> None:
+    # It ends before the command, and once more just before it would be written.
+    sleeper = rig.client._member = rig.client._lines._member = Sleeper(1, 2)
+    await rig.bridge()
+    assert sleeper.waited == 1
+    assert rig.hosts[0].done[p.CreateBridge.path] == 1
+
+
+async def test_a_node_that_was_evicted_sends_no_command(rig: Rig) -> None:
+    rig.client._member = rig.client._lines._member = Sleeper(None)
+    with pytest.raises(CloudError, match="evicted"):
+        await rig.bridge()
+    assert rig.hosts[0].world.bridges == {}
+
+
+async def test_a_node_that_stops_says_so_of_every_command(rig: Rig) -> None:
+    rig.hosts.latency(Latency(path=p.CreateBridge.path, low=5))
+    waiting = asyncio.create_task(rig.bridge())
+    await rig.until_busy()
+    await rig.client.close()
+    for late in (waiting, rig.bridge(), rig.client.run(rig.address(), p.GetHostCapacity())):
+        with pytest.raises(CloudError) as stopped:
+            await late
+        assert is_of_cluster(stopped.value), "whoever asked repeats it elsewhere"
 
 
 async def test_a_lost_answer_is_found(rig: Rig) -> None:

@@ -193,6 +193,11 @@ class Membership:
         """Whether this node may do what it is asked."""
         return not self.clustered or (self._state == RUNNING and not self._lost and self.lease.left > 0)
 
+    @property
+    def acts(self) -> bool:
+        """Whether what this node has under way is its own to do, now; if not, see `admit`."""
+        return not self.clustered or (not self._lost and self.lease.left > 0)
+
     # --- life -------------------------------------------------------------------------------------------------------
 
     async def join(self) -> None:

@@ -131,16 +131,21 @@ class WorkQueue:
     async def run(self, queue: str, runner: str, work: dict[str, Any]) -> Any:
         """Run the runner with `work` when its turn in the queue comes, and return its result. Raises CloudError.
 
-        Inside a workflow step, a repetition of the step finds what its first run asked for: it waits for it, or has its
-        result; what failed is tried anew. A caller that is cancelled leaves the queue, but does not tear what runs.
+        Inside a workflow step, whoever asks for the same work, as a repetition of the step does, finds what was asked
+        for first: it waits for it, or has its result; what failed is tried anew. A caller that is cancelled leaves the
+        queue, but does not tear what runs.
         """
         refuse_in_transaction(f"wait in work queue {queue}")
         if queue in _inside.get():
             raise CloudError(QUEUE_REENTERED, f"a task of work queue {queue} may not wait for another one of it")
         step = context.current().step_key
-        uuid = new_uuid() if step is None else derived_uuid(step, "work queue", queue, runner)
+        text = msgspec.json.encode(work, order="sorted").decode()
+        uuid = new_uuid() if step is None else derived_uuid(step, "work queue", queue, runner, text)
         while True:
-            if await self._enter(uuid, queue, runner, work):
+            # Of two tasks of a step one enters at a time: one that fails to would take back the entry of the other.
+            async with self._node.queues.turn(f"work-queue-{uuid}", name="enter"):
+                entered = await self._enter(uuid, queue, runner, text)
+            if entered:
                 return await self._wait_and_run(uuid, queue)
             known = await self._follow(uuid)
             if known is not None:
@@ -164,13 +169,11 @@ class WorkQueue:
 
     # --- one entry ----------------------------------------------------------------------------------------------------
 
-    async def _enter(self, uuid: str, queue: str, runner: str, work: dict[str, Any]) -> bool:
+    async def _enter(self, uuid: str, queue: str, runner: str, work: str) -> bool:
         """Enter the queue; False when this entry is in it, or was done, already."""
         await self._left(uuid)
         row = WorkQueueEntryModel
-        entry = row(
-            uuid=uuid, queue=queue, runner=runner, context=msgspec.json.encode(work).decode(), node_uuid=self._node.uuid
-        )
+        entry = row(uuid=uuid, queue=queue, runner=runner, context=work, node_uuid=self._node.uuid)
         try:
             async with self._node.db.transaction() as tx:
                 await tx.execute(delete(row).where(row.uuid == uuid, row.state == FAILED))

@@ -232,8 +232,8 @@ def _attach_disk(world: World, cmd: p.AttachDisk) -> None:
 
 @_does(p.DetachDisk)
 def _detach_disk(world: World, cmd: p.DetachDisk) -> None:
-    vm = _vm(world, cmd.vm_uuid)
-    vm.definition.disks = [disk for disk in vm.definition.disks if disk.volume_uuid != cmd.disk.volume_uuid]
+    if vm := world.vms.get(cmd.vm_uuid):  # a guest that is gone has no disk either, as for a real host
+        vm.definition.disks = [disk for disk in vm.definition.disks if disk.volume_uuid != cmd.disk.volume_uuid]
 
 
 @_does(p.SetCdrom)
@@ -255,8 +255,8 @@ def _attach_nic(world: World, cmd: p.AttachNic) -> None:
 
 @_does(p.DetachNic)
 def _detach_nic(world: World, cmd: p.DetachNic) -> None:
-    vm = _vm(world, cmd.vm_uuid)
-    vm.definition.nics = [nic for nic in vm.definition.nics if nic.nic_uuid != cmd.nic.nic_uuid]
+    if vm := world.vms.get(cmd.vm_uuid):
+        vm.definition.nics = [nic for nic in vm.definition.nics if nic.nic_uuid != cmd.nic.nic_uuid]
 
 
 @_does(p.GetConsole)

@@ -110,6 +110,8 @@ class HostTracker:
     async def tried(self, host_uuid: str) -> None:
         """Return when the host was tried once since the start; at once when it is not followed here."""
         await self._started.wait()
+        if self._scan is not None:
+            await asyncio.wait([self._scan])  # the ring has changed: it may give the host to this node
         followed = self._followed.get(host_uuid)
         if followed is not None:
             await followed.tried.wait()

@@ -85,7 +85,7 @@ class Agents:
         self._server_tls = pki.server_context(self._files)
         self._client_tls = pki.client_context(self._files)
         config = self._node.config
-        self.client = AgentClient(self._client_tls, "", self._pace)
+        self.client = AgentClient(self._client_tls, "", self._pace, self._node.membership)
         routes = [route for one in self._node.extensions.of(AgentRoutes) for route in one.routes()]
         self._listener = AgentListener(self.client, KnownHosts(self._is_known), self._report, self._renew, routes)
         port = await self._listener.start(config.agent_listen_host, config.agent_listen_port, self._server_tls)

@@ -6,6 +6,7 @@ task UUID, which the agent's journal recognises; an answer is taken from the res
 first wins;
 an agent that died during the command says so (INTERRUPTED) and the command, being idempotent, is repeated under a new
 UUID. Nobody but the host that was asked can answer: the connection is pinned to its UUID, and so is the callback.
+A node that lost its lease sends no command: while it slept, the host may have been told by another one what undoes it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import logging
 import ssl
 import time
 from collections.abc import AsyncIterator
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import aiohttp
 import msgspec
@@ -25,17 +26,18 @@ from caelum.agent import protocol
 from caelum.agent.protocol import Command, TaskAnswer, TaskStatus
 from caelum.cloud.host.errors import HOST_DISCONNECTED
 from caelum.drivers.kvm.errors import AGENT_INTERRUPTED, from_agent
-from caelum.drivers.kvm.patience import FINAL
 from caelum.drivers.kvm.promptness import Promptness
 from caelum.kernel import context, pki
 from caelum.kernel.errors import INTERNAL, TIMEOUT, CloudError
 from caelum.kernel.ids import new_uuid
+from caelum.kernel.membership import EVICTED
 from caelum.kernel.pki import Identity
 
 log = logging.getLogger(__name__)
 
 A = TypeVar("A")
 
+_TASK = "taskuuid"
 _NETWORK_ERRORS = (aiohttp.ClientError, OSError, TimeoutError, ssl.SSLError)
 _NOT_CONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 """The network errors with which nothing was sent."""
@@ -103,6 +105,26 @@ class Pending:
                 self._request.reschedule(0)
 
 
+class Member(Protocol):
+    """This node as one of its cluster."""
+
+    @property
+    def acts(self) -> bool:
+        """Whether what it has under way is its own to do, now."""
+
+    async def admit(self) -> None:
+        """Return once that is so. Raises CloudError."""
+
+
+class Alone:
+    """A node without a cluster."""
+
+    acts = True
+
+    async def admit(self) -> None:
+        """Nobody else does its work."""
+
+
 class Lines(aiohttp.TCPConnector):
     """The connections to all agents; `latest` is when the connection last used to each host closes.
 
@@ -110,7 +132,8 @@ class Lines(aiohttp.TCPConnector):
     pings keep open anyway.
     """
 
-    def __init__(self, tls: ssl.SSLContext) -> None:
+    def __init__(self, tls: ssl.SSLContext, member: Member) -> None:
+        self._member = member
         # Idle connections outlive the ping interval: a TLS handshake per ping and host would be most of the work.
         super().__init__(ssl=tls, limit=0, keepalive_timeout=90)
         self.latest: dict[str, asyncio.Future[None]] = {}
@@ -119,6 +142,10 @@ class Lines(aiohttp.TCPConnector):
         """See `aiohttp.BaseConnector.connect`."""
         connection = await super().connect(req, traces, timeout)
         host_uuid = req.server_hostname
+        if _TASK in req.headers and not self._member.acts:
+            # The last moment before the command is written: to open the connection may have taken its time.
+            connection.close()
+            raise aiohttp.ClientConnectionError("this management node has lost its lease meanwhile")
         closed = None if connection.protocol is None else connection.protocol.closed
         if closed is not None and self.latest.get(host_uuid) is not closed:
             self.latest[host_uuid] = closed
@@ -135,14 +162,17 @@ class Lines(aiohttp.TCPConnector):
 class AgentClient:
     """Speaks to all agents. `callback_url` is where this node takes answers."""
 
-    def __init__(self, tls: ssl.SSLContext, callback_url: str, pace: Pace | None = None) -> None:
+    def __init__(
+        self, tls: ssl.SSLContext, callback_url: str, pace: Pace | None = None, member: Member | None = None
+    ) -> None:
         self.callback_url = callback_url
         self.pending: dict[str, Pending] = {}
         self._pace = pace or Pace()
         self._promptness = Promptness(self._pace.prompt)
         self._errands: set[asyncio.Task[None]] = set()
         self._closing = False
-        self._lines = Lines(tls)
+        self._member = member or Alone()
+        self._lines = Lines(tls, self._member)
         self._http = aiohttp.ClientSession(connector=self._lines, cookie_jar=aiohttp.DummyCookieJar())
 
     async def close(self) -> None:
@@ -151,9 +181,7 @@ class AgentClient:
         for task in self._errands:
             task.cancel()
         for waiting in list(self.pending.values()):
-            stopping = CloudError(HOST_DISCONNECTED, "the management node is stopping")
-            stopping.facts[FINAL] = True
-            waiting.fail(stopping)
+            waiting.fail(_stopping())
         await self._http.close()
 
     async def run(self, address: Address, command: Command[A], timeout: float | None = None) -> A:
@@ -254,6 +282,8 @@ class AgentClient:
         pauses = iter(self._pace.back_off)
         perhaps_taken = False
         while not waiting.answer.done():
+            if not self._member.acts:
+                await self._member.admit()
             with self._promptness.waiting(address.host_uuid, command.path) as wait:
                 headers = self._headers(task_uuid, deadline, wait)
                 try:
@@ -322,7 +352,7 @@ class AgentClient:
 
     def _headers(self, task_uuid: str, deadline: float, wait: float) -> dict[str, str]:
         left = max(0.0, deadline - time.monotonic())
-        headers = {"taskuuid": task_uuid, "callbackurl": self.callback_url, "deadline": f"{left:.1f}"}
+        headers = {_TASK: task_uuid, "callbackurl": self.callback_url, "deadline": f"{left:.1f}"}
         if wait:
             headers["wait"] = f"{wait:g}"
         fence = context.current().fence
@@ -341,6 +371,8 @@ class AgentClient:
         headers: dict[str, str] | None = None,
         wait: float = 0,
     ) -> tuple[int, bytes]:
+        if self._closing:
+            raise _stopping()
         limit = max(0.001, min(self._pace.acknowledge + wait, deadline - time.monotonic()))
         patience = aiohttp.ClientTimeout(total=limit, sock_connect=self._pace.connect)
         async with self._http.request(
@@ -353,6 +385,11 @@ class AgentClient:
             allow_redirects=False,
         ) as response:
             return response.status, await response.read()
+
+
+def _stopping() -> CloudError:
+    """Not the host is gone, but this node: whoever asked for the command has it repeated by the next one."""
+    return CloudError(EVICTED, "this management node is stopping")
 
 
 def _loop_time(deadline: float) -> float:

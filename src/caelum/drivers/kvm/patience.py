@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 A = TypeVar("A")
 
 FINAL = "final"
-"""The fact in an error that says that it is nothing to wait for: the host is being connected, or this node stops."""
+"""The fact in an error that says that it is nothing to wait for: the host is being connected."""
 
 
 async def patiently(bus: Bus, host_uuid: str, attempt: Callable[[], Awaitable[A]]) -> A:

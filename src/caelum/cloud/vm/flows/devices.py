@@ -21,7 +21,7 @@ from caelum.cloud.ownership import disown, own
 from caelum.cloud.vm import tags
 from caelum.cloud.vm.api import ATTACH_VOLUME_FAILED
 from caelum.cloud.vm.extension import VmResourceProvider
-from caelum.cloud.vm.flows.base import LONG, VmContext, VmFlow, VmWork
+from caelum.cloud.vm.flows.base import LONG, VmContext, VmFlow, VmWork, state_on_host
 from caelum.cloud.vm.flows.create import NicPlan, allocate_address, nic_row
 from caelum.cloud.vm.flows.lifecycle import host_of, return_address
 from caelum.cloud.vm.model import NIC_LEAVING, NIC_THERE, ON_HOST, VmNicModel, VmState
@@ -151,7 +151,8 @@ class DetachVolumeFlow(VolumeFlow):
 
     @unplug.undo
     async def plug_again(self, run: Run[VolumeContext]) -> None:
-        await plug_volume(run)
+        if await may_run(run):
+            await plug_volume(run)
 
     @step(progress=90)
     async def forget(self, run: Run[VolumeContext]) -> None:
@@ -285,6 +286,8 @@ class DetachNicFlow(VmFlow[DetachNicContext]):
 
     @unplug.undo
     async def plug_again(self, run: Run[DetachNicContext]) -> None:
+        if not await may_run(run):
+            return
         _, nic = await described(run, run.ctx.nic_uuid)
         await run.bus.call(AttachNicOnHost(host_uuid=host_of(run.ctx), vm_uuid=run.ctx.vm_uuid, nic=nic))
 
@@ -354,6 +357,11 @@ class ChangeIpFlow(VmWork[ChangeIpContext, None]):
 
     async def abort(self, tx: AsyncSession, ctx: ChangeIpContext, error: CloudError) -> None:
         """The undo has done all."""
+
+
+async def may_run(run: Run[D]) -> bool:
+    """Whether the guest is on its host, as far as anybody can tell; one that is not gets its devices at its start."""
+    return await state_on_host(run.node, run.ctx.vm_uuid, host_of(run.ctx)) != VmState.STOPPED
 
 
 async def mark_leaving(tx: AsyncSession, nic_uuid: str, leaving: bool = True) -> None:
