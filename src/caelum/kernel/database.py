@@ -17,7 +17,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 from sqlalchemy import (
@@ -38,17 +38,18 @@ from sqlalchemy import (
 from sqlalchemy import update as sql_update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, mapped_column, relationship
 
-from caelum.kernel import postgresql, resources, sqlite
+from caelum.kernel import postgresql, postgresql_sessions, resources, sqlite, table_versions
 from caelum.kernel.errors import CloudError, ErrorType
 from caelum.kernel.remembered import Remembered
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+_KeptSession = sqlite.KeptSession | postgresql_sessions.KeptSession
 
 _READ_CACHE = 32_768
 """KiB of the database that a connection which reads keeps at most."""
@@ -80,6 +81,8 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
+    __steady__: ClassVar[bool] = False
+    """Whether the table changes seldom, so that what is read from it is worth keeping in a cluster (`changes.py`)."""
     type_annotation_map: ClassVar[dict[Any, Any]] = {
         # SQLite gives out numbers by itself only for a column of type INTEGER; everywhere else sizes need 64 bits.
         int: BigInteger().with_variant(Integer(), "sqlite"),
@@ -164,8 +167,12 @@ class Fence(Protocol):
     async def admit(self) -> None:
         """Return once this node has its lease. Raises CloudError."""
 
-    async def hold(self, session: AsyncSession) -> None:
-        """Make sure that this node stays a member until the session's transaction ends. Raises CloudError."""
+    def guard(self) -> str:
+        """A statement that makes sure that this node stays a member until the transaction ends. Where it is none any
+        more, the statement fails with the state `postgresql_sessions.BROKEN`. Raises CloudError when that is known."""
+
+    def broken(self) -> CloudError:
+        """What to raise when the statement failed so."""
 
 
 class Database:
@@ -187,25 +194,25 @@ class Database:
         self._writer_turn = asyncio.Lock()
         self._severed: BaseException | None = None
         self.fence: Fence | None = None
-        self._kept: tuple[sqlite.Connections, ...] = ()
+        self._kept: tuple[sqlite.Connections | postgresql_sessions.Connections, ...]
+        self._versions: table_versions.Versions | None = None
         self._write_session: Callable[[], AsyncSession]
         self._read_session: Callable[[], AsyncSession]
         if self.sqlite:
             write, read = "BEGIN IMMEDIATE", "BEGIN"
             self._writer = self._sqlite_engine(write, pool_size=2)
             self._reader = self._sqlite_engine(read, pool_size=readers, read_only=True)
-            self._kept = (
-                sqlite.Connections(self._writer, 1, write, self._sent),
-                sqlite.Connections(self._reader, readers, read, self._sent),
-            )
-            self._write_session, self._read_session = (one.session for one in self._kept)
+            writing = sqlite.Connections(self._writer, 1, write, self._sent)
+            reading = sqlite.Connections(self._reader, readers, read, self._sent)
+            self._kept = writing, reading
+            self._write_session, self._read_session = writing.session, reading.session
         else:
-            self._writer = postgresql.make_engine(url, limits or postgresql.Limits())
-            self._reader = self._writer.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-            self._write_session = async_sessionmaker(
-                self._writer, expire_on_commit=False, sync_session_class=postgresql.LockingSession
-            )
-            self._read_session = async_sessionmaker(self._reader, expire_on_commit=False)
+            limits = limits or postgresql.Limits()
+            self._writer = self._reader = postgresql.make_engine(url, limits)
+            connections = postgresql_sessions.Connections(self._writer, limits, self._sent)
+            self._versions = table_versions.Versions(partial(self._ask, connections, table_versions.VERSIONS))
+            self._kept = (connections,)
+            self._write_session, self._read_session = connections.writing, connections.reading
         for engine in (self._writer, self._reader) if self.sqlite else (self._writer,):
             event.listen(engine.sync_engine, "before_cursor_execute", self._before_execute)
 
@@ -263,7 +270,7 @@ class Database:
                     self._refuse_severed()
                     cancelled = await self._commit_whole(session)
                 except SQLAlchemyError as error:
-                    self._raise_passing(session, error)
+                    self._raise_passing(error, committing=_COMMITTING in session.info)
                     raise
                 self._remembered.ended()
                 self._committed()
@@ -292,18 +299,31 @@ class Database:
         return None
 
     async def _commit(self, session: AsyncSession) -> None:
-        if self.fence is not None and (session.in_transaction() or session.new):
+        kept = session.sync_session
+        if not isinstance(kept, postgresql_sessions.KeptSession):
+            await session.commit()
+            return
+        if kept.changed:
             await session.flush()
-            await self.fence.hold(session)
+        guard = None if self.fence is None else self.fence.guard()
         session.info[_COMMITTING] = True
-        await session.commit()
+        try:
+            await kept.commit_all(guard)
+        except DBAPIError as error:
+            if self.fence is not None and getattr(error.orig, "sqlstate", None) == postgresql_sessions.BROKEN:
+                raise self.fence.broken() from error
+            raise
 
-    def _raise_passing(self, session: AsyncSession, error: SQLAlchemyError) -> None:
+    async def _ask(self, connections: postgresql_sessions.Connections, statement: str) -> Any:
+        try:
+            return await connections.ask(statement)
+        except SQLAlchemyError as error:
+            self._raise_passing(error)
+            raise
+
+    def _raise_passing(self, error: SQLAlchemyError, *, committing: bool = False) -> None:
         """Say of an error that may pass that it may."""
-        if self.sqlite:
-            passing = sqlite.passing(error)
-        else:
-            passing = postgresql.passing(error, committing=_COMMITTING in session.info)
+        passing = sqlite.passing(error) if self.sqlite else postgresql.passing(error, committing=committing)
         if passing is not None:
             raise passing from error
 
@@ -317,7 +337,7 @@ class Database:
         try:
             yield session
         except SQLAlchemyError as error:
-            self._raise_passing(session, error)
+            self._raise_passing(error)
             raise
         finally:
             await _give_back(session)
@@ -368,13 +388,16 @@ class Database:
         depend on nothing but the key and the database.
         """
         self._refuse_severed()
-        if self.sqlite and (kept := self._remembered.get(key)) is not None:
+        if self._versions is not None:
+            if self.fence is not None:
+                await self.fence.admit()
+            self._remembered.changed_to(await self._versions.now())
+        if (kept := self._remembered.get(key)) is not None:
             return cast("T", kept[0])
         with self._remembered.reader() as reader:
             async with self.read() as session:
                 answer = await load(session)
-        if self.sqlite:
-            self._remembered.put(key, answer, reader)
+        self._remembered.put(key, answer, reader)
         return answer
 
     def _committed(self) -> None:
@@ -403,6 +426,8 @@ class Database:
         """Close every connection."""
         if self._checkpoint is not None:
             await asyncio.wait([self._checkpoint])
+        if self._versions is not None:
+            await self._versions.stop()
         for connections in self._kept:
             await connections.close()
         await self._writer.dispose()
@@ -421,24 +446,11 @@ async def _until_answered(ask: Callable[[], Awaitable[T]]) -> T:
 
 async def _give_back(session: AsyncSession) -> None:
     """Close a session, and let nobody tear that."""
-    kept = session.sync_session
-    if not isinstance(kept, sqlite.KeptSession):
-        await uninterrupted(_close(session))
-    elif kept.ends_at_once:
+    kept = cast("_KeptSession", session.sync_session)
+    if kept.ends_at_once:
         await kept.end()
     else:
         await uninterrupted(kept.end())
-
-
-async def _close(session: AsyncSession) -> None:
-    """Close a session. That its connection breaks only now changes nothing: what was read is read, and what was to be
-    committed is, or an error has said that it is not."""
-    try:
-        await session.close()
-    except SQLAlchemyError as error:
-        log.info("a connection broke when it was given back: %s", error)
-        with contextlib.suppress(SQLAlchemyError):
-            await session.invalidate()
 
 
 async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:

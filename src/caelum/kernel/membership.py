@@ -270,13 +270,18 @@ class Membership:
         if self._lost:
             raise self._evicted()
 
-    async def hold(self, session: AsyncSession) -> None:
-        """See `Fence`. The lock keeps evictors waiting; who comes after them finds no row."""
-        mine = select(_TABLE.c.uuid).where(_TABLE.c.uuid == self._node.uuid)
-        if not self._lost and await session.scalar(mine.with_for_update(read=True, key_share=True)) is None:
-            self._lose("its row was removed")
+    def guard(self) -> str:
+        """See `Fence`. The lock keeps evictors waiting; who comes after them finds no row, and divides by nothing."""
         if self._lost:
             raise self._evicted()
+        mine = self._node.uuid.replace("'", "''")
+        row = f"SELECT FROM management_node WHERE uuid = '{mine}' FOR KEY SHARE"  # noqa: S608 - quoted, and our own
+        return f"SELECT 1 / count(*) FROM ({row}) AS mine"  # noqa: S608
+
+    def broken(self) -> CloudError:
+        """See `Fence`."""
+        self._lose("its row was removed")
+        return self._evicted()
 
     def _evicted(self) -> CloudError:
         return CloudError(EVICTED, f"node[{self._node.uuid}] was evicted or has left", node=self._node.uuid)
