@@ -40,6 +40,10 @@ class Usage(NamedTuple):
     statements: float
     transactions: float
     lags: dict[float, float]
+    shared: float = 0.0
+    """Processor seconds of the database's and the broker's processes, in a cluster."""
+    messages: float = 0.0
+    """What the nodes sent over the broker."""
 
     def since(self, before: Usage) -> Usage:
         """What was used after `before`."""
@@ -51,6 +55,8 @@ class Usage(NamedTuple):
             self.statements - before.statements,
             self.transactions - before.transactions,
             lags,
+            self.shared - before.shared,
+            self.messages - before.messages,
         )
 
     def lag(self, share: float) -> float:
@@ -90,8 +96,7 @@ class Process:
 
     def processor_seconds(self) -> float:
         """What it has used."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return processor_seconds(self.pid)
 
     def megabytes(self, field: str = "VmRSS") -> float:
         """Its resident memory; `VmHWM` for the most that it ever had."""
@@ -99,6 +104,23 @@ class Process:
             if line.startswith(f"{field}:"):
                 return int(line.split()[1]) / 1024
         raise ValueError(f"process {self.pid} has no {field}")
+
+
+def processor_seconds(pid: int, *, family: bool = False) -> float:
+    """What a process has used; with its children, those that live and those that it has waited for, as `family`."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    used = sum(int(one) for one in fields[11 : 15 if family else 13]) / os.sysconf("SC_CLK_TCK")
+    if not family:
+        return used
+    children = [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return used + sum(_unless_gone(one) for one in children)
+
+
+def _unless_gone(pid: int) -> float:
+    try:
+        return processor_seconds(pid)
+    except OSError:
+        return 0.0
 
 
 class Rig:
@@ -177,6 +199,7 @@ class Rig:
             values["caelum_database_statements_total"],
             values["caelum_database_transactions_total"],
             lags,
+            messages=values["caelum_bus_sent_total"],
         )
 
 
@@ -229,6 +252,8 @@ class ClusterRig(Rig):
             server=own.server + sum(one.server for one in others),
             statements=own.statements + sum(one.statements for one in others),
             transactions=own.transactions + sum(one.transactions for one in others),
+            messages=own.messages + sum(one.messages for one in others),
+            shared=sum(processor_seconds(one.pid, family=True) for one in (self._postgres, self._rabbitmq)),
         )
 
 

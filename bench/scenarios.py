@@ -246,16 +246,60 @@ async def where_time_goes(mode: Mode) -> list[Row]:
 
 async def clusters(mode: Mode) -> list[Row]:
     """The same load on an embedded node and on one, two and three nodes of a cluster; what each VM costs them."""
-    count, hosts = (mode.count(5000), 100) if mode.full else (10, 4)
-    rows = []
-    for nodes in (0, 1, 2, 3) if mode.full else (0, 2):
-        name = f"nodes-{nodes or 'embedded'}-{count}"
-        async with furnished(hosts, nodes) as cloud:
-            load = closed(cloud.create, count, min(count, 200))
-            done, costs = await _measured(cloud, name, count, load, mode)
-        rows.append(_row(f"{name}/seconds", done.seconds, "s", scenario=CLUSTERS))
-        rows += [_row(one.id, one.value, one.unit, scenario=CLUSTERS) for one in costs if "load" not in one.id]
+    count = mode.count(5000) if mode.full else 100
+    rows: list[Row] = []
+    embedded = 0.0
+    for nodes in (0, 1, 2, 3) if mode.full else (0, 1, 3):
+        found = await _on_nodes(nodes, count, mode)
+        rows += found.rows
+        embedded = embedded or found.processor
+        if nodes:
+            times = found.processor / embedded
+            rows.append(_row(f"nodes-{nodes}-{count}/server-cpu-to-embedded", times, "times", 1.5, CLUSTERS))
     return rows
+
+
+class _Found(NamedTuple):
+    """What VMs cost on a number of nodes: rows, and the servers' processor seconds for each."""
+
+    rows: list[Row]
+    processor: float
+
+
+async def _on_nodes(nodes: int, count: int, mode: Mode) -> _Found:
+    """Create so many VMs on warm nodes. What the nodes use while nobody asks anything is a row of its own, and not
+    part of a VM's cost."""
+    name = f"nodes-{nodes or 'embedded'}-{count}"
+    async with furnished(100 if mode.full else 10, nodes) as cloud:
+        (await closed(cloud.create, 20 * max(1, nodes), 20)).require()
+        idle, seconds = await _idle(cloud.rig, 20.0 if mode.full else 3.0)
+        before, begun = await cloud.rig.usage(), time.perf_counter()
+        profiler = _profiler(cloud.rig, mode, name)
+        done = (await closed(cloud.create, count, min(count, 50 if mode.full else 20))).require()
+        used, passed = (await cloud.rig.usage()).since(before), time.perf_counter() - begun
+        if profiler is not None:
+            await asyncio.to_thread(profiler.wait)
+    processor = (used.server - idle.server / seconds * passed) / count
+    rows = [
+        _row(f"{name}/seconds", done.seconds, "s", scenario=CLUSTERS),
+        _row(f"{name}/server-cpu", processor * 1000, "ms/op", scenario=CLUSTERS),
+        _row(f"{name}/idle", idle.server / seconds, "cores", scenario=CLUSTERS),
+        _row(f"{name}/statements", used.statements / count, "/op", scenario=CLUSTERS),
+        _row(f"{name}/transactions", used.transactions / count, "/op", scenario=CLUSTERS),
+    ]
+    if nodes:
+        rows += [
+            _row(f"{name}/messages", used.messages / count, "/op", scenario=CLUSTERS),
+            _row(f"{name}/database-and-broker-cpu", used.shared / count * 1000, "ms/op", scenario=CLUSTERS),
+        ]
+    return _Found(rows, processor)
+
+
+async def _idle(rig: Rig, seconds: float) -> tuple[Usage, float]:
+    """What is used in so many seconds while nobody asks anything, and how many they were."""
+    before, begun = await rig.usage(), time.perf_counter()
+    await asyncio.sleep(seconds)
+    return (await rig.usage()).since(before), time.perf_counter() - begun
 
 
 async def bus_over_rabbitmq(mode: Mode) -> list[Row]:

@@ -68,6 +68,13 @@ class Postgres:
         """Whether the server's process lives."""
         return self._process is not None and self._process.returncode is None
 
+    @property
+    def pid(self) -> int:
+        """Its first process, the parent of the others. Raises RuntimeError when it does not run."""
+        if self._process is None:
+            raise RuntimeError("PostgreSQL does not run")
+        return self._process.pid
+
     async def __aenter__(self) -> Postgres:
         await self.start()
         return self

@@ -284,6 +284,11 @@ class BusBase:
 
     # --- what only a bus between processes has ------------------------------------------------------------------------
 
+    @property
+    def sent(self) -> int:
+        """How many messages this node gave to a broker."""
+        return 0
+
     def on_reconnect(self, callback: Reconnected) -> Unsubscribe:
         """See `Bus.on_reconnect`. A bus within one process never misses an event."""
         self._on_reconnect.append(callback)

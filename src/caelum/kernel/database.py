@@ -1,8 +1,8 @@
 """The database: one writer at a time on SQLite, the same code on PostgreSQL, where several write at once.
 
 Invariant: what `transaction()` left without an error is committed; anything else (an exception, a cancellation,
-the death of the process) left no trace. A commit whose connection is lost is looked up by its number; only when the
-database does not answer for a while is it an error, which says `ambiguous`, and news of the commit go out later. A
+the death of the process) left no trace, but for a commit whose connection was lost: its error says `ambiguous`. One
+that has news to tell (`after_commit`) is looked up by its number, and the news go out if it happened. A
 cancellation waits until the commit or the rollback under way has ended, so neither the writer's turn nor a connection
 leaks. A row that a transaction loads as an object is locked until its end, so what was read is true when it is written
 (on SQLite by the single writer, see `postgresql.py`). A node of a cluster commits only while it is a member of it
@@ -18,7 +18,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable
 from contextvars import Context, ContextVar
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 from sqlalchemy import (
@@ -38,11 +38,11 @@ from sqlalchemy import (
 )
 from sqlalchemy import update as sql_update
 from sqlalchemy.dialects.postgresql import Insert
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, mapped_column, relationship
 
-from caelum.kernel import postgresql, resources, sqlite
+from caelum.kernel import postgresql, postgresql_sessions, resources, sqlite, table_versions
 from caelum.kernel.errors import CloudError, ErrorType
 from caelum.kernel.prepared import Prepared
 from caelum.kernel.remembered import Remembered
@@ -50,6 +50,7 @@ from caelum.kernel.remembered import Remembered
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+_KeptSession = sqlite.KeptSession | postgresql_sessions.KeptSession
 
 _READ_CACHE = 32_768
 """KiB of the database that a connection which reads keeps at most."""
@@ -87,6 +88,8 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
+    __steady__: ClassVar[bool] = False
+    """Whether the table changes seldom, so that what is read from it is worth keeping in a cluster (`changes.py`)."""
     type_annotation_map: ClassVar[dict[Any, Any]] = {
         # SQLite gives out numbers by itself only for a column of type INTEGER; everywhere else sizes need 64 bits.
         int: BigInteger().with_variant(Integer(), "sqlite"),
@@ -171,11 +174,12 @@ class Fence(Protocol):
     async def admit(self) -> None:
         """Return once this node has its lease. Raises CloudError."""
 
-    async def hold(self, session: AsyncSession) -> int:
-        """Make sure that this node stays a member until the session's transaction ends; the number of that transaction.
+    def guard(self) -> str:
+        """A statement that makes sure that this node stays a member until the transaction ends. Where it is none any
+        more, the statement fails with the state `postgresql_sessions.BROKEN`. Raises CloudError when that is known."""
 
-        Raises CloudError.
-        """
+    def broken(self) -> CloudError:
+        """What to raise when the statement failed so."""
 
 
 class Database:
@@ -198,25 +202,25 @@ class Database:
         self._writer_turn = asyncio.Lock()
         self._severed: BaseException | None = None
         self.fence: Fence | None = None
-        self._kept: tuple[sqlite.Connections, ...] = ()
+        self._kept: tuple[sqlite.Connections | postgresql_sessions.Connections, ...]
+        self._versions: table_versions.Versions | None = None
         self._write_session: Callable[[], AsyncSession]
         self._read_session: Callable[[], AsyncSession]
         if self.sqlite:
             write, read = "BEGIN IMMEDIATE", "BEGIN"
             self._writer = self._sqlite_engine(write, pool_size=2)
             self._reader = self._sqlite_engine(read, pool_size=readers, read_only=True)
-            self._kept = (
-                sqlite.Connections(self._writer, 1, write, self._sent),
-                sqlite.Connections(self._reader, readers, read, self._sent),
-            )
-            self._write_session, self._read_session = (one.session for one in self._kept)
+            writing = sqlite.Connections(self._writer, 1, write, self._sent)
+            reading = sqlite.Connections(self._reader, readers, read, self._sent)
+            self._kept = writing, reading
+            self._write_session, self._read_session = writing.session, reading.session
         else:
-            self._writer = postgresql.make_engine(url, limits or postgresql.Limits())
-            self._reader = self._writer.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-            self._write_session = async_sessionmaker(
-                self._writer, expire_on_commit=False, sync_session_class=postgresql.LockingSession
-            )
-            self._read_session = async_sessionmaker(self._reader, expire_on_commit=False)
+            limits = limits or postgresql.Limits()
+            self._writer = self._reader = postgresql.make_engine(url, limits)
+            connections = postgresql_sessions.Connections(self._writer, limits, self._sent)
+            self._versions = table_versions.Versions(partial(self._ask, connections, table_versions.VERSIONS))
+            self._kept = (connections,)
+            self._write_session, self._read_session = connections.writing, connections.reading
         for engine in (self._writer, self._reader) if self.sqlite else (self._writer,):
             event.listen(engine.sync_engine, "before_cursor_execute", self._before_execute)
 
@@ -274,7 +278,7 @@ class Database:
                     self._refuse_severed()
                     cancelled = await self._commit_whole(session)
                 except SQLAlchemyError as error:
-                    self._raise_passing(session, error)
+                    self._raise_passing(error, committing=_COMMITTING in session.info)
                     raise
                 self._remembered.ended()
                 self._committed()
@@ -301,14 +305,26 @@ class Database:
         return None
 
     async def _commit(self, session: AsyncSession) -> None:
-        if self.fence is not None and (session.in_transaction() or session.new):
+        if not isinstance(session, postgresql_sessions.KeptSession):
+            await session.commit()
+            return
+        if session.changed:
             await session.flush()
-            session.info[_NUMBER] = await self.fence.hold(session)
+        guard = None if self.fence is None else self.fence.guard()
+        if session.begun and session.info.get(_AFTER_COMMIT):
+            # Who waits for news of the commit gets them also if its answer is lost.
+            [(session.info[_NUMBER],)], _ = await session.run("SELECT txid_current()", ())
         session.info[_COMMITTING] = True
-        await session.commit()
+        try:
+            await session.commit_all(guard)
+        except DBAPIError as error:
+            if self.fence is not None and getattr(error.orig, "sqlstate", None) == postgresql_sessions.BROKEN:
+                raise self.fence.broken() from error
+            raise
 
     async def _commit_surely(self, session: AsyncSession) -> None:
-        """Commit; when the connection is lost meanwhile, ask by another one whether it happened."""
+        """Commit; when the connection is lost meanwhile, ask by another one whether it happened, for those who wait for
+        news of it."""
         try:
             await self._commit(session)
         except SQLAlchemyError as error:
@@ -337,12 +353,16 @@ class Database:
             self._unsettled.add(task)
             task.add_done_callback(self._unsettled.discard)
 
-    def _raise_passing(self, session: AsyncSession, error: SQLAlchemyError) -> None:
+    async def _ask(self, connections: postgresql_sessions.Connections, statement: str) -> Any:
+        try:
+            return await connections.ask(statement)
+        except SQLAlchemyError as error:
+            self._raise_passing(error)
+            raise
+
+    def _raise_passing(self, error: SQLAlchemyError, *, committing: bool = False) -> None:
         """Say of an error that may pass that it may."""
-        if self.sqlite:
-            passing = sqlite.passing(error)
-        else:
-            passing = postgresql.passing(error, committing=_COMMITTING in session.info)
+        passing = sqlite.passing(error) if self.sqlite else postgresql.passing(error, committing=committing)
         if passing is not None:
             raise passing from error
 
@@ -356,7 +376,7 @@ class Database:
         try:
             yield session
         except SQLAlchemyError as error:
-            self._raise_passing(session, error)
+            self._raise_passing(error)
             raise
         finally:
             await _give_back(session)
@@ -406,25 +426,24 @@ class Database:
         """What `load(session)` reads, kept under `key` until a table changes that it read from.
 
         For what is read far more often than it changes. The answer is shared: nobody may change it. `load` may
-        depend on nothing but the key and the database. Where nothing is kept, it reads in `session`, if one is given,
-        and may lock there. Where it is kept, it is what was committed last: in a transaction it is true until its end,
-        for nobody else writes meanwhile, but does not tell what the transaction itself has written.
+        depend on nothing but the key and the database. A transaction that needs it true until its end gives its
+        `session`: on PostgreSQL it is read and locked there, on SQLite nobody else writes meanwhile. What the
+        transaction itself has written is not told.
         """
         self._refuse_severed()
-        if not self.sqlite:
-            return await self._load(load, session)
+        if self._versions is not None:
+            if session is not None:
+                return await load(session)
+            if self.fence is not None:
+                await self.fence.admit()
+            self._remembered.changed_to(await self._versions.now())
         if (kept := self._remembered.get(key)) is not None:
             return cast("T", kept[0])
         with self._remembered.reader() as reader:
-            answer = await self._load(load, None)
+            async with self.read() as own:
+                answer = await load(own)
         self._remembered.put(key, answer, reader)
         return answer
-
-    async def _load(self, load: Callable[[AsyncSession], Awaitable[T]], session: AsyncSession | None) -> T:
-        if session is not None:
-            return await load(session)
-        async with self.read() as own:
-            return await load(own)
 
     def _committed(self) -> None:
         """Have a checkpoint from time to time, one at a time, and not by whoever happens to commit."""
@@ -455,6 +474,8 @@ class Database:
         for task in self._unsettled:
             task.cancel()
         await asyncio.gather(*self._unsettled, return_exceptions=True)
+        if self._versions is not None:
+            await self._versions.stop()
         for connections in self._kept:
             await connections.close()
         await self._writer.dispose()
@@ -473,23 +494,11 @@ async def _until_answered(ask: Callable[[], Awaitable[T]]) -> T:
 
 async def _give_back(session: AsyncSession) -> None:
     """Close a session, and let nobody tear that."""
-    if not isinstance(session, sqlite.KeptSession):
-        await uninterrupted(_close(session))
-    elif session.ends_at_once:
-        await session.end()
+    kept = cast("_KeptSession", session)
+    if kept.ends_at_once:
+        await kept.end()
     else:
-        await uninterrupted(session.end())
-
-
-async def _close(session: AsyncSession) -> None:
-    """Close a session. That its connection breaks only now changes nothing: what was read is read, and what was to be
-    committed is, or an error has said that it is not."""
-    try:
-        await session.close()
-    except SQLAlchemyError as error:
-        log.info("a connection broke when it was given back: %s", error)
-        with contextlib.suppress(SQLAlchemyError):
-            await session.invalidate()
+        await uninterrupted(kept.end())
 
 
 async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:

@@ -28,20 +28,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
-from sqlalchemy import (
-    BigInteger,
-    CursorResult,
-    DateTime,
-    String,
-    Table,
-    delete,
-    func,
-    insert,
-    select,
-    text,
-    union,
-    update,
-)
+from sqlalchemy import CursorResult, DateTime, String, Table, delete, func, insert, select, text, union, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
@@ -288,14 +275,18 @@ class Membership:
         if self._lost:
             raise self._evicted()
 
-    async def hold(self, session: AsyncSession) -> int:
-        """See `Fence`. The lock keeps evictors waiting; who comes after them finds no row."""
-        mine = select(func.txid_current(type_=BigInteger)).where(_TABLE.c.uuid == self._node.uuid)
-        number = None if self._lost else await session.scalar(mine.with_for_update(read=True, key_share=True))
-        if number is None:
-            self._lose("its row was removed")
+    def guard(self) -> str:
+        """See `Fence`. The lock keeps evictors waiting; who comes after them finds no row, and divides by nothing."""
+        if self._lost:
             raise self._evicted()
-        return int(number)
+        mine = self._node.uuid.replace("'", "''")
+        row = f"SELECT FROM management_node WHERE uuid = '{mine}' FOR KEY SHARE"  # noqa: S608 - quoted, and our own
+        return f"SELECT 1 / count(*) FROM ({row}) AS mine"  # noqa: S608
+
+    def broken(self) -> CloudError:
+        """See `Fence`."""
+        self._lose("its row was removed")
+        return self._evicted()
 
     def _evicted(self) -> CloudError:
         return CloudError(EVICTED, f"node[{self._node.uuid}] was evicted or has left", node=self._node.uuid)

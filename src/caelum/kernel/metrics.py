@@ -160,3 +160,12 @@ def database_use(count: Callable[[], tuple[int, int]]) -> Callable[[], Iterator[
         yield CounterMetricFamily("caelum_database_statements", "Statements sent", value=statements)
 
     return source
+
+
+def bus_use(count: Callable[[], int]) -> Callable[[], Iterator[Metric]]:
+    """A source for the bus, given as the messages that this node sent to the broker."""
+
+    def source() -> Iterator[Metric]:
+        yield CounterMetricFamily("caelum_bus_sent", "Messages sent over the broker", value=count())
+
+    return source

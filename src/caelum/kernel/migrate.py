@@ -29,7 +29,7 @@ from sqlalchemy import Connection, Table, delete, insert, inspect, text
 from sqlalchemy.exc import DBAPIError
 
 from caelum import builtin
-from caelum.kernel import backup, postgresql, schema
+from caelum.kernel import backup, changes, postgresql, schema
 from caelum.kernel.database import Base, Database
 from caelum.kernel.schema import CompatibilityModel, History, Member, Revision
 
@@ -118,7 +118,7 @@ async def upgrade(db: Database, rules: Rules | None = None) -> Plan:
     """
     rules, history = rules or Rules(), History()
     plan = await look(db, history, finish=rules.finish)
-    if plan.now or plan.stuck or await _lacks_tables(db, history):
+    if plan.now or plan.stuck or await _lacks(db, history):
         async with db.turn(_TURN):
             plan = await _change(db, history, rules)
     for one in plan.now if plan.version is not None else ():
@@ -136,11 +136,12 @@ async def _change(db: Database, history: History, rules: Rules) -> Plan:
     return await _run(db, history, finish=rules.finish if contracts else Finish.NONE)
 
 
-async def _lacks_tables(db: Database, history: History) -> bool:
-    """Whether a table is missing that no revision makes."""
+async def _lacks(db: Database, history: History) -> bool:
+    """Whether something is missing that no revision makes: a plugin's table, the notes of a steady table's changes."""
     async with db.engine.connect() as connection:
         present = await connection.run_sync(lambda one: set(inspect(one).get_table_names()))
-    return any(table.name not in present for table in _tables_beside(history))
+        unwatched = [] if db.sqlite else await connection.run_sync(changes.unwatched)
+    return bool(unwatched) or any(table.name not in present for table in _tables_beside(history))
 
 
 async def _settled_plan(db: Database, history: History, rules: Rules) -> Plan:
@@ -261,6 +262,8 @@ def _upgrade(connection: Connection, history: History, *, finish: Finish) -> Pla
             _create(connection, plan.now[-1].name)
         _record(connection, history.needed(plan.now[-1].name))
     Base.metadata.create_all(connection, tables=_tables_beside(history))
+    if connection.dialect.name == "postgresql":
+        changes.watch(connection)
     return plan
 
 

@@ -32,7 +32,7 @@ from caelum.kernel.log import Logging
 from caelum.kernel.membership import EVICTED, Membership, is_of_cluster
 from caelum.kernel.memory_bus import MemoryBus
 from caelum.kernel.message import Message
-from caelum.kernel.metrics import Metrics, calls_of, database_use, queue_depth
+from caelum.kernel.metrics import Metrics, bus_use, calls_of, database_use, queue_depth
 from caelum.kernel.postgresql import Limits
 from caelum.kernel.queue import WorkQueues
 from caelum.kernel.resources import Resources
@@ -269,6 +269,7 @@ class Node:
         self.metrics.collect_from(calls_of(lambda: [(e.service, e.name, e.stats) for e in self.bus.endpoints()]))
         self.metrics.collect_from(queue_depth(self.queues.depth))
         self.metrics.collect_from(database_use(lambda: (self.db.transactions, self.db.statements)))
+        self.metrics.collect_from(bus_use(lambda: self.bus.sent))
         self.metrics.loop.start()
 
     @contextlib.asynccontextmanager

@@ -32,7 +32,9 @@ CONFLICT = error_type("CAELUM.DB.1001", "Two changes of the same records met", "
 PASSING = (DATABASE_UNAVAILABLE, CONFLICT)
 """Errors that say nothing of what was asked: the same may be tried again."""
 
-_CONNECT_SECONDS = 5.0
+CONNECT_SECONDS = 5.0
+_PREPARED = 1024
+"""Statements that each connection keeps prepared."""
 _STATUS_PAUSE = 0.2
 _NEW = "new"
 _CONFLICTS = frozenset({"40001", "40P01", "55P03"})
@@ -75,7 +77,8 @@ def make_engine(url: str, limits: Limits) -> AsyncEngine:
         hide_parameters=True,  # values may be secrets, and errors are logged
         connect_args={
             "async_creator_fn": _connect,
-            "timeout": _CONNECT_SECONDS,
+            "prepared_statement_cache_size": _PREPARED,
+            "timeout": CONNECT_SECONDS,
             "command_timeout": limits.statement + limits.grace,
             "server_settings": settings,
         },
@@ -108,7 +111,7 @@ def _try_out(connection: Any, record: ConnectionPoolEntry, _proxy: PoolProxiedCo
     if record.info.pop(_NEW, False):
         return
     try:
-        connection.run_async(lambda inner: inner.execute("SELECT 1", timeout=_CONNECT_SECONDS))
+        connection.run_async(lambda inner: inner.execute("SELECT 1", timeout=CONNECT_SECONDS))
     except Exception as error:  # whatever the driver makes of a connection that ended while nobody listened
         raise InvalidatePoolError(f"{type(error).__name__}: {error}") from error
 

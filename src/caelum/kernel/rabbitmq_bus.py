@@ -208,6 +208,11 @@ class RabbitMqBus(BusBase):
 
     # --- the caller's side --------------------------------------------------------------------------------------------
 
+    @property
+    def sent(self) -> int:
+        """See `BusBase.sent`."""
+        return self._link.published
+
     def reaches(self, cls: type[Message[Any]]) -> bool:
         """Whether somebody may handle this message: a local service, or a process that serves another service."""
         return self.serves(cls) or not self._topology.serves(cls.__meta__.service)

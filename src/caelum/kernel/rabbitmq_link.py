@@ -85,6 +85,8 @@ class Link:
         self._keeper: asyncio.Task[None] | None = None
         self.returned_at = 0.0
         """When the connection came back last, in `time.monotonic()`; 0: it was never lost."""
+        self.published = 0
+        """Messages that were given to the broker."""
 
     @property
     def up(self) -> bool:
@@ -197,6 +199,7 @@ class Link:
         channel = self._publishing
         if channel is None or not self.up:
             raise LinkDownError("there is no connection to RabbitMQ")
+        self.published += 1
         try:
             target = self._exchanges.get(exchange)
             if target is None:

@@ -2,8 +2,9 @@
 
 Invariant: an answer is given again only while every table that its statements named is as it was before they were sent.
 Nobody lists those tables: they are found in the text of the statements, where a name too many does no harm. What is
-kept is shared, so it must not be changed by who gets it. Only the writer knows of changes: where other processes write
-to the same database, nothing is kept.
+kept is shared, so it must not be changed by who gets it. Where this process is the only writer, it notes itself what
+changes; where others write too, the database's own versions decide (`changed_to`), and only answers from tables that
+have one are kept.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Remembered:
     def __init__(self, metadata: MetaData) -> None:
         self._metadata = metadata
         self._kept: OrderedDict[Hashable, tuple[Any, Mapping[str, int], frozenset[str]]] = OrderedDict()
-        self._versions: defaultdict[str, int] = defaultdict(int)
+        self._versions: Mapping[str, int] = {}
+        self._shared = False
         self._written: set[str] = set()
 
     def sent(self, statement: str) -> None:
@@ -39,15 +41,22 @@ class Remembered:
         reading = _statements.get()
         if reading is not None:
             reading.add(statement)
+        if self._shared:
+            return
         changed = _changed_by(statement)
         if changed is not None:
             self._written.add(changed)
 
+    def changed_to(self, versions: Mapping[str, int]) -> None:
+        """The tables' versions are these, for the questions that are asked before anything is awaited."""
+        self._shared = True
+        self._versions = versions
+
     def ended(self) -> None:
         """The writing transaction ended, one way or another: what was read from what it wrote is forgotten."""
-        for table in self._affected():
-            self._versions[table] += 1
-        self._written.clear()
+        if self._written:
+            self._versions = {**self._versions, **{one: self._versions.get(one, 0) + 1 for one in self._affected()}}
+            self._written.clear()
 
     def get(self, key: Hashable) -> tuple[Any] | None:
         """The answer to `key` in a tuple, or None."""
@@ -56,7 +65,7 @@ class Remembered:
             return None
         answer, versions, statements = found
         for table, version in versions.items():
-            if self._versions[table] != version:
+            if self._versions.get(table, 0) != version:
                 del self._kept[key]
                 return None
         reading = _statements.get()
@@ -66,12 +75,16 @@ class Remembered:
 
     def reader(self) -> Reader:
         """Notes what is read inside its block."""
-        return Reader(dict(self._versions))
+        return Reader(self._versions)
 
     def put(self, key: Hashable, answer: Any, reader: Reader) -> None:
         """Keep an answer that was read inside the reader's block."""
         named = set[str]().union(*(words_in(one) for one in reader.statements))
-        tables = [EVERYTHING, *(named & self._metadata.tables.keys())]
+        tables = named & self._metadata.tables.keys()
+        if not self._shared:
+            tables |= {EVERYTHING}
+        elif not tables <= reader.versions.keys():
+            return
         versions = {table: reader.versions.get(table, 0) for table in tables}
         self._kept[key] = answer, versions, frozenset(reader.statements)
         self._kept.move_to_end(key)
@@ -79,8 +92,6 @@ class Remembered:
             self._kept.popitem(last=False)
 
     def _affected(self) -> Iterable[str]:
-        if not self._written:
-            return ()
         followers = _followers(self._metadata, len(self._metadata.tables))
         return self._written.union(*(followers.get(table, frozenset()) for table in self._written))
 

@@ -68,6 +68,7 @@ class ResourceConfigModel(Resource):
     """The value of a setting for one resource."""
 
     __tablename__ = "resource_config"
+    __steady__ = True
     __vo__ = "ResourceConfigVO"
     __table_args__ = (UniqueConstraint("resource_uuid", "category", "name"),)
 

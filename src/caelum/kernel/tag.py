@@ -39,6 +39,7 @@ class SystemTagModel(Resource):
     """A system tag on a resource. `inherent` ones belong to the resource itself and cannot be removed by users."""
 
     __tablename__ = "system_tag"
+    __steady__ = True
     __vo__ = "SystemTagVO"
     __table_args__ = (Index("ix_system_tag_resource", "resource_uuid"),)
 

@@ -47,7 +47,7 @@ class AddBackupStorage(Message[BackupStorageInventory]):
     tag_uuids: list[str] | None = None
 
 
-@message(route_by="uuid")
+@message()
 class GetBackupStorage(Message[BackupStorageInventory]):
     """One backup storage."""
 

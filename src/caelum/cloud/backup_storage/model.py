@@ -28,6 +28,7 @@ class BackupStorageZoneRefModel(Row):
     """That a backup storage serves a zone."""
 
     __tablename__ = "backup_storage_zone_ref"
+    __steady__ = True
     __vo__ = "BackupStorageZoneRefVO"
     __inventory__ = BackupStorageZoneRefInventory
     __table_args__ = (UniqueConstraint("backup_storage_uuid", "zone_uuid"),)

@@ -14,7 +14,7 @@ class ClustersReply(msgspec.Struct, frozen=True, rename="camel"):
     clusters: list[ClusterInventory]
 
 
-@message(route_by="cluster_uuid")
+@message()
 class GetCluster(Message[ClusterInventory], kw_only=True):
     """One cluster; raises when it does not exist."""
 

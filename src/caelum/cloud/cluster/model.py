@@ -13,6 +13,7 @@ class ClusterModel(Resource):
     """A cluster."""
 
     __tablename__ = "cluster"
+    __steady__ = True
     __vo__ = "ClusterVO"
     __inventory__ = ClusterInventory
 

@@ -174,7 +174,7 @@ class GetConsoleOnHost(Message[ConsoleTarget], kw_only=True):
     vm_uuid: str
 
 
-@message(route_by="host_uuid", timeout=60)
+@message(timeout=60)
 class GetHost(Message[HostInventory], kw_only=True):
     """One host."""
 

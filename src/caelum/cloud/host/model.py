@@ -17,6 +17,7 @@ class HostModel(Resource):
     """A host. `agent_uuid` is the agent of the last completed connect: another one means that it restarted since."""
 
     __tablename__ = "host"
+    __steady__ = True
     __vo__ = "HostVO"
     __inventory__ = HostInventory
     # The columns of drivers' own host types are loaded with the rest: a view must not go to the database again.

@@ -22,7 +22,7 @@ class ImageLocation(msgspec.Struct, frozen=True, rename="camel"):
     md5: str | None = None
 
 
-@message(route_by="image_uuid")
+@message()
 class LocateImage(Message[ImageLocation]):
     """A ready copy of an image, on a backup storage that is connected, enabled and attached to the zone."""
 
@@ -30,7 +30,7 @@ class LocateImage(Message[ImageLocation]):
     zone_uuid: str | None = None
 
 
-@message(route_by="image_uuid")
+@message()
 class GetImage(Message[ImageInventory]):
     """One image; an error when it does not exist, or, with `usable`, when it is not enabled and Ready."""
 

@@ -25,6 +25,7 @@ class ImageBackupStorageRefModel(Row):
     """An image's copy on one backup storage."""
 
     __tablename__ = "image_backup_storage_ref"
+    __steady__ = True
     __vo__ = "ImageBackupStorageRefVO"
     __inventory__ = ImageBackupStorageRefInventory
     __table_args__ = (UniqueConstraint("image_uuid", "backup_storage_uuid"),)
@@ -44,6 +45,7 @@ class ImageModel(Resource):
     """A template that volumes are cloned from, or an ISO."""
 
     __tablename__ = "image"
+    __steady__ = True
     __vo__ = IMAGE
     __inventory__ = ImageInventory
 

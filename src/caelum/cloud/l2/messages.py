@@ -49,14 +49,14 @@ class RemoveL2(Message[None], kw_only=True):
     force: bool = False
 
 
-@message(route_by="l2_network_uuid")
+@message()
 class GetL2(Message[L2Facts], kw_only=True):
     """What an L2 network is."""
 
     l2_network_uuid: str
 
 
-@message(route_by="l2_network_uuid")
+@message()
 class GetL2Hosts(Message[L2HostsReply], kw_only=True):
     """The hosts of all clusters that an L2 network is attached to, or of one of them."""
 

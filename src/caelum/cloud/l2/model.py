@@ -23,6 +23,7 @@ class L2NetworkModel(Resource):
     """An L2 network; `type` says which driver knows it. Child types share the table."""
 
     __tablename__ = "l2_network"
+    __steady__ = True
     __vo__ = "L2NetworkVO"
     __inventory__ = L2NetworkInventory
     __mapper_args__ = {"polymorphic_on": "type", "polymorphic_identity": "L2NoVlanNetwork"}  # noqa: RUF012
@@ -57,6 +58,7 @@ class L2NetworkClusterRefModel(Row):
     """An attachment of an L2 network to a cluster."""
 
     __tablename__ = "l2_network_cluster_ref"
+    __steady__ = True
     __vo__ = "L2NetworkClusterRefVO"
     __inventory__ = L2NetworkClusterRefInventory
     __table_args__ = (UniqueConstraint("l2_network_uuid", "cluster_uuid"),)

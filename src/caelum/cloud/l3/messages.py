@@ -60,7 +60,7 @@ class ListL3s(Message[L3sReply], kw_only=True):
     provider_uuid: str | None = None
 
 
-@message(route_by="l3_network_uuid")
+@message()
 class GetMtu(Message[int], kw_only=True):
     """The MTU that guests of an L3 network are told."""
 

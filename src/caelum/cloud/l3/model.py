@@ -32,6 +32,7 @@ class L3NetworkModel(Resource):
     """An L3 network."""
 
     __tablename__ = "l3_network"
+    __steady__ = True
     __vo__ = "L3NetworkVO"
     __inventory__ = L3NetworkInventory
 
@@ -74,6 +75,7 @@ class IpRangeModel(Resource):
     """A range of addresses, both ends included."""
 
     __tablename__ = "ip_range"
+    __steady__ = True
     __vo__ = "IpRangeVO"
     __inventory__ = IpRangeInventory
     __mapper_args__ = {"polymorphic_on": "ip_range_type", "polymorphic_identity": "Normal"}  # noqa: RUF012
@@ -104,6 +106,7 @@ class ReservedIpRangeModel(Resource):
     """Addresses that are never chosen automatically."""
 
     __tablename__ = "reserved_ip_range"
+    __steady__ = True
     __vo__ = "ReservedIpRangeVO"
     __inventory__ = ReservedIpRangeInventory
 
@@ -149,6 +152,7 @@ class L3NetworkDnsModel(Base):
     """A DNS server that guests are told."""
 
     __tablename__ = "l3_network_dns"
+    __steady__ = True
     __table_args__ = (UniqueConstraint("l3_network_uuid", "dns"),)
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
@@ -161,6 +165,7 @@ class L3NetworkHostRouteModel(Row):
     """A route that guests are told."""
 
     __tablename__ = "l3_network_host_route"
+    __steady__ = True
     __vo__ = "L3NetworkHostRouteVO"
     __inventory__ = L3NetworkHostRouteInventory
     __table_args__ = (UniqueConstraint("l3_network_uuid", "prefix"),)
@@ -177,6 +182,7 @@ class NetworkServiceL3NetworkRefModel(Row):
     """Which provider serves a service type on an L3 network."""
 
     __tablename__ = "network_service_l3_network_ref"
+    __steady__ = True
     __vo__ = "NetworkServiceL3NetworkRefVO"
     __inventory__ = NetworkServiceL3NetworkRefInventory
     __table_args__ = (UniqueConstraint("l3_network_uuid", "network_service_type"),)

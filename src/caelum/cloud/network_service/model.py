@@ -14,6 +14,7 @@ class NetworkServiceProviderModel(Resource):
     """A provider of network services; one row per type of driver."""
 
     __tablename__ = "network_service_provider"
+    __steady__ = True
     __vo__ = "NetworkServiceProviderVO"
     __inventory__ = NetworkServiceProviderInventory
 
@@ -42,6 +43,7 @@ class NetworkServiceTypeModel(Base):
     """A service type that a provider offers."""
 
     __tablename__ = "network_service_type"
+    __steady__ = True
     __table_args__ = (UniqueConstraint("network_service_provider_uuid", "type"),)
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
@@ -55,6 +57,7 @@ class NetworkServiceProviderL2RefModel(Base):
     """An L2 network on which a provider serves some L3 network."""
 
     __tablename__ = "network_service_provider_l2_network_ref"
+    __steady__ = True
     __table_args__ = (UniqueConstraint("network_service_provider_uuid", "l2_network_uuid"),)
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)

@@ -6,7 +6,7 @@ from caelum.cloud.offering.api import DiskOfferingInventory, InstanceOfferingInv
 from caelum.kernel.message import Message, message
 
 
-@message(route_by="uuid")
+@message()
 class GetInstanceOffering(Message[InstanceOfferingInventory]):
     """One instance offering; an error when it does not exist, or, with `enabled`, when it is disabled."""
 
@@ -14,7 +14,7 @@ class GetInstanceOffering(Message[InstanceOfferingInventory]):
     enabled: bool = False
 
 
-@message(route_by="uuid")
+@message()
 class GetDiskOffering(Message[DiskOfferingInventory]):
     """One disk offering; an error when it does not exist, or, with `enabled`, when it is disabled."""
 

@@ -21,6 +21,7 @@ class InstanceOfferingModel(Resource):
     """CPU and memory of virtual machines."""
 
     __tablename__ = "instance_offering"
+    __steady__ = True
     __vo__ = INSTANCE_OFFERING
     __inventory__ = InstanceOfferingInventory
 
@@ -40,6 +41,7 @@ class DiskOfferingModel(Resource):
     """The size of volumes."""
 
     __tablename__ = "disk_offering"
+    __steady__ = True
     __vo__ = DISK_OFFERING
     __inventory__ = DiskOfferingInventory
 

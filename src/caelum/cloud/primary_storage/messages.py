@@ -75,7 +75,7 @@ class AddPrimaryStorage(Message[PrimaryStorageInventory]):
     tag_uuids: list[str] | None = None
 
 
-@message(route_by="uuid")
+@message()
 class GetPrimaryStorage(Message[PrimaryStorageInventory]):
     """One primary storage."""
 

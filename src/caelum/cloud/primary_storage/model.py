@@ -66,6 +66,7 @@ class PrimaryStorageClusterRefModel(Row):
     """That a primary storage serves a cluster."""
 
     __tablename__ = "primary_storage_cluster_ref"
+    __steady__ = True
     __vo__ = "PrimaryStorageClusterRefVO"
     __inventory__ = PrimaryStorageClusterRefInventory
     __table_args__ = (UniqueConstraint("primary_storage_uuid", "cluster_uuid"),)
@@ -83,6 +84,7 @@ class PrimaryStorageModel(Resource):
     """A store of volumes."""
 
     __tablename__ = "primary_storage"
+    __steady__ = True
     __vo__ = PRIMARY_STORAGE
     __inventory__ = PrimaryStorageInventory
 
@@ -172,6 +174,7 @@ class ImageCacheModel(Row):
     """A copy of an image on a storage (of a host-bound one: on one host)."""
 
     __tablename__ = "image_cache"
+    __steady__ = True
     __vo__ = "ImageCacheVO"
     __inventory__ = ImageCacheInventory
     __table_args__ = (UniqueConstraint("image_uuid", "primary_storage_uuid", "host_uuid"),)

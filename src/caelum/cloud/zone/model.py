@@ -13,6 +13,7 @@ class ZoneModel(Resource):
     """A zone."""
 
     __tablename__ = "zone"
+    __steady__ = True
     __vo__ = "ZoneVO"
     __inventory__ = ZoneInventory
 

@@ -1,0 +1,60 @@
+"""The versions of tables that PostgreSQL keeps (`changes.py`), as a node asks for them.
+
+Invariant: who asks gets versions that were read after it asked. However many ask at a time, one statement answers them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import Context
+from functools import lru_cache
+
+VERSIONS = (
+    "SELECT string_agg(name || ' ' || version, ' ' ORDER BY name) "
+    "FROM (SELECT name, sum(version) AS version FROM table_change GROUP BY name) AS tables"
+)
+"""All versions as one text: it is asked far more often than it changes."""
+
+
+class Versions:
+    """The versions of the steady tables, asked by `ask()` for `VERSIONS`: once for all who want them at a time."""
+
+    def __init__(self, ask: Callable[[], Awaitable[str | None]]) -> None:
+        self._ask = ask
+        self._next: asyncio.Future[Mapping[str, int]] | None = None
+        self._asking: asyncio.Task[None] | None = None
+
+    async def now(self) -> Mapping[str, int]:
+        """The versions as they are after this was called. Raises CloudError."""
+        if self._next is None:
+            loop = asyncio.get_running_loop()
+            self._next = loop.create_future()
+            if self._asking is None:
+                self._asking = loop.create_task(self._ask_on(), name="versions", context=Context())
+        return await asyncio.shield(self._next)
+
+    async def _ask_on(self) -> None:
+        """Ask as long as somebody wants to know; who comes while a question is under way waits for the one after it."""
+        try:
+            while (waiting := self._next) is not None:
+                self._next = None
+                try:
+                    waiting.set_result(_parsed(await self._ask() or ""))
+                except Exception as error:
+                    waiting.set_exception(error)
+                    waiting.exception()  # whoever asked may have left
+        finally:
+            self._asking = None
+
+    async def stop(self) -> None:
+        """Ask no more."""
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.gather(self._asking, return_exceptions=True)
+
+
+@lru_cache(maxsize=4)
+def _parsed(versions: str) -> Mapping[str, int]:
+    words = versions.split()
+    return dict(zip(words[::2], map(int, words[1::2]), strict=True))
