@@ -26,7 +26,7 @@ from sqlalchemy.dialects.sqlite import aiosqlite
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
-from sqlalchemy.util.concurrency import await_, greenlet_spawn, in_greenlet
+from sqlalchemy.util.concurrency import await_, in_greenlet
 
 from caelum.kernel.errors import CloudError
 from caelum.kernel.postgresql import DATABASE_UNAVAILABLE
@@ -406,29 +406,28 @@ class KeptSession(AsyncSession):
         """
         if self._taken is None:
             await self.take()
-        outcome = self._run_past(statement, values)
-        if outcome is None:
-            return await greenlet_spawn(self._run_through, statement, values)
-        if _pace.long:
-            await _pace.breathe()
-        return outcome.rows, outcome.rowcount
-
-    def _run_past(self, statement: str, values: Sequence[Any]) -> Outcome | None:
-        """Run a quick statement past SQLAlchemy."""
+        self._connections.sent(statement)
         driver = self._adapted._connection
         if not driver._conn.in_transaction:
             setattr(driver, _BEGIN, self._connections.begin)
         try:
             outcome = _run_here(self._adapted, statement, lambda cursor: cursor.execute(statement, values))
+            if outcome is None:
+                outcome = await self._run_elsewhere(statement, values)
         except sqlite3.Error as error:
             raise _wrapped(statement, error) from error
-        if outcome is not None:
-            self._connections.sent(statement)
-        return outcome
+        if _pace.long:
+            await _pace.breathe()
+        return outcome.rows, outcome.rowcount
 
-    def _run_through(self, statement: str, values: Sequence[Any]) -> tuple[Sequence[Any], int]:
-        result = self.sync_session.connection().exec_driver_sql(statement, tuple(values))
-        return result.all() if result.returns_rows else (), result.rowcount
+    async def _run_elsewhere(self, statement: str, values: Sequence[Any]) -> Outcome:
+        """Run a statement in the connection's thread."""
+        try:
+            return await _run_in_thread(self._adapted, statement, lambda cursor: cursor.execute(statement, values))
+        except asyncio.CancelledError:
+            # It runs on there, and nobody knows when it ends.
+            await cast("AsyncConnection", self._taken).invalidate()
+            raise
 
     async def commit(self) -> None:
         """Commit what was done in either way. Waits for nothing when `commits_at_once()`."""

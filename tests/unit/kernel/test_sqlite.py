@@ -328,3 +328,27 @@ async def test_a_session_has_no_part_of_sqlalchemy_until_something_needs_it(db: 
         with pytest.raises(AttributeError, match="nothing_like_that"):
             _ = tx.nothing_like_that  # type: ignore[attr-defined]
     assert committed == ["yes"]
+
+
+async def test_what_is_cancelled_in_the_thread_costs_the_connection(db: Database, tmp_path: Path) -> None:
+    async with db.transaction() as tx:
+        await tx.execute(text("CREATE TABLE cancelled (x)"))
+    other = sqlite3.connect(tmp_path / "test.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+
+    async def write() -> None:
+        async with db.transaction() as tx:
+            await insert(tx, "INSERT INTO cancelled VALUES (1)", past=True)
+
+    writing = asyncio.create_task(write())
+    await asyncio.sleep(0.2)
+    writing.cancel()
+    await asyncio.sleep(0.1)
+    other.execute("ROLLBACK")
+    other.close()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    async with db.transaction() as tx:
+        await insert(tx, "INSERT INTO cancelled VALUES (2)", past=True)
+    async with db.read() as session:
+        assert list(await session.scalars(text("SELECT x FROM cancelled"))) == [2]
