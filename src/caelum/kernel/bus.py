@@ -220,7 +220,7 @@ class BusBase:
             limit = task_context.remaining() or 0.0
         loop = asyncio.get_running_loop()
         exchange = Exchange(endpoint, msg, task_context, loop.create_future())
-        task = loop.create_task(self._serve(exchange))
+        exchange.task = task = loop.create_task(self._serve(exchange))
         self._working[task] = endpoint
         expiry = loop.call_later(limit, exchange.expire, limit)
         try:
@@ -250,7 +250,7 @@ class BusBase:
                 raise
         finally:
             endpoint.stats.record(time.monotonic() - started, failed)
-            self._working.pop(asyncio.current_task(), None)  # type: ignore[arg-type]
+            self._working.pop(exchange.task, None)  # type: ignore[arg-type]
 
     async def _dispatch(self, exchange: Exchange) -> Any:
         endpoint, msg = exchange.endpoint, exchange.msg
@@ -338,7 +338,7 @@ class BusBase:
 class Exchange:
     """A message on its way to its handler, and the future of its one answer."""
 
-    __slots__ = ("answer", "begun", "context", "endpoint", "msg")
+    __slots__ = ("answer", "begun", "context", "endpoint", "msg", "task")
 
     def __init__(
         self, endpoint: Endpoint, msg: Message[Any], task_context: context.TaskContext, answer: asyncio.Future[Any]
@@ -347,6 +347,8 @@ class Exchange:
         self.msg = msg
         self.context = task_context
         self.answer = answer
+        self.task: asyncio.Task[None] | None = None
+        """What runs the handler."""
         self.begun = False
 
     async def begin(self) -> Any:

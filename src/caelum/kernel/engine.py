@@ -151,7 +151,7 @@ class Execution:
         self._hit(f"{step.name}/after")
         if self._is_before_stretch() and self.row.position + 1 != self.flow.certain_from():
             self._unsaved = [step]
-        else:
+        elif not step.idle:
             await self._persist(lambda tx: self._save(tx, [step], self.row.position + 1))
         self.row.position += 1
 

@@ -60,9 +60,10 @@ class Step:
         progress: int | None,
         skip: Callable[[Any], bool] | None,
         no_undo: str | None,
+        idle: bool = False,
     ) -> None:
         self.function, self.transactional, self.timeout = function, transactional, timeout
-        self.retry, self.progress, self.skip, self.no_undo = retry, progress, skip, no_undo
+        self.retry, self.progress, self.skip, self.no_undo, self.idle = retry, progress, skip, no_undo, idle
         self.name = function.__name__
         self.undo_function: Function | None = None
 
@@ -84,15 +85,18 @@ def step(
     progress: int | None = None,
     skip: Callable[[Any], bool] | None = None,
     no_undo: str | None = None,
+    idle: bool = False,
 ) -> Callable[[Function], Step]:
     """Declare `async def name(self, run)` as the next step. It may run again when its effect is unknown.
 
     `progress` is how far the operation is, in percent, when the step is done; `skip(ctx)` leaves it (and its undo) out;
-    `no_undo` says why nothing has to be undone.
+    `no_undo` says why nothing has to be undone. An `idle` step does nothing and is there for its undo alone: that it is
+    done is noted with the next step, for a run that is resumed may as well begin with it.
     """
     return lambda function: Step(
-        function, transactional=False, timeout=timeout, retry=retry, progress=progress, skip=skip, no_undo=no_undo
-    )
+        function, transactional=False, timeout=timeout, retry=retry, progress=progress, skip=skip, no_undo=no_undo,
+        idle=idle,
+    )  # fmt: skip
 
 
 def db_step(
@@ -244,6 +248,8 @@ def _check(cls: type[Workflow[Any, Any]]) -> None:
     for one in cls.steps:
         if one.undo_function is None and not one.no_undo:
             raise TypeError(f"step {one.name} of workflow {cls.__name__} has neither an undo nor a no_undo reason")
+        if one.idle and cls.resume != "forward":
+            raise TypeError(f"step {one.name} of workflow {cls.__name__} is idle, and its undo could be left out")
         for function in filter(None, (one.function, one.undo_function)):
             _check_function(cls, one, function)
 

@@ -111,6 +111,27 @@ class UnwindFlow(TraceFlow):
     resume = "unwind"
 
 
+class LookFlow(Workflow[TraceContext, None]):
+    """Its first step is there for its undo."""
+
+    name = "test.look"
+    rehearsal = "test_trace"
+
+    def subject(self, ctx: TraceContext) -> str:
+        return ctx.uuid
+
+    @step(idle=True)
+    async def look_when_undone(self, run: Run[TraceContext]) -> None: ...
+
+    @look_when_undone.undo
+    async def look(self, run: Run[TraceContext]) -> None:
+        await _act(run, "look")
+
+    @step(no_undo="nothing was done")
+    async def work(self, run: Run[TraceContext]) -> None:
+        await _act(run, "work")
+
+
 @pytest.fixture(autouse=True)
 def _clear() -> None:
     TRACE.clear()
@@ -769,6 +790,23 @@ def test_a_workflow_without_rehearsal_cannot_be_declared() -> None:
 
             @step(no_undo="x")
             async def one(self, run: Run[TraceContext]) -> None: ...
+
+
+async def test_an_idle_step_writes_nothing_and_is_undone_all_the_same(node: Node) -> None:
+    before = node.db.transactions
+    await node.workflows.run(LookFlow, TraceContext())
+    assert node.db.transactions - before == 2  # the beginning; the work with the end
+    with pytest.raises(CloudError):
+        await node.workflows.run(LookFlow, TraceContext(uuid="u", fail={"work": 1}))
+    assert TRACE == ["work", "work", "look"]
+
+
+def test_an_idle_step_is_not_for_workflows_that_are_undone_after_a_crash() -> None:
+    with pytest.raises(TypeError, match="is idle"):
+
+        class _Flow(LookFlow):
+            name = "test.idle"
+            resume = "unwind"
 
 
 def test_a_step_without_undo_says_why() -> None:

@@ -221,7 +221,7 @@ class OnHostFlow(VmFlow[X], Generic[X], abstract=True):
         """What the VM's description is made of."""
         return await records_of(self.node, self._vm or ctx.vm_uuid)
 
-    @step()
+    @step(idle=True)
     async def look_when_undone(self, run: Run[X]) -> None:
         """Does nothing; it is here for its undo, which runs last."""
 
