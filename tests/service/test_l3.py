@@ -30,7 +30,7 @@ from caelum.cloud.l3.api import (
     SetL3NetworkMtu,
     UpdateL3Network,
 )
-from caelum.cloud.l3.messages import AllocateIp, GetL3, ReturnIp
+from caelum.cloud.l3.messages import AllocateIp, GetHeldIp, GetL3, ReturnIp
 from caelum.cloud.l3.settings import FIRST_AVAILABLE
 from caelum.kernel.errors import CloudError
 from caelum.kernel.ids import new_uuid
@@ -139,6 +139,25 @@ async def test_an_allocation_is_idempotent_and_its_return_frees_the_address(here
     assert await take(here, l3.uuid, required_ip=first.ip) == first.ip
 
 
+async def test_an_address_by_chance_takes_one_statement(here: Site) -> None:
+    l3, db = await here.l3(), here.node.db
+    await here.range(l3, "10.0.16.0", "10.0.47.255")
+    await take(here, l3.uuid)
+    before = db.statements
+    await take(here, l3.uuid)
+    assert db.statements - before == 1 or not db.sqlite
+
+
+async def test_who_holds_an_address_is_told_so(here: Site) -> None:
+    l3 = await here.l3()
+    await here.range(l3, "10.0.0.10", "10.0.0.19")
+    asked = GetHeldIp(l3_network_uuid=l3.uuid, holder="server")
+    assert await here.node.bus.call(asked) is None
+    taken = await here.node.bus.call(AllocateIp(l3_network_uuid=l3.uuid, holder="server"))
+    assert await here.node.bus.call(asked) == taken
+    assert await here.node.bus.call(AllocateIp(l3_network_uuid=l3.uuid, holder="server")) == taken
+
+
 async def test_a_required_address_is_given_or_refused_with_who_has_it(here: Site) -> None:
     l3 = await here.l3()
     await here.range(l3, "10.0.0.10", "10.0.0.19")
@@ -244,8 +263,11 @@ async def test_pools_give_no_addresses_to_nics(here: Site) -> None:
 async def test_a_disabled_network_gives_no_addresses(here: Site) -> None:
     l3 = await here.l3()
     await here.range(l3, "10.0.0.10", "10.0.0.11")
+    nic = new_uuid()
+    held = await take(here, l3.uuid, vm_nic_uuid=nic)
     await here.api(ChangeL3NetworkState(uuid=l3.uuid, state_event="disable"))
     assert (await refused(take(here, l3.uuid))).facts["state"] == "Disabled"
+    assert await take(here, l3.uuid, vm_nic_uuid=nic) == held
     await here.api(ChangeL3NetworkState(uuid=l3.uuid, state_event="enable"))
     assert await take(here, l3.uuid)
 

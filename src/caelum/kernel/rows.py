@@ -86,11 +86,11 @@ def related(row: M, **rows: Any) -> M:
 
 def values_of(row: Base) -> dict[str, Any]:
     """What an insert of a new object writes, by column. The object gets the defaults, and None for what is missing."""
-    known = row.__dict__
+    known = row.__dict__  # it is in no session that would have to know of changes
     for name, default in _defaults(type(row)):
         if name not in known:
-            setattr(row, name, None if default is None else default())
-    return {column: getattr(row, name) for column, name in _columns(type(row))}
+            known[name] = None if default is None else default()
+    return {column: known[name] for column, name in _columns(type(row))}
 
 
 async def insert_rows(tx: AsyncSession, rows: Iterable[Base]) -> None:

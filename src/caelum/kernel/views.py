@@ -30,8 +30,8 @@ _forms: dict[type, _Form] = {}
 def view(row: Any) -> Any:
     """The inventory of a row: fields by name from its columns and its loaded relationships, then `extra_view()`."""
     inventory, columns, relations, derived = _plans.get(type(row)) or _plan(type(row))
-    values = {name: getattr(row, name) for name in columns}
     loaded = row.__dict__
+    values = {name: loaded[name] if name in loaded else getattr(row, name) for name in columns}
     for name in relations:
         if name in loaded:
             values[name] = _related(loaded[name])

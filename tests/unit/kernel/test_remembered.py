@@ -110,6 +110,15 @@ async def test_nothing_is_remembered_of_a_transaction_that_is_not_over(coop: Dat
     assert await coop.remember("name", name) == "new"
 
 
+async def test_in_a_transaction_it_is_what_was_committed_before(coop: Database) -> None:
+    for last in ("old", "new"):
+        async with coop.transaction() as tx:
+            assert [await coop.remember("name", name, tx) for _ in range(2)] == [last, last]
+            tx.add(FoxModel(uuid=last))
+        async with coop.transaction() as tx:
+            await update_where(tx, CoopModel, {"name": "new"}, CoopModel.uuid == "a")
+
+
 async def test_an_answer_depends_on_the_answers_in_it(coop: Database) -> None:
     async def outer(_session: AsyncSession) -> str:
         return f"{await coop.remember('name', name)}!"

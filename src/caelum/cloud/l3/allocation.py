@@ -65,11 +65,6 @@ def holder_of(msg: AllocateIp) -> str:
 
 async def allocate(db: Database, cloud_strategy: str, msg: AllocateIp) -> UsedIpModel:
     """The address that the holder has, or a newly taken one, in a transaction of its own."""
-    if msg.holder is not None:  # a service asks for its server's address with every guest
-        async with db.read() as session:
-            held = await _held(session, msg)
-        if held is not None:
-            return held
     for _ in range(ATTEMPTS):
         async with db.transaction() as tx:
             if msg.holder is None:  # a service keeps its address, whoever asked for it first

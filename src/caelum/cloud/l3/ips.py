@@ -19,13 +19,13 @@ from caelum.cloud.l3.api import (
     IpCapacityReply,
     UsedIpInventory,
 )
-from caelum.cloud.l3.messages import AllocateIp, ReturnIp
+from caelum.cloud.l3.messages import AllocateIp, GetHeldIp, ReturnIp
 from caelum.cloud.l3.model import IpRangeModel, L3NetworkModel, ReservedIpRangeModel, UsedIpModel
 from caelum.cloud.l3.rows import network
 from caelum.cloud.l3.settings import IP_STRATEGY
 from caelum.kernel.errors import invalid
 from caelum.kernel.journal import refuse_late
-from caelum.kernel.rows import delete_rows
+from caelum.kernel.rows import delete_rows, read_rows
 from caelum.kernel.service import Service, handles
 from caelum.kernel.views import view
 
@@ -43,6 +43,16 @@ class AddressHandlers(Service):
         """Take an address."""
         holder_of(msg)
         return view(await allocate(self.db, self.node.settings.get(IP_STRATEGY), msg))  # type: ignore[no-any-return]
+
+    @handles(GetHeldIp)
+    async def held(self, msg: GetHeldIp) -> UsedIpInventory | None:
+        """The address that a holder has."""
+        l3_uuid, version = msg.l3_network_uuid, msg.ip_version
+        async with self.node.db.read() as session:
+            found = await read_rows(
+                session, UsedIpModel, l3_network_uuid=l3_uuid, holder=msg.holder, ip_version=version
+            )
+        return view(found[0]) if found else None
 
     @handles(ReturnIp)
     async def give_back(self, msg: ReturnIp) -> None:

@@ -36,6 +36,15 @@ class AllocateIp(Message[UsedIpInventory], kw_only=True):
     strategy: str | None = None
 
 
+@message(route_by="l3_network_uuid")
+class GetHeldIp(Message[UsedIpInventory | None], kw_only=True):
+    """The address that a holder has on an L3 network, or None."""
+
+    l3_network_uuid: str
+    holder: str
+    ip_version: int = 4
+
+
 @message(route_by="vm_nic_uuid")
 class ReturnIp(Message[None], kw_only=True):
     """Give back all addresses of a NIC (or other holder), or only those in one L3 network."""

@@ -40,6 +40,7 @@ from caelum.kernel.database import insert_new, update_where
 from caelum.kernel.errors import CloudError, not_found
 from caelum.kernel.gc import GarbageCollectorModel
 from caelum.kernel.prepared import Prepared
+from caelum.kernel.rows import delete_rows, read_rows, update_rows
 
 Reservation = StorageReservationModel
 HostRef = LocalStorageHostRefModel
@@ -145,22 +146,25 @@ def _pinning() -> Prepared:
 
 async def release(tx: AsyncSession, key: str) -> None:
     """Give back what `key` took, and forget where its bits are."""
-    known = await tx.get(Reservation, key)
-    if known is None:
-        return
-    place = Place(known.primary_storage_uuid, known.host_uuid, bool(known.host_uuid))
-    await tx.delete(known)
-    await tx.execute(delete(LocalStorageResourceRefModel).where(LocalStorageResourceRefModel.resource_uuid == key))
-    await tx.flush()
-    await _take(tx, place, -known.charged, known.size, Terms())
+    for ps_uuid, host_uuid, charged, size in await _releasing().rows(tx, of_key=key):
+        await delete_rows(tx, LocalStorageResourceRefModel, resource_uuid=key)
+        await _take(tx, Place(ps_uuid, host_uuid, bool(host_uuid)), -charged, size, Terms())
+
+
+@lru_cache
+def _releasing() -> Prepared:
+    table = cast("Table", Reservation.__table__)
+    here = table.c
+    taken = (here.primary_storage_uuid, here.host_uuid, here.charged, here.size)
+    return Prepared(delete(table).where(here.key == bindparam("of_key")).returning(*taken))
 
 
 async def move(tx: AsyncSession, key: str, new_key: str) -> None:
     """Rename a reservation; nothing to do when it was renamed before."""
-    if await tx.get(Reservation, new_key) is None and await tx.get(Reservation, key) is None:
+    if not await read_rows(tx, Reservation, lock=True, key=[key, new_key]):
         raise not_found("storage reservation", key)
-    await update_where(tx, Reservation, {"key": new_key}, Reservation.key == key)
-    await tx.execute(delete(LocalStorageResourceRefModel).where(LocalStorageResourceRefModel.resource_uuid == key))
+    await update_rows(tx, Reservation, {"key": new_key}, key=key)
+    await delete_rows(tx, LocalStorageResourceRefModel, resource_uuid=key)
 
 
 async def _take(tx: AsyncSession, place: Place, charge: int, size: int, terms: Terms) -> None:

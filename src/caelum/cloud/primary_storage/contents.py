@@ -44,10 +44,11 @@ from caelum.cloud.primary_storage.model import (
 )
 from caelum.cloud.primary_storage.storages import Storages
 from caelum.cloud.primary_storage.trash import Trash, free_path, job_name
-from caelum.kernel.database import insert_new, update_where
+from caelum.kernel.database import insert_new
 from caelum.kernel.errors import RESOURCE_NOT_FOUND, CloudError
 from caelum.kernel.journal import refuse_late
 from caelum.kernel.node import Node
+from caelum.kernel.rows import read_rows, update_rows
 from caelum.kernel.service import Service, handles
 
 Ref = LocalStorageResourceRefModel
@@ -89,9 +90,9 @@ class StorageContentsService(Service):
     async def release(self, msg: ReleaseStorage) -> None:
         async with self.node.db.transaction() as tx:
             await refuse_late(tx)  # by now the space may be another run's
-            known = await tx.get(StorageReservationModel, msg.key)
-            if known is not None and known.install_path is None:
-                await release(tx, msg.key)
+            for known in await read_rows(tx, StorageReservationModel, lock=True, key=msg.key):
+                if known.install_path is None:
+                    await release(tx, msg.key)
 
     @handles(MoveReservation, queue="storage-{key}")
     async def move(self, msg: MoveReservation) -> None:
@@ -108,7 +109,7 @@ class StorageContentsService(Service):
         bits = await self._making.run(msg.volume_uuid, self._make(msg, ps, host_uuid, path))
         if place.host_bound and bits.size != msg.size:
             async with self.node.db.transaction() as tx:
-                await update_where(tx, Ref, {"size": bits.size}, Ref.resource_uuid == msg.volume_uuid)
+                await update_rows(tx, Ref, {"size": bits.size}, resource_uuid=msg.volume_uuid)
         return VolumeBits(bits.install_path, bits.size, bits.actual_size, bits.format)
 
     async def _choose_path(self, msg: CreateVolumeOnStorage, ps: PrimaryStorageInventory, place: Place) -> str:
@@ -187,7 +188,8 @@ class StorageContentsService(Service):
         if key is None:
             return None
         async with self.node.db.read() as session:
-            return await session.get(StorageReservationModel, key)
+            found = await read_rows(session, StorageReservationModel, key=key)
+        return found[0] if found else None
 
     @handles(GetBitsOnStorage)
     async def get_bits(self, msg: GetBitsOnStorage) -> VolumeBits:
@@ -207,9 +209,9 @@ class StorageContentsService(Service):
 
     @handles(GetVolumeHosts)
     async def get_volume_hosts(self, msg: GetVolumeHosts) -> VolumeHosts:
-        query = select(Ref.resource_uuid, Ref.host_uuid).where(Ref.resource_uuid.in_(msg.volume_uuids))
         async with self.node.db.read() as session:
-            return VolumeHosts({row.resource_uuid: row.host_uuid for row in await session.execute(query)})
+            found = await read_rows(session, Ref, resource_uuid=msg.volume_uuids)
+        return VolumeHosts({row.resource_uuid: row.host_uuid for row in found})
 
     @handles(GetVolumesOnHost)
     async def get_volumes_on_host(self, msg: GetVolumesOnHost) -> StorageContents:

@@ -136,6 +136,7 @@ class VolumeRecordsService(Service):
                 msg.volume_uuid,
                 known.status,
                 status,
+                known.account_uuid,
                 primary_storage_uuid=msg.primary_storage_uuid,
                 install_path=bits.install_path,
                 format=bits.format,
@@ -169,7 +170,9 @@ class VolumeRecordsService(Service):
             if policy == "Never":
                 await remove_volume(tx, uuid)
             elif known.type == ROOT:  # it stays with its machine, which may be recovered
-                await enter(self.node, tx, uuid, known.status, STATUSES.next(known.status, "delete"))
+                await enter(
+                    self.node, tx, uuid, known.status, STATUSES.next(known.status, "delete"), known.account_uuid
+                )
             else:
                 row = await get(tx, uuid, lock=True)
                 await move(self.node, tx, row, "delete", **without_vm(row))

@@ -46,17 +46,20 @@ async def add_volume(tx: AsyncSession, row: VolumeModel, account_uuid: str) -> b
 
 async def move(node: Node, tx: AsyncSession, row: VolumeModel, event: str, **values: Any) -> VolumeInventory:
     """The status that `event` leads to, and new values of other attributes; its news goes out with the commit."""
-    return await enter(node, tx, row.uuid, row.status, STATUSES.next(row.status, event), **values)
+    owner = await owner_of(tx, row.uuid)
+    return await enter(node, tx, row.uuid, row.status, STATUSES.next(row.status, event), owner, **values)
 
 
-async def enter(node: Node, tx: AsyncSession, uuid: str, old: str, status: str, **values: Any) -> VolumeInventory:
+async def enter(
+    node: Node, tx: AsyncSession, uuid: str, old: str, status: str, owner: str | None, **values: Any
+) -> VolumeInventory:
     """Enter a status from the old one, which the volume must be in; its news goes out with the commit."""
     row = await update_row(tx, VolumeModel, uuid, {**values, "status": status}, status=old)
     if row is None:
         raise CloudError(OPERATION_ERROR, f"volume[uuid:{uuid}] is not {old} any more")
     volume: VolumeInventory = view(row)
     if status != old:
-        _tell_status(node, tx, volume, old, await owner_of(tx, uuid))
+        _tell_status(node, tx, volume, old, owner)
     return volume
 
 

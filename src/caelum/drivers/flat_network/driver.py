@@ -27,7 +27,7 @@ from caelum.cloud.vm.messages import GetVmSpecs, ListVms
 from caelum.drivers.flat_network.api import DhcpIpReply, GetL3NetworkDhcpIpAddress
 from caelum.drivers.flat_network.commands import DHCP, SERVICES, SNAT, USERDATA, Guest, apply, guests_by_network, remove
 from caelum.drivers.flat_network.messages import EnsureDhcpServer, RefreshL3
-from caelum.drivers.flat_network.networks import TYPE, Networks
+from caelum.drivers.flat_network.networks import TYPE, Networks, holder
 from caelum.drivers.flat_network.removal import release_guests, remove_services, send
 from caelum.drivers.flat_network.tags import DHCP_SERVER
 from caelum.drivers.kvm.remote import on_host
@@ -57,8 +57,7 @@ class FlatNetworkDriver(Service):
     async def ensure_server(self, msg: EnsureDhcpServer) -> UsedIpInventory:
         """The server's address; the tag tells clients which it is, or which the user wants."""
         uuid = msg.l3_network_uuid
-        key = (DHCP_SERVER.format, uuid)
-        tag = await self.node.db.remember(key, lambda session: DHCP_SERVER.get(session, uuid))
+        tag = await self.networks.server_tag(uuid)
         # With the UUID of an address it is our own note, and the address may have gone with its range since.
         wanted = None if tag is None or is_uuid(tag["ipUuid"]) else tag["ip"]
         request = AllocateIp(l3_network_uuid=uuid, holder=holder(uuid), required_ip=wanted, used_for="DhcpServer")
@@ -108,11 +107,6 @@ class FlatNetworkDriver(Service):
         """Take services off every host that may have them."""
         hosts = await self.bus.call(GetL2Hosts(l2_network_uuid=l3.l2_network_uuid))
         await remove_services(self.node, l3, services, hosts.host_uuids)
-
-
-def holder(l3_uuid: str) -> str:
-    """Who holds the DHCP server's address."""
-    return f"flat-dhcp-{l3_uuid}"
 
 
 class FlatProvider(NetworkServiceDriver):
