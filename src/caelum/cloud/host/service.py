@@ -78,8 +78,7 @@ class HostService(Service):
 
     async def _on_status(self, event: HostStatusChanged) -> None:
         if event.new_status == CONNECTED:
-            self.tracker.follow(event.host_uuid)
-            self.tracker.nudge(event.host_uuid)
+            self.tracker.connected(event.host_uuid)
         elif event.new_status == DISCONNECTED:
             self.tracker.lost(event.host_uuid)
 

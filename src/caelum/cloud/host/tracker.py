@@ -50,6 +50,8 @@ log = logging.getLogger(__name__)
 _RESCAN_PAUSE = 1.0
 _BACK_OFF = (1.0, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0, 34.0)
 """Seconds between attempts to connect a lost host; then the ping interval."""
+_FIRST_LOOK, _FIRST_LOOK_EACH = 0.1, 0.01
+"""Seconds between a connect and the first ping, and what each host adds that is connected at the same time."""
 _STOP_PATIENCE = 0.5
 _STEADY_WATCH = 60.0
 """A watch that held so long was a good one, and is renewed without a pause."""
@@ -67,6 +69,11 @@ class _Followed:
         """Whether the tracker connects it now."""
         self.task: asyncio.Task[None] | None = None
         self.watch: asyncio.Task[None] | None = None
+
+    @property
+    def watched(self) -> bool:
+        """Whether its driver watches it."""
+        return self.watch is not None and not self.watch.done()
 
     def stop(self) -> None:
         for task in (self.task, self.watch):
@@ -150,6 +157,13 @@ class HostTracker:
         if followed is not None:
             followed.wake.set()
 
+    def connected(self, host_uuid: str) -> None:
+        """Follow a host that is Connected, and look at it now when somebody else has connected it."""
+        self.follow(host_uuid)
+        followed = self._followed.get(host_uuid)
+        if followed is not None and not followed.connects and not followed.watched:
+            followed.wake.set()
+
     def lost(self, host_uuid: str) -> None:
         """Look at a host now that somebody else could not connect; what failed here is tried again in its time."""
         followed = self._followed.get(host_uuid)
@@ -205,7 +219,7 @@ class HostTracker:
 
     async def _connect_first(self, followed: _Followed) -> float | None:
         try:
-            return await self._reconnect(followed)
+            return await self._reconnect(followed, among=len(self._followed))
         except Exception:
             log.exception("host %s could not be connected; it is tried again", followed.host_uuid)
             return _RESCAN_PAUSE
@@ -283,18 +297,19 @@ class HostTracker:
         log.info("host %s is tried again in %.0f s: %s", followed.host_uuid, pause, error.details)
         return min(pause, self._interval())
 
-    async def _reconnect(self, followed: _Followed) -> float:
-        """Connect a host; seconds until the next look."""
+    async def _reconnect(self, followed: _Followed, *, among: int = 1) -> float:
+        """Connect a host, one of so many at this time; seconds until the next look."""
         followed.connects = True
         try:
-            await self._connector.connect(followed.host_uuid)
+            host = await self._connector.connect(followed.host_uuid)
         except CloudError as error:
             return self._try_later(followed, error)
         finally:
             followed.connects = False
         followed.failures = 0
-        # A first ping soon begins the watch, and notices an agent that restarted during the connect.
-        return 0.1
+        self._watch(followed, host)
+        # A first ping soon notices an agent that restarted during the connect. Of thousands, others come first.
+        return random.uniform(_FIRST_LOOK, min(self._interval(), _FIRST_LOOK + among * _FIRST_LOOK_EACH))  # noqa: S311
 
     # --- watching ---------------------------------------------------------------------------------------------------
 
@@ -303,7 +318,7 @@ class HostTracker:
             if followed.watch is not None:
                 followed.watch.cancel()
                 followed.watch = None
-        elif followed.watch is None or followed.watch.done():
+        elif not followed.watched:
             followed.watch = self._spawn(self._keep_watching(followed, host))
 
     async def _keep_watching(self, followed: _Followed, host: HostInventory) -> None:
