@@ -6,7 +6,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 
 if_installed = if [ -x $(PY) ]; then $(PY) -m $(1); else echo "Nothing is installed here, so nothing runs from here."; fi
 
-.PHONY: up down purge status cluster cluster-down demo demo-down bench bench-full install test check test-unit test-service test-postgresql test-cluster test-ui test-lab lock format
+.PHONY: up down purge status cluster cluster-down demo demo-down bench bench-full install test check test-unit test-service test-postgresql test-cluster test-faults test-simulation test-ui test-lab lock format
 
 up: install
 	@$(PY) -m caelum.onemachine.up
@@ -52,6 +52,20 @@ test-postgresql:
 test-cluster:
 	@tools/install cluster
 	$(PY) -m pytest tests/cluster -q
+
+# Each fault ROUNDS times, with pauses and partitions as long as in real life, into docs/reliability.md: FAULT=kill_a_node
+# chooses some, as pytest's -k does. All of them a hundred times take days, one fault an hour or more.
+ROUNDS ?= 100
+FAULT ?= test
+test-faults:
+	@tools/install cluster
+	ROUNDS=$(ROUNDS) CAELUM_RELIABILITY=docs/reliability.md $(PY) -m pytest tests/cluster/test_fault_*.py -q -s -k "$(FAULT)"
+
+# Seeds of the simulation, from FIRST (1) on: for the night.
+SEEDS ?= 1000
+test-simulation:
+	@tools/install cluster
+	SEEDS=$(SEEDS) $(PY) -m caelum.testing.simulation
 
 test-ui:
 	@tools/install ui

@@ -36,11 +36,15 @@ TRANSITIONAL = {
 
 @dataclass
 class Asked:
-    """A request until some address took it: `failures` are what the addresses before it said."""
+    """A request until the address was asked that took it: `failures` are what those before it said, and when."""
 
     begun: float
     ended: float
     failures: list[str]
+
+    def failed(self, why: str) -> None:
+        """An address did not take it."""
+        self.failures.append(f"after {time.monotonic() - self.begun:.2f} s: {why}")
 
 
 @dataclass
@@ -73,7 +77,8 @@ class Record:
         return number / max(0.001, ended - begun)
 
     def downtime(self, since: float) -> float:
-        """The longest time for which a client that tried every address got no request through."""
+        """The longest time for which a client that tried every address got no request through: until the address was
+        asked that answered. How long that one took tells of the machine's load."""
         worst = self.worst(since)
         return 0.0 if worst is None else worst.ended - worst.begun
 
@@ -127,9 +132,9 @@ class Api:
         asked = Asked(time.monotonic(), 0.0, [])
         while time.monotonic() < until:
             address = self._addresses[self._next % len(self._addresses)]
+            asked.ended = time.monotonic()
             answer = await self._exchange(method, address + path, data, headers, asked)
             if answer is not None:
-                asked.ended = time.monotonic()
                 self._record.asked.append(asked)
                 return answer
             self._next += 1
@@ -149,19 +154,19 @@ class Api:
                 if status == 202 and "Retry-After" in response.headers:
                     text, status = "this node does not know now what becomes of the job", 503
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            asked.failures.append(f"{type(error).__name__} {error}")
+            asked.failed(f"{type(error).__name__} {error}")
             return None
         if status == 400 and DUPLICATE in text:
             return 202, {}
         try:
             body: dict[str, Any] = json.loads(text)
         except ValueError:
-            asked.failures.append(f"HTTP {status} {text[:200]}")
+            asked.failed(f"HTTP {status} {text[:200]}")
             return None
         code = body.get("error", {}).get("code")
         is_answer = "/api-jobs/" in url
         if code == NOT_READY or (code in AWAY and not is_answer) or (code and method == "GET" and not is_answer):
-            asked.failures.append(f"HTTP {status} {body['error'].get('details')}")
+            asked.failed(f"HTTP {status} {body['error'].get('details')}")
             return None
         return status, body
 

@@ -183,6 +183,7 @@ async def test_the_last_node_of_a_former_version_that_leaves_lets_the_others_fin
 
         await cluster.until(finished)
         assert not await _has_note(db)
+        assert len(list((new.node.config.data_dir / "backup").glob("*"))) == 1, "the end needs no other dump so soon"
 
 
 async def test_a_dump_is_whole_and_of_this_database(tmp_path: Path, db: Database) -> None:

@@ -25,7 +25,7 @@ from caelum.cloud.host.api import (
 )
 from caelum.cloud.host.events import HostDeleted, HostLostSight, HostStatusChanged
 from caelum.cloud.host.extension import HostBeforeDelete, HostConnect
-from caelum.cloud.host.messages import GetVmStatesOnHost, StartVmOnHost
+from caelum.cloud.host.messages import AwaitHost, GetVmStatesOnHost, StartVmOnHost
 from caelum.cloud.host.model import HostModel
 from caelum.cloud.host.settings import LOST_PATIENCE, PING_INTERVAL, PING_TIMEOUT
 from caelum.cloud.host.spec import VmSpec
@@ -481,3 +481,20 @@ async def test_work_on_a_host_that_is_being_connected_waits_for_it(cloud: HostCl
         await cloud.node.bus.call(StartVmOnHost(host_uuid=host.uuid, spec=vm_spec()))
     assert caught.value.code == "HOST.1010"
     await asyncio.gather(connect, return_exceptions=True)
+
+
+async def test_who_awaits_a_host_waits_for_what_a_change_of_the_ring_brings(
+    cloud: HostCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, tracker, go = await cloud.add_host(), cloud.node.services["host"].tracker, asyncio.Event()
+
+    async def rescan(_connect: bool) -> None:
+        await go.wait()
+
+    monkeypatch.setattr(tracker, "_rescan", rescan)
+    tracker._on_ring(None)
+    waiting = asyncio.create_task(cloud.node.bus.call(AwaitHost(host_uuid=host.uuid)))
+    await asyncio.sleep(0.2)
+    assert not waiting.done()
+    go.set()
+    await asyncio.wait_for(waiting, 5)

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -26,7 +27,7 @@ _DUMP_SECONDS = 3600.0
 _LOCK_WAIT = "10s"
 _PART = ".part"
 YOUNG_SECONDS = 3600.0
-"""How old a dump may be to be taken for another try of the same upgrade."""
+"""How old a dump may be to be taken for another try, or for the end, of the same upgrade."""
 _CLIENT = (
     "Install the client programs of PostgreSQL in the server's version (postgresql-client), or back the database up by"
     ' your own means and set upgrade_backup = "elsewhere"'
@@ -84,14 +85,13 @@ def mib(number: int) -> str:
     return f"{number / 2**20:.0f} MiB"
 
 
-def recent(directory: Path, revision: str) -> Path | None:
-    """A dump that an earlier try of the same upgrade has made a short while ago."""
-    kept = _kept(directory, revision)
-    try:
-        age = time.time() - kept.stat().st_mtime
-    except FileNotFoundError:
-        return None
-    return kept if 0 <= age < YOUNG_SECONDS else None
+def recent(directory: Path, revisions: Sequence[str]) -> Path | None:
+    """A dump of one of these revisions that an earlier part of the same upgrade has made a short while ago."""
+    for kept in (_kept(directory, one) for one in revisions):
+        with contextlib.suppress(FileNotFoundError):
+            if 0 <= time.time() - kept.stat().st_mtime < YOUNG_SECONDS:
+                return kept
+    return None
 
 
 async def dump(url: str, directory: Path, revision: str) -> Path:

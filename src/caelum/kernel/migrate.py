@@ -21,6 +21,7 @@ import re
 import sqlite3
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,7 +132,7 @@ async def upgrade(db: Database, rules: Rules | None = None) -> Plan:
 async def _change(db: Database, history: History, rules: Rules) -> Plan:
     plan = await _settled_plan(db, history, rules)
     if plan.now and plan.version is not None:
-        await _keep_copy(db, plan.version, rules)
+        await _keep_copy(db, history.equals(plan.version), rules)
     contracts = any(one.contracts for one in plan.now)
     return await _run(db, history, finish=rules.finish if contracts else Finish.NONE)
 
@@ -165,8 +166,10 @@ async def look(db: Database, history: History, *, finish: Finish) -> Plan:
         return await connection.run_sync(lambda one: make_plan(one, history, finish=finish))
 
 
-async def _keep_copy(db: Database, version: str, rules: Rules) -> None:
-    """Copy the database as it is before an upgrade, unless an earlier try has. Raises BackupError."""
+async def _keep_copy(db: Database, equals: Sequence[str], rules: Rules) -> None:
+    """Copy the database as it is before an upgrade, unless an earlier try has, or the first half of the same upgrade.
+    `equals` are its revision and those whose copies are as good. Raises BackupError."""
+    version = equals[0]
     if db.sqlite:
         kept = _copy_of(db.url, version)
         if await asyncio.to_thread(kept.exists):
@@ -175,7 +178,7 @@ async def _keep_copy(db: Database, version: str, rules: Rules) -> None:
         await asyncio.to_thread(_copy_file, db.url, kept)
     elif rules.dumps is None:
         return
-    elif (found := await asyncio.to_thread(backup.recent, rules.dumps, version)) is not None:
+    elif (found := await asyncio.to_thread(backup.recent, rules.dumps, equals)) is not None:
         kept = found
     else:
         await backup.check_room(db, rules.dumps)

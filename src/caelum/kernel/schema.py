@@ -108,6 +108,16 @@ class History:
         passed = [] if place is None else self.revisions[: place + 1]
         return next((one.name for one in reversed(passed) if one.contracts), passed[0].name if passed else None)
 
+    def equals(self, version: str) -> list[str]:
+        """The revision of a database, and those before it that only additions separate from it, newest first: a copy of
+        any of them is as good, for the same programs can use it."""
+        place = self._place(version)
+        passed = [] if place is None else self.revisions[: place + 1]
+        found = [version]
+        while passed and not passed.pop().contracts and passed:
+            found.append(passed[-1].name)
+        return found
+
     def admits(self, member: Member, contraction: Revision) -> bool:
         """Whether a member's program knows a contract revision, which may then be run."""
         if member.revision is None:

@@ -79,14 +79,15 @@ async def test_a_directory_that_cannot_be_written_is_told(tmp_path: Path, monkey
 
 
 def test_a_young_dump_of_the_same_revision_is_used_again(tmp_path: Path) -> None:
-    assert backup.recent(tmp_path, "abc") is None
+    assert backup.recent(tmp_path, ["abc"]) is None
     kept = tmp_path / "caelum-abc.dump"
     kept.touch()
-    assert backup.recent(tmp_path, "abc") == kept
-    assert backup.recent(tmp_path, "abd") is None
+    assert backup.recent(tmp_path, ["abc"]) == kept
+    assert backup.recent(tmp_path, ["abd"]) is None
+    assert backup.recent(tmp_path, ["abd", "abc"]) == kept, "only additions came between"
     for moment in (time.time() - backup.YOUNG_SECONDS - 1, time.time() + 600):
         os.utime(kept, (moment, moment))
-        assert backup.recent(tmp_path, "abc") is None
+        assert backup.recent(tmp_path, ["abc"]) is None
 
 
 async def test_without_room_for_the_copy_nothing_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +96,7 @@ async def test_without_room_for_the_copy_nothing_is_begun(tmp_path: Path, monkey
     db = Database(f"sqlite+aiosqlite:///{tmp_path / 'x.db'}")
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: Usage(10, 10, 0))
     with pytest.raises(backup.BackupError, match=r"has 0 MiB free\. Nothing was changed\. Make room there"):
-        await migrate._keep_copy(db, "abc", migrate.Rules())
+        await migrate._keep_copy(db, ["abc"], migrate.Rules())
     assert not (tmp_path / "x.db.abc").exists()
     await db.close()
 
