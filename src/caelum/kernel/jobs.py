@@ -69,6 +69,8 @@ SCAN_INTERVAL = setting(
 )  # fmt: skip
 
 LOOK_SECONDS = 1.0
+_PROGRESS_PAUSE = 0.25
+"""Seconds that news of a job's progress waits before it is told to other nodes: most jobs are finished by then."""
 PROCESSING = "Processing"
 DONE = "Done"
 
@@ -150,6 +152,7 @@ class Jobs:
         """The operation of each job that this node works on."""
         self._waiting: dict[str, asyncio.Future[Job]] = {}
         self._looking: set[asyncio.Task[None]] = set()
+        self._untold: dict[str, asyncio.TimerHandle] = {}
         self._finish_listeners: list[Listener] = []
         self._news_listeners: list[tuple[Listener, Callable[[], bool]]] = []
 
@@ -163,6 +166,9 @@ class Jobs:
         self.close()
         for future in self._waiting.values():
             future.cancel()
+        for timer in self._untold.values():
+            timer.cancel()
+        self._untold.clear()
 
     async def create(
         self, uuid: str, api: str, actor: Actor = SYSTEM, body: str | None = None, *, web_hook: str | None = None
@@ -268,8 +274,15 @@ class Jobs:
             future.set_result(job)
 
     def _tell_others(self, uuid: str) -> None:
+        if (timer := self._untold.pop(uuid, None)) is not None:
+            timer.cancel()
         if not self._node.ring.alone:
             self._node.bus.publish(JobMoved(uuid=uuid, node_uuid=self._node.uuid))
+
+    def _tell_others_soon(self, uuid: str) -> None:
+        if not self._node.ring.alone and uuid not in self._untold:
+            loop = asyncio.get_running_loop()
+            self._untold[uuid] = loop.call_later(_PROGRESS_PAUSE, self._tell_others, uuid)
 
     async def _moved_elsewhere(self, event: JobMoved) -> None:
         news = self._wanted_news()
@@ -306,6 +319,8 @@ class Jobs:
     async def _finished(self, uuid: str, future: asyncio.Future[Job]) -> Job | None:
         """Looks at the database now and then: news of another node's job may be lost with that node."""
         while not (await asyncio.wait([future], timeout=None if self._node.ring.alone else LOOK_SECONDS))[0]:
+            if self.is_open(uuid):
+                continue
             job = await self.get(uuid)
             if job is None or job.done:
                 self._waiting.pop(uuid, None)
@@ -320,8 +335,8 @@ class Jobs:
             await self.tell_progress(uuid)
 
     async def tell_progress(self, uuid: str) -> None:
-        """Tell the listeners how far the job is."""
-        self._tell_others(uuid)
+        """Tell the listeners how far the job is; those at other nodes a little later, unless it is finished by then."""
+        self._tell_others_soon(uuid)
         news = self._wanted_news()
         if news and (job := await self.get(uuid)) is not None:
             _notify(news, job)

@@ -415,11 +415,15 @@ class RabbitMqBus(BusBase):
             log.exception("event %s cannot be told to other nodes", event.path)
             return
         if self._event_outbox is None:
-            self._event_outbox = Outbox(self._link, BROADCAST, "", bundles=False, mandatory=False, most=_EVENT_BACKLOG)
+            self._event_outbox = Outbox(
+                self._link, BROADCAST, "", bundles=False, mandatory=False, most=_EVENT_BACKLOG, sender=self.ring.me
+            )
         item = Item(Envelope(kind="event", id=new_uuid(), body=msgspec.Raw(body)), key=event_key(event.path))
         self._event_outbox.put(item)
 
     async def _take_events(self, message: Incoming) -> None:
+        if message.app_id == self.ring.me:
+            return  # delivered already, when it was published
         for envelope in _opened(message):
             if envelope.kind != "event" or envelope.id in self._known_events:
                 continue

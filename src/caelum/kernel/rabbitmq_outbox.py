@@ -74,14 +74,25 @@ class Item:
 
 
 class Outbox:
-    """The way to one queue. `bundles`: the receiver takes several messages as one. `most`: how many may wait."""
+    """The way to one queue. `bundles`: the receiver takes several messages as one. `most`: how many may wait. `sender`
+    is written on each message that is not in a bundle.
+    """
 
     def __init__(
-        self, link: Link, exchange: str, key: str, *, bundles: bool, mandatory: bool = True, most: int | None = None
+        self,
+        link: Link,
+        exchange: str,
+        key: str,
+        *,
+        bundles: bool,
+        mandatory: bool = True,
+        most: int | None = None,
+        sender: str | None = None,
     ) -> None:
         self._link = link
         self._exchange, self._key = exchange, key
         self._bundles, self._mandatory = bundles, mandatory
+        self._sender_name = sender
         self._items: deque[Item] = deque(maxlen=most)
         self._sender: asyncio.Task[None] | None = None
         self._dropped = 0
@@ -148,7 +159,10 @@ class Outbox:
 
     async def _publish(self, batch: Sequence[Item]) -> bool:
         """Send items as one message; false when the connection was lost meanwhile."""
-        message = _amqp(batch[0].envelope) if len(batch) == 1 else _amqp_bundle([one.envelope for one in batch])
+        if len(batch) == 1:
+            message = _amqp(batch[0].envelope, self._sender_name)
+        else:
+            message = _amqp_bundle([one.envelope for one in batch])
         try:
             await self._link.publish(self._exchange, batch[0].key or self._key, message, mandatory=self._mandatory)
         except LinkDownError:
@@ -179,7 +193,7 @@ class Outbox:
                 log.debug("a %s was not taken: %s", item.envelope.kind, error)
 
 
-def _amqp(envelope: Envelope) -> aio_pika.Message:
+def _amqp(envelope: Envelope, sender: str | None = None) -> aio_pika.Message:
     headers: aio_pika.abc.HeadersType = {}
     if envelope.timeout is not None:
         headers["timeout"] = envelope.timeout
@@ -196,6 +210,7 @@ def _amqp(envelope: Envelope) -> aio_pika.Message:
         reply_to=envelope.reply_to,
         headers=headers,
         content_type=_JSON,
+        app_id=sender,
         expiration=_expiration(envelope.timeout),
     )
 
