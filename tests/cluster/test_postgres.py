@@ -13,15 +13,15 @@ from typing import cast
 import asyncpg
 import pytest
 from fault_proxy import Link
-from sqlalchemy import Table, func, make_url, select, text
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy import Table, make_url, text
 
 from caelum.cluster.postgres import Postgres
-from caelum.kernel import context, database, journal
+from caelum.kernel import context, journal, lost_commits
 from caelum.kernel.database import Database, after_commit
 from caelum.kernel.errors import CANCELED, CloudError
 from caelum.kernel.journal import RUNNING, UNDOING, JournalModel
 from caelum.kernel.postgresql import DATABASE_UNAVAILABLE, Limits
+from caelum.kernel.postgresql_sessions import KeptSession
 from caelum.kernel.queue import outside
 
 
@@ -109,22 +109,6 @@ async def test_a_commit_whose_answer_does_not_come_is_ambiguous(tmp_path: Path) 
         assert away.value.facts["ambiguous"] is True
 
 
-class Breaking:
-    """A fence that numbers transactions, and breaks the network at the last moment before each commit."""
-
-    def __init__(self, how: Callable[[], Awaitable[None]]) -> None:
-        self.how = how
-
-    async def admit(self) -> None:
-        pass
-
-    async def hold(self, session: AsyncSession) -> int:
-        number = await session.scalar(select(func.txid_current()))
-        await self.how()
-        assert number is not None
-        return int(number)
-
-
 @contextlib.asynccontextmanager
 async def _healed_after(seconds: float, link: Link) -> AsyncIterator[None]:
     async def heal() -> None:
@@ -146,15 +130,25 @@ async def _insert(db: Database, news: list[str]) -> JournalModel:
     return row
 
 
-async def _breaking(db: Database, how: Callable[[], Awaitable[None]]) -> None:
+async def _breaking(db: Database, monkeypatch: pytest.MonkeyPatch, how: Callable[[], Awaitable[None]]) -> None:
+    """Break the network just before the next COMMIT."""
     async with db.transaction() as tx:
         await (await tx.connection()).run_sync(cast("Table", JournalModel.__table__).create)
-    db.fence = Breaking(how)
+    commit_all = KeptSession.commit_all
+
+    async def broken(session: KeptSession, guard: str | None) -> None:
+        monkeypatch.setattr(KeptSession, "commit_all", commit_all)
+        await how()
+        await commit_all(session, guard)
+
+    monkeypatch.setattr(KeptSession, "commit_all", broken)
 
 
-async def test_a_commit_that_happened_is_one_though_its_answer_was_lost(tmp_path: Path) -> None:
+async def test_a_commit_that_happened_is_one_though_its_answer_was_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with Postgres(tmp_path / "pg") as postgres, _through_a_network(postgres, "done") as (link, db):
-        await _breaking(db, link.deafen)
+        await _breaking(db, monkeypatch, link.deafen)
         news: list[str] = []
         async with _healed_after(1.0, link):
             row = await _insert(db, news)
@@ -162,9 +156,9 @@ async def test_a_commit_that_happened_is_one_though_its_answer_was_lost(tmp_path
         assert db.transactions == 2
 
 
-async def test_a_commit_that_did_not_happen_is_none(tmp_path: Path) -> None:
+async def test_a_commit_that_did_not_happen_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with Postgres(tmp_path / "pg") as postgres, _through_a_network(postgres, "lost") as (link, db):
-        await _breaking(db, link.cut)
+        await _breaking(db, monkeypatch, link.cut)
         news: list[str] = []
         async with _healed_after(1.0, link):
             with pytest.raises(CloudError, match="was not committed") as away:
@@ -176,10 +170,10 @@ async def test_a_commit_that_did_not_happen_is_none(tmp_path: Path) -> None:
 async def test_news_of_a_commit_go_out_when_the_database_is_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "_ANSWER_SECONDS", 0.2)
     async with Postgres(tmp_path / "pg") as postgres, _through_a_network(postgres, "late") as (link, db):
-        await _breaking(db, link.deafen)
+        await _breaking(db, monkeypatch, link.deafen)
         news: list[str] = []
+        monkeypatch.setattr(lost_commits, "ANSWER_SECONDS", 0.2)
         async with _healed_after(2.0, link):
             with pytest.raises(CloudError) as away:
                 await _insert(db, news)

@@ -16,7 +16,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable
-from contextvars import Context, ContextVar
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from typing import Any, ClassVar, Protocol, TypeVar, cast
@@ -44,6 +44,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, mapped_column, relat
 
 from caelum.kernel import postgresql, postgresql_sessions, resources, sqlite, table_versions
 from caelum.kernel.errors import CloudError, ErrorType
+from caelum.kernel.lost_commits import LostCommits
 from caelum.kernel.prepared import Prepared
 from caelum.kernel.remembered import Remembered
 
@@ -64,10 +65,6 @@ _AFTER_COMMIT = "after_commit"
 _COMMITTING = "committing"
 _NUMBER = "number"
 """The number by which PostgreSQL knows a transaction."""
-_ANSWER_SECONDS = 5.0
-"""How long the one who committed waits to hear whether it happened, when the connection was lost."""
-_NEWS_SECONDS = 60.0
-"""How long that is asked for the sake of the news."""
 _task_in_transaction: ContextVar[asyncio.Task[Any] | None] = ContextVar("task_in_transaction", default=None)
 
 
@@ -196,7 +193,6 @@ class Database:
         self.transactions = 0
         self.statements = 0
         self._checkpoint: asyncio.Task[None] | None = None
-        self._unsettled: set[asyncio.Task[None]] = set()
         self._remembered = Remembered(Base.metadata)
         self._synchronous = synchronous
         self._writer_turn = asyncio.Lock()
@@ -221,6 +217,7 @@ class Database:
             self._versions = table_versions.Versions(partial(self._ask, connections, table_versions.VERSIONS))
             self._kept = (connections,)
             self._write_session, self._read_session = connections.writing, connections.reading
+        self._lost = LostCommits(self._writer)
         for engine in (self._writer, self._reader) if self.sqlite else (self._writer,):
             event.listen(engine.sync_engine, "before_cursor_execute", self._before_execute)
 
@@ -323,8 +320,7 @@ class Database:
             raise
 
     async def _commit_surely(self, session: AsyncSession) -> None:
-        """Commit; when the connection is lost meanwhile, ask by another one whether it happened, for those who wait for
-        news of it."""
+        """Commit. When the connection is lost meanwhile, and news of it are waited for, learn whether it happened."""
         try:
             await self._commit(session)
         except SQLAlchemyError as error:
@@ -333,25 +329,8 @@ class Database:
                 raise
             # What was loaded and made stays as it was committed, if it was.
             session.sync_session.expunge_all()
-            happened = await postgresql.happened(self._writer, session.info[_NUMBER], _ANSWER_SECONDS)
-            if happened is None:
-                self._settle_later(session)
-                raise
-            if not happened:
-                raise CloudError(lost.kind, f"the transaction was not committed: {lost.details}") from error
-            log.info("a transaction was committed, though its connection was lost: %s", lost.details)
-
-    def _settle_later(self, session: AsyncSession) -> None:
-        """Let those who wait for news of a commit have it, should it turn out that it happened."""
-
-        async def settle() -> None:
-            if await postgresql.happened(self._writer, session.info[_NUMBER], _NEWS_SECONDS):
-                _call_back(session)
-
-        if session.info.get(_AFTER_COMMIT):
-            task = asyncio.create_task(settle(), name="settle-commit", context=Context())
-            self._unsettled.add(task)
-            task.add_done_callback(self._unsettled.discard)
+            lost.__cause__ = error
+            await self._lost.settle(session.info[_NUMBER], lost, partial(_call_back, session))
 
     async def _ask(self, connections: postgresql_sessions.Connections, statement: str) -> Any:
         try:
@@ -471,9 +450,7 @@ class Database:
         """Close every connection."""
         if self._checkpoint is not None:
             await asyncio.wait([self._checkpoint])
-        for task in self._unsettled:
-            task.cancel()
-        await asyncio.gather(*self._unsettled, return_exceptions=True)
+        await self._lost.stop()
         if self._versions is not None:
             await self._versions.stop()
         for connections in self._kept:
