@@ -118,7 +118,7 @@ def _check_window(msg: ApiQuery[Any]) -> None:
 async def _found(session: AsyncSession, query: Query) -> Found:
     if query.plan.ask is None:
         return Found(few=False, rare=True)
-    answer = (await execute(session, query.plan.ask, query.values)).one()
+    answer: Any = (await execute(session, query.plan.ask, query.values)).one()
     return Found(few=bool(answer[0]), rare=bool(answer[1]))
 
 
