@@ -12,6 +12,7 @@ from sqlalchemy import func, select
 from tests.service.host_clouds import SERVICES, HostCloud, QuickKvmService, host_cloud
 
 from caelum.agent import protocol as p
+from caelum.agent.news import VmStateReport
 from caelum.cloud.cluster.api import DeleteCluster
 from caelum.cloud.host import records
 from caelum.cloud.host.api import (
@@ -449,7 +450,7 @@ async def test_a_deleted_host_is_not_heard_any_more(cloud: HostCloud) -> None:
     await asyncio.sleep(0.1)
     cloud.node.services["kvm"].agents._listener._hosts._until.clear()
     count = len(heard(cloud, VmStateSeen))
-    cloud.sim[0].report("vm-state", p.VmStateReport(vm_uuid=new_uuid(), state="Running"))
+    cloud.sim[0].report("vm-state", VmStateReport(vm_uuid=new_uuid(), state="Running"))
     await asyncio.sleep(0.3)
     assert len(heard(cloud, VmStateSeen)) == count
 

@@ -9,6 +9,7 @@ import msgspec
 from tests.service.host_clouds import HostCloud, host_cloud
 
 from caelum.agent import protocol as p
+from caelum.agent.news import TaskProgress
 from caelum.cloud.host.messages import AttachNicOnHost, GetConsoleOnHost, RebootVmOnHost, StartVmOnHost, StopVmOnHost
 from caelum.cloud.host.spec import CdromSpec, NicIp, NicSpec, VmSpec, VolumeSpec
 from caelum.drivers.kvm.remote import on_host
@@ -96,7 +97,7 @@ async def test_progress_of_a_command_is_progress_of_its_job(tmp_path: Path) -> N
             work = asyncio.create_task(on_host(cloud.node.bus, host.uuid, p.CheckInterface(name="eth0")))
         await cloud.until(lambda: cloud.sim[0].journal.running())
         task_uuid = next(iter(cloud.node.services["kvm"].agents.client.pending))
-        cloud.sim[0].report("progress", p.TaskProgress(task_uuid=task_uuid, percent=42, text="copying"))
+        cloud.sim[0].report("progress", TaskProgress(task_uuid=task_uuid, percent=42, text="copying"))
 
         async def told() -> bool:
             found = await cloud.node.jobs.get(job)

@@ -11,6 +11,7 @@ from sqlalchemy import update
 from tests.service.vm_clouds import assert_nothing_wrong, chain, guests, room, until_state, used, vm_of
 
 from caelum.agent import protocol
+from caelum.agent.news import VmStateReport
 from caelum.cloud.config.api import UpdateGlobalConfig
 from caelum.cloud.host.api import QueryHost
 from caelum.cloud.vm.api import (
@@ -128,7 +129,7 @@ async def test_a_stranger_is_told_and_never_touched(world: SimulatedCloud) -> No
     vm = await world.create_vm()
     host, stranger = host_of(world, vm), new_uuid()
     host.world.vms[stranger] = host.world.vms[vm.uuid]
-    host.report("vm-state", protocol.VmStateReport(vm_uuid=stranger, state="Running", reason="who knows"))
+    host.report("vm-state", VmStateReport(vm_uuid=stranger, state="Running", reason="who knows"))
 
     async def told() -> list[StrangerVmFound]:
         return [one for one in await world.cloud.seen(StrangerVmFound) if one.vm_identity == stranger]

@@ -87,9 +87,9 @@ def test_the_agent_takes_plain_helpers_of_the_kernel_only() -> None:
 
 
 @pytest.mark.parametrize("room", ["caelum.drivers.", "caelum.simulator."])
-def test_of_the_agent_only_the_protocol_is_known_elsewhere(room: str) -> None:
+def test_of_the_agent_only_what_it_says_is_known_elsewhere(room: str) -> None:
     taken = {imported for importer, imported in imports() if importer.startswith(room)}
-    assert {one for one in taken if one.startswith("caelum.agent")} <= {"caelum.agent.protocol"}
+    assert {one for one in taken if one.startswith("caelum.agent")} <= {"caelum.agent.protocol", "caelum.agent.news"}
 
 
 def test_drivers_know_of_each_other_what_they_declare() -> None:

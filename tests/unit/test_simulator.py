@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from caelum.agent import protocol as p
+from caelum.agent.news import Report
 from caelum.cloud.host.errors import HOST_DISCONNECTED
 from caelum.drivers.kvm.client import Address, AgentClient, Pace
 from caelum.drivers.kvm.errors import STALE_ATTEMPT
@@ -61,7 +62,7 @@ class Rig:
         self.directory = directory
         self.pace = msgspec.structs.replace(QUICK, prompt=prompt)
         self.hosts = SimulatedHosts(2, directory=directory)
-        self.reports: list[p.Report] = []
+        self.reports: list[Report] = []
 
     async def start(self) -> None:
         await self.hosts.start()
@@ -107,7 +108,7 @@ class Rig:
     async def _known(self, host_uuid: str) -> bool:
         return any(host.uuid == host_uuid for host in self.hosts.hosts)
 
-    async def _report(self, report: p.Report) -> None:
+    async def _report(self, report: Report) -> None:
         self.reports.append(report)
 
     async def _renew(self, host_uuid: str, request: bytes) -> bytes:
@@ -267,6 +268,7 @@ async def test_a_late_answer_is_called_back_and_a_slow_kind_of_command_not_waite
 
 
 async def test_waiting_requests_do_not_take_the_place_of_others(prompt: Rig) -> None:
+    prompt.client._promptness = Promptness(20)
     prompt.hosts.fault("hang", p.CreateBridge.path)
     work = [asyncio.create_task(prompt.bridge(f"br{number}")) for number in range(30)]
     while prompt.hosts[0].journal.running() < 30:  # noqa: ASYNC110 - nobody tells
@@ -399,8 +401,8 @@ async def test_another_host_cannot_answer_a_task(rig: Rig, caplog: pytest.LogCap
 async def test_reports_come_in_order_once_and_only_from_their_host(rig: Rig) -> None:
     host, agent = rig.hosts[0], new_uuid()
 
-    def report(number: int, of: str = host.uuid) -> p.Report:
-        return p.Report(agent_uuid=agent, host_uuid=of, number=number, kind="progress", body={})
+    def report(number: int, of: str = host.uuid) -> Report:
+        return Report(agent_uuid=agent, host_uuid=of, number=number, kind="progress", body={})
 
     tls = rig.tls_of(0)
     for number in (1, 2, 2, 1):

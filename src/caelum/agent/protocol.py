@@ -1,4 +1,4 @@
-"""What the server and a host agent say to each other. Both sides, and the simulated agent, import only this.
+"""What the server and a host agent say to each other. Both sides, and the simulated agent, import only this and `news`.
 
 A command is POSTed to `https://<host>:7070<path>` with mutual TLS and these headers:
 
@@ -84,14 +84,6 @@ class TaskStatus(_Struct):
 
     state: Literal["Running", "Done", "Unknown"]
     answer: TaskAnswer | None = None
-
-
-class TaskProgress(_Struct):
-    """Progress of a long task, sent as a report."""
-
-    task_uuid: str
-    percent: int
-    text: str = ""
 
 
 class Order(_Struct):
@@ -586,27 +578,6 @@ class DeleteNat(Command[Empty]):
     path = "/network/nat/delete"
     l3_uuid: str
     bridge: str
-
-
-# --- reports (agent -> server) ---------------------------------------------------------------------------------------
-
-
-class Report(_Struct):
-    """An unasked message. `number` counts from 1 per agent start; the server acknowledges with 200."""
-
-    agent_uuid: str
-    host_uuid: str
-    number: int
-    kind: Literal["vm-state", "progress", "agent-stopping", "unknown-domain", "storage-full"]
-    body: dict[str, Any]
-
-
-class VmStateReport(_Struct):
-    """Body of kind "vm-state": a guest changed by itself, or by a command."""
-
-    vm_uuid: str
-    state: str
-    reason: str = ""
 
 
 def commands() -> dict[str, type[Command[Any]]]:

@@ -19,6 +19,7 @@ import msgspec
 from aiohttp import web
 
 from caelum.agent import protocol as p
+from caelum.agent.news import Report, VmStateReport
 from caelum.kernel import pki
 from caelum.kernel.ids import new_uuid
 from caelum.simulator.certificates import Certificates
@@ -70,7 +71,7 @@ class SimulatedHost:
         self._server_tls: ssl.SSLContext | None = None
         self._server: web.Server | None = None
         self._work: set[asyncio.Task[None]] = set()
-        self._reports: deque[p.Report] = deque()
+        self._reports: deque[Report] = deque()
         self._report_number = 0
         self._reporting = False
 
@@ -140,7 +141,7 @@ class SimulatedHost:
             self.world.vms.pop(vm_uuid, None)
         else:
             self.world.vms[vm_uuid].state = state
-        self.report("vm-state", p.VmStateReport(vm_uuid=vm_uuid, state=state, reason=reason))
+        self.report("vm-state", VmStateReport(vm_uuid=vm_uuid, state=state, reason=reason))
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
@@ -313,14 +314,14 @@ class SimulatedHost:
         now = self.world.states()
         for uuid in before.keys() | now.keys():
             if before.get(uuid) != now.get(uuid):
-                self.report("vm-state", p.VmStateReport(vm_uuid=uuid, state=now.get(uuid, "Stopped"), reason="told"))
+                self.report("vm-state", VmStateReport(vm_uuid=uuid, state=now.get(uuid, "Stopped"), reason="told"))
 
     def report(self, kind: Any, body: msgspec.Struct | dict[str, Any]) -> None:
         """Number a report and send it in order, if the server has said where to."""
         if self.world.report_url is None or self.world.host_uuid is None:
             return
         self._report_number += 1
-        report = p.Report(
+        report = Report(
             agent_uuid=self.agent_uuid, host_uuid=self.world.host_uuid, number=self._report_number, kind=kind,
             body=msgspec.to_builtins(body),
         )  # fmt: skip

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
+from aiohttp import web
 
 from caelum.agent import journal, listeners, tasks
 from caelum.agent.journal import Fence
 from caelum.agent.protocol import BUSY, CANCELED, INTERRUPTED, INVALID, STALE_ATTEMPT, TIMED_OUT, TaskAnswer
 from caelum.agent.registry import AgentFailure
+from caelum.agent.server import AgentServer
 
 from .fakes import Bench, eventually
 
@@ -126,6 +130,19 @@ async def test_an_answer_that_nobody_heard_is_called_back(bench: Bench) -> None:
     await bench.tasks.call_back("t1")
     await eventually(lambda: bench.http.bodies() == [{"result": {}}])
     await _settled(bench)
+
+
+@pytest.mark.parametrize("there", [True, False])
+async def test_an_answer_is_called_back_when_whoever_waited_is_gone(bench: Bench, there: bool) -> None:
+    server = AgentServer(bench.agent.config)
+    server.tasks = bench.tasks
+    request = SimpleNamespace(transport=SimpleNamespace(is_closing=lambda: not there))
+    bench.gate.set()
+    answer = await bench.submit("t1", wait=5)
+    response = await server._answered(cast("web.Request", request), "t1", cast("TaskAnswer", answer))
+    assert (response.status, response.body) == (200, b'{"result":{}}')
+    await _settled(bench)
+    assert bench.http.bodies() == ([] if there else [{"result": {}}])
 
 
 async def test_an_agent_that_dies_before_the_answer_has_left_calls_back_when_it_is_back(bench: Bench) -> None:

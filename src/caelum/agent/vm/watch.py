@@ -15,7 +15,8 @@ from typing import Any
 import libvirt  # type: ignore[import-untyped]
 
 from caelum.agent.core import Agent
-from caelum.agent.protocol import Nic, VmStateReport
+from caelum.agent.news import VmStateReport
+from caelum.agent.protocol import Nic
 from caelum.agent.registry import AgentFailure
 from caelum.agent.vm import domains
 from caelum.agent.vm.libvirtd import Libvirt

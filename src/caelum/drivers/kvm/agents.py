@@ -16,6 +16,7 @@ from sqlalchemy import Table, bindparam, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.agent import protocol as p
+from caelum.agent.news import Report, TaskProgress, VmStateReport
 from caelum.cloud.host.errors import HOST_DISCONNECTED
 from caelum.cloud.host.messages import HostAgentSeen, HostSuspected, VmStatesSeenOnHost
 from caelum.drivers.kvm import listener as paths
@@ -188,7 +189,7 @@ class Agents:
 
         return await asyncio.to_thread(sign)
 
-    async def _report(self, report: p.Report) -> None:
+    async def _report(self, report: Report) -> None:
         if report.kind != "agent-stopping" and self._seen.get(report.host_uuid) != report.agent_uuid:
             self._seen[report.host_uuid] = report.agent_uuid
             self._node.bus.send(HostAgentSeen(host_uuid=report.host_uuid, agent_uuid=report.agent_uuid))
@@ -196,17 +197,17 @@ class Agents:
             case "vm-state":
                 await self._vm_state(report)
             case "progress":
-                await self._progress(msgspec.convert(report.body, p.TaskProgress))
+                await self._progress(msgspec.convert(report.body, TaskProgress))
             case "agent-stopping":
                 self._node.bus.send(HostAgentSeen(host_uuid=report.host_uuid))
             case _:
                 log.warning("host %s reports %s: %s", report.host_uuid, report.kind, report.body)
 
-    async def _vm_state(self, report: p.Report) -> None:
-        seen = msgspec.convert(report.body, p.VmStateReport)
+    async def _vm_state(self, report: Report) -> None:
+        seen = msgspec.convert(report.body, VmStateReport)
         await self._node.bus.call(VmStatesSeenOnHost(host_uuid=report.host_uuid, states={seen.vm_uuid: seen.state}))
 
-    async def _progress(self, progress: p.TaskProgress) -> None:
+    async def _progress(self, progress: TaskProgress) -> None:
         waiting = self.client.pending.get(progress.task_uuid)
         if waiting is not None and waiting.job_uuid is not None:
             await self._node.jobs.progress(waiting.job_uuid, progress.percent, progress.text or None)
@@ -217,4 +218,4 @@ class Agents:
 
     async def _progress_elsewhere(self, news: AgentTaskProgressed) -> None:
         if news.task_uuid in self.client.pending:
-            await self._progress(p.TaskProgress(task_uuid=news.task_uuid, percent=news.percent, text=news.text))
+            await self._progress(TaskProgress(task_uuid=news.task_uuid, percent=news.percent, text=news.text))

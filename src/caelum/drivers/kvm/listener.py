@@ -17,7 +17,8 @@ from typing import TypeVar
 import msgspec
 from aiohttp import web
 
-from caelum.agent.protocol import Report, TaskAnswer
+from caelum.agent.news import Report
+from caelum.agent.protocol import TaskAnswer
 from caelum.drivers.kvm.client import AgentClient
 from caelum.drivers.kvm.extension import HOST_KEY
 from caelum.kernel import pki
