@@ -401,30 +401,29 @@ class Database:
                 await uninterrupted(connection.invalidate())
 
     async def remember(
-        self, key: Hashable, load: Callable[[AsyncSession], Awaitable[T]], session: AsyncSession | None = None
+        self, key: Hashable, load: Callable[[AsyncSession], Awaitable[T]], tx: AsyncSession | None = None
     ) -> T:
         """What `load(session)` reads, kept under `key` until a table changes that it read from.
 
         For what is read far more often than it changes. The answer is shared: nobody may change it. `load` may
-        depend on nothing but the key and the database. Where nothing is kept, it reads in `session`, if one is given,
-        and may lock there. Where it is kept, it is what was committed last: in a transaction it is true until its end,
-        for nobody else writes meanwhile, but does not tell what the transaction itself has written.
+        depend on nothing but the key and the database. For a transaction it reads in that, and may lock there; the
+        answer is true until its end, for where answers are kept nobody else writes meanwhile.
         """
         self._refuse_severed()
-        if not self.sqlite:
-            return await self._load(load, session)
+        if not self.sqlite or (tx is not None and self._remembered.written):
+            return await self._load(load, tx)  # what a transaction has written, it alone may see
         if (kept := self._remembered.get(key)) is not None:
             return cast("T", kept[0])
         with self._remembered.reader() as reader:
-            answer = await self._load(load, None)
+            answer = await self._load(load, tx)
         self._remembered.put(key, answer, reader)
         return answer
 
-    async def _load(self, load: Callable[[AsyncSession], Awaitable[T]], session: AsyncSession | None) -> T:
-        if session is not None:
+    async def _load(self, load: Callable[[AsyncSession], Awaitable[T]], tx: AsyncSession | None) -> T:
+        if tx is not None:
+            return await load(tx)
+        async with self.read() as session:
             return await load(session)
-        async with self.read() as own:
-            return await load(own)
 
     def _committed(self) -> None:
         """Have a checkpoint from time to time, one at a time, and not by whoever happens to commit."""

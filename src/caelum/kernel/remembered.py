@@ -43,6 +43,11 @@ class Remembered:
         if changed is not None:
             self._written.add(changed)
 
+    @property
+    def written(self) -> bool:
+        """Whether the writing transaction that is open has written anything yet."""
+        return bool(self._written)
+
     def ended(self) -> None:
         """The writing transaction ended, one way or another: what was read from what it wrote is forgotten."""
         for table in self._affected():
