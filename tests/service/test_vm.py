@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextvars import Context
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,7 @@ from caelum.cloud.vm.api import (
     UpdateVmInstance,
     VmStateChanged,
 )
+from caelum.cloud.vm.messages import DetachNicFromVm, DetachVolumeFromVm
 from caelum.cloud.volume.api import AttachDataVolumeToVm, CreateDataVolume, DetachDataVolumeFromVm
 from caelum.kernel.errors import INVALID_ARGUMENT, RESOURCE_NOT_FOUND, CloudError
 from caelum.kernel.gc import DONE, GarbageCollectorModel
@@ -152,6 +155,24 @@ async def test_a_guest_that_is_gone_gets_no_device_and_leaves_nothing_to_be_trie
     async with world.cloud.node.db.read() as session:
         jobs = await session.scalars(select(GarbageCollectorModel.name).where(GarbageCollectorModel.status != DONE))
         assert list(jobs) == []
+
+
+async def test_devices_are_taken_away_in_the_turn_of_their_vm_at_its_own_node(world: SimulatedCloud) -> None:
+    vm = await world.create_vm()
+    volume = await world.api(CreateDataVolume(name="data", disk_offering_uuid=world.disk_offering))
+    await world.api(AttachDataVolumeToVm(vm_instance_uuid=vm.uuid, volume_uuid=volume.uuid))
+    queues, queue = world.cloud.node.queues, f"vm-{vm.uuid}"
+    async with queues.turn(queue):
+        asked = [
+            asyncio.create_task(world.api(one), context=Context())
+            for one in (DetachL3NetworkFromVm(vm_nic_uuid=vm.vm_nics[0].uuid), DetachDataVolumeFromVm(uuid=volume.uuid))
+        ]
+        await world.cloud.until(lambda: len(queues.dump()[queue].pending) == 2)
+        waiting = {one.name for one in queues.dump()[queue].pending}
+    # NIC and volume have UUIDs of their own, which the ring may give to other nodes.
+    assert waiting == {"DetachNicFromVm", "DetachVolumeFromVm"}
+    assert {one.__meta__.route_by for one in (DetachNicFromVm, DetachVolumeFromVm)} == {"vm_uuid"}
+    await asyncio.gather(*asked)
 
 
 async def test_what_a_vm_is_told(world: SimulatedCloud) -> None:

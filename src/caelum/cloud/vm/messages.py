@@ -6,6 +6,7 @@ import msgspec
 
 from caelum.cloud.host.spec import VmSpec
 from caelum.cloud.vm.api import VmInstanceInventory
+from caelum.cloud.volume.api import VolumeInventory
 from caelum.kernel.message import Message, message
 
 
@@ -80,6 +81,22 @@ class DestroyVm(Message[None], kw_only=True):
     policy: str | None = None
     force: bool = False
     """Go on when the host objects: what is left there goes to the garbage collector."""
+
+
+@message(route_by="vm_uuid")
+class DetachNicFromVm(Message[VmInstanceInventory], kw_only=True):
+    """Take a NIC from its VM for a client, in the VM's turn: the NIC's own UUID may belong to another node."""
+
+    vm_uuid: str
+    vm_nic_uuid: str
+
+
+@message(route_by="vm_uuid")
+class DetachVolumeFromVm(Message[VolumeInventory], kw_only=True):
+    """Take a data volume from its VM for a client, in the VM's turn: the volume's UUID may belong to another node."""
+
+    vm_uuid: str
+    volume_uuid: str
 
 
 @message(route_by="vm_uuid")

@@ -72,7 +72,7 @@ from caelum.cloud.vm.flows.lifecycle import (
     StopContext,
     StopVmFlow,
 )
-from caelum.cloud.vm.messages import DestroyVm, DetachVmNic, StopVm
+from caelum.cloud.vm.messages import DestroyVm, DetachNicFromVm, DetachVmNic, DetachVolumeFromVm, StopVm
 from caelum.cloud.vm.model import VmInstanceModel, VmNicModel, VmState
 from caelum.cloud.vm.plans import plan_create
 from caelum.cloud.vm.questions import VmQuestions
@@ -218,12 +218,16 @@ class VmService(VmQuestions):
     async def detach_volume(self, msg: DetachDataVolumeFromVm) -> VolumeInventory:
         volume = (await self.bus.call(GetVolumes(uuids=[msg.uuid]))).volumes[0]
         if volume.vm_instance_uuid is None:
-            raise CloudError(DETACH_VOLUME_FAILED, f"volume[uuid:{msg.uuid}] is not attached to any vm")
-        vm_uuid = volume.vm_instance_uuid
-        ctx = VolumeContext(vm_uuid=vm_uuid, volume_uuid=msg.uuid, device_id=volume.device_id or 0)
-        return await self.node.queues.run(
-            f"vm-{vm_uuid}", 1, self._run, DetachVolumeFlow, ctx, DETACH_VOLUME_FAILED, name="detach volume"
-        )
+            raise _is_free(msg.uuid)
+        return await self.bus.call(DetachVolumeFromVm(vm_uuid=volume.vm_instance_uuid, volume_uuid=msg.uuid))
+
+    @handles(DetachVolumeFromVm, queue="vm-{vm_uuid}")
+    async def detach_volume_in_turn(self, msg: DetachVolumeFromVm) -> VolumeInventory:
+        volume = (await self.bus.call(GetVolumes(uuids=[msg.volume_uuid]))).volumes[0]
+        if volume.vm_instance_uuid != msg.vm_uuid:
+            raise _is_free(msg.volume_uuid)
+        ctx = VolumeContext(vm_uuid=msg.vm_uuid, volume_uuid=msg.volume_uuid, device_id=volume.device_id or 0)
+        return await self._run(DetachVolumeFlow, ctx, DETACH_VOLUME_FAILED)
 
     @handles(AttachL3NetworkToVm, queue="vm-{vm_instance_uuid}")
     async def attach_nic(self, msg: AttachL3NetworkToVm) -> VmInstanceInventory:
@@ -244,9 +248,11 @@ class VmService(VmQuestions):
     @handles(DetachL3NetworkFromVm)
     async def detach_nic(self, msg: DetachL3NetworkFromVm) -> VmInstanceInventory:
         vm_uuid = await self._vm_of(msg.vm_nic_uuid)
-        return await self.node.queues.run(
-            f"vm-{vm_uuid}", 1, self._detach_nic, vm_uuid, msg.vm_nic_uuid, name="detach nic"
-        )
+        return await self.bus.call(DetachNicFromVm(vm_uuid=vm_uuid, vm_nic_uuid=msg.vm_nic_uuid))
+
+    @handles(DetachNicFromVm, queue="vm-{vm_uuid}")
+    async def detach_nic_in_turn(self, msg: DetachNicFromVm) -> VmInstanceInventory:
+        return await self._detach_nic(msg.vm_uuid, msg.vm_nic_uuid)
 
     @handles(DetachVmNic, queue="vm-{vm_uuid}")
     async def detach_nic_quietly(self, msg: DetachVmNic) -> None:
@@ -391,3 +397,7 @@ _UPDATABLE = (
     "reserved_memory_size",
     "guest_os_type",
 )
+
+
+def _is_free(volume_uuid: str) -> CloudError:
+    return CloudError(DETACH_VOLUME_FAILED, f"volume[uuid:{volume_uuid}] is not attached to any vm")

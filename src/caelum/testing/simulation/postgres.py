@@ -14,10 +14,10 @@ from datetime import UTC, datetime
 from typing import Any
 from unittest import mock
 
-from sqlalchemy import event
+from sqlalchemy import Connection, event, inspect, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from caelum.kernel import membership, postgresql, sqlite
+from caelum.kernel import changes, membership, postgresql, sqlite
 from caelum.kernel.database import Database
 from caelum.testing.simulation.loop import Machine, VirtualLoop
 
@@ -85,6 +85,23 @@ async def _no_limit(_connection: Any) -> None:
     """Nobody waits here for a lock of PostgreSQL."""
 
 
+def _unwatched(connection: Connection) -> list[str]:
+    """In the place of `changes.unwatched`."""
+    tables = set(inspect(connection).get_table_names())
+    known = {row[0] for row in connection.execute(text("SELECT tbl_name FROM sqlite_master WHERE type = 'trigger'"))}
+    return sorted((changes._steady() & tables) - known) if changes.TableChangeModel.__tablename__ in tables else []
+
+
+def _watch(connection: Connection) -> None:
+    """In the place of `changes.watch`: SQLite's triggers note changes too."""
+    for name in _unwatched(connection):
+        for what in ("INSERT", "UPDATE", "DELETE"):
+            count = f"UPDATE table_change SET version = version + 1 WHERE name = '{name}'"  # noqa: S608 - our own names
+            connection.execute(text(f"CREATE TRIGGER note_{what}_{name} AFTER {what} ON {name} BEGIN {count}; END"))
+        row = {"name": name}
+        connection.execute(text("INSERT OR IGNORE INTO table_change (name, shard, version) VALUES (:name, 0, 0)"), row)
+
+
 @contextlib.asynccontextmanager
 async def _turn(turns: Turns, key: int) -> AsyncIterator[None]:
     async with turns.turn(key):
@@ -104,6 +121,8 @@ def served(loop: VirtualLoop, epoch: float) -> Any:
         mock.patch.object(postgresql, "make_engine", make_engine),
         mock.patch.object(membership, "_clock", clock),
         mock.patch.object(membership, "_limit_lock_wait", _no_limit),
+        mock.patch.object(changes, "unwatched", _unwatched),
+        mock.patch.object(changes, "watch", _watch),
         mock.patch.object(Database, "turn", lambda _self, key: _turn(turns, key)),
     ):
         yield
