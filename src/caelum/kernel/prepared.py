@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
-from sqlalchemy import BindParameter, CursorResult, Dialect, Executable
+from sqlalchemy import BindParameter, CursorResult, Dialect, Executable, Numeric
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -36,7 +36,8 @@ class Prepared:
     def __init__(self, statement: Executable, *columns: str) -> None:
         self._statement = statement
         self._columns = columns
-        self._compiled: _Compiled | None = None
+        self._compiled: dict[str, _Compiled] = {}
+        """By the dialect's name."""
 
     async def rows(self, session: AsyncSession, /, **values: Any) -> Sequence[Sequence[Any]]:
         """The rows that it selects."""
@@ -44,7 +45,7 @@ class Prepared:
         if not isinstance(kept, KEPT):
             with session.no_autoflush:
                 return (await session.execute(self._statement, values)).all()
-        compiled = self._compiled or self._compile(kept)
+        compiled = self._compiled_for(kept)
         rows, _ = await kept.run(compiled.text, compiled.bound(values))
         return [compiled.row(one) for one in rows] if compiled.converts else rows
 
@@ -54,14 +55,16 @@ class Prepared:
         if not isinstance(kept, KEPT):
             with session.no_autoflush:
                 return cast("CursorResult[Any]", await session.execute(self._statement, values)).rowcount
-        compiled = self._compiled or self._compile(kept)
+        compiled = self._compiled_for(kept)
         _, count = await kept.run(compiled.text, compiled.bound(values))
         return count
 
-    def _compile(self, kept: Session) -> _Compiled:
+    def _compiled_for(self, kept: Session) -> _Compiled:
         dialect = cast("Any", kept.bind).dialect
-        self._compiled = _Compiled(self._statement, self._columns, dialect)
-        return self._compiled
+        found = self._compiled.get(dialect.name)
+        if found is None:
+            found = self._compiled[dialect.name] = _Compiled(self._statement, self._columns, dialect)
+        return found
 
 
 class _Place(NamedTuple):
@@ -87,7 +90,7 @@ class _Compiled:
             for name, bind in ((name, compiled.binds[name]) for name in compiled.positiontup or ())
         ]
         types = [one.type.dialect_impl(dialect) for one in getattr(statement, "selected_columns", ())]
-        found = [one.result_processor(dialect, None) for one in types]
+        found = [_back(one, dialect) for one in types]
         self.converts = any(found)
         self._convert: list[_Convert] = [one or _same for one in found]
 
@@ -102,6 +105,13 @@ class _Compiled:
     def row(self, row: Sequence[Any]) -> tuple[Any, ...]:
         """A row in Python's types."""
         return tuple(convert(value) for convert, value in zip(self._convert, row, strict=True))
+
+
+def _back(kind: Any, dialect: Dialect) -> _Convert | None:
+    """What turns the driver's value into Python's. PostgreSQL's gives numbers as they are."""
+    if dialect.name == "postgresql" and isinstance(kind, Numeric):
+        return None
+    return cast("_Convert | None", kind.result_processor(dialect, None))
 
 
 def _same(value: Any) -> Any:
