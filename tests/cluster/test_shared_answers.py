@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import bindparam, select, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.zone.model import ZoneModel
 from caelum.kernel.database import Database
 from caelum.kernel.jobs import JobModel
 from caelum.kernel.prepared import Prepared
+from caelum.kernel.rows import insert_rows
 from caelum.kernel.tag import SystemTagModel
 from caelum.testing.databases import of_cluster
 
@@ -142,6 +143,23 @@ async def test_a_transaction_whose_statement_failed_commits_nothing_though_nobod
                 await broken.rows(tx)
 
     with pytest.raises(DBAPIError):
+        await write()
+    async with one.read() as session:
+        assert await names(session) == []
+
+
+async def test_a_transaction_that_failed_does_not_go_on_as_another_one(nodes: tuple[Database, Database]) -> None:
+    one, _ = nodes
+    broken = Prepared(select(text("1 / (SELECT count(*) FROM zone WHERE uuid = 'none')")))
+
+    async def write() -> None:
+        async with one.transaction() as tx:
+            await insert_rows(tx, [zone("a")])
+            with contextlib.suppress(DBAPIError):
+                await broken.rows(tx)
+            await insert_rows(tx, [zone("b")])
+
+    with pytest.raises(SQLAlchemyError):
         await write()
     async with one.read() as session:
         assert await names(session) == []

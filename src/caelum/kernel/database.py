@@ -405,8 +405,8 @@ class Database:
         """What `load(session)` reads, kept under `key` until a table changes that it read from.
 
         For what is read far more often than it changes. The answer is shared: nobody may change it. `load` may
-        depend on nothing but the key and the database. For a transaction it reads in that, on PostgreSQL always, and may
-        lock there; so the answer is true until its end, for on SQLite nobody else writes meanwhile.
+        depend on nothing but the key and the database. For a transaction it reads in that, on PostgreSQL always, and
+        may lock there; so the answer is true until its end, for on SQLite nobody else writes meanwhile.
         """
         self._refuse_severed()
         if tx is not None and (self._versions is not None or self._remembered.written):

@@ -2,8 +2,9 @@
 
 Invariant: a kept connection is in one session's hands at a time, and comes back without a transaction, or is thrown
 away. Its BEGIN, which is needed anyway, shows whether it still lives: one that does not is replaced, with all that lay
-unused beside it. What goes past SQLAlchemy runs in the same transaction as the rest, with the same errors. A commit
-that the server turned into a rollback is an error.
+unused beside it. What goes past SQLAlchemy runs in the same transaction as the rest, with the same errors. A
+transaction in which a statement failed goes on nowhere: neither by a new one in its place, nor by a commit that the
+server turns into a rollback.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar, cast
 
 from sqlalchemy import Connection, Dialect, Engine
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import PendingRollbackError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util.concurrency import await_, greenlet_spawn, in_greenlet
@@ -177,7 +178,11 @@ def _raise(connection: AsyncConnection, statement: str, error: Exception) -> Non
     try:
         _adapter_of(connection)._handle_exception(error)
     except Exception as translated:
-        cast("Connection", connection.sync_connection)._handle_dbapi_exception(translated, statement, None, None, None)
+        plain = cast("Connection", connection.sync_connection)
+        dialect = cast("Any", plain.dialect)
+        if isinstance(translated, (dialect.dbapi.InvalidCachedStatementError, dialect.dbapi.InternalServerError)):
+            dialect._invalidate_schema_cache()  # the schema changed: every connection prepares anew
+        plain._handle_dbapi_exception(translated, statement, None, None, None)
 
 
 def _is_outside(connection: AsyncConnection) -> bool:
@@ -252,6 +257,8 @@ class _Session(Session):
         self._taken: AsyncConnection | None = None
         self._adapter: Any = None
         self._torn = False
+        self._failed = False
+        """Whether the transaction went with a statement that failed."""
 
     def get_bind(self, *_asked: Any, **_options: Any) -> Engine | Connection:
         """The connection, taken now if a statement is on its way; the engine for who only asks."""
@@ -264,6 +271,7 @@ class _Session(Session):
 
     async def _ready(self) -> None:
         """Have a connection on which a transaction has begun."""
+        self._refuse_failed()
         if self._taken is None:
             taken = await self._connections.take(self._begin)
             self._taken, self._adapter = taken, _adapter_of(taken)
@@ -280,7 +288,9 @@ class _Session(Session):
     async def _run(self, statement: str, values: Sequence[Any]) -> tuple[Sequence[Any], int]:
         adapter = self._adapter
         async with adapter._execute_mutex:
-            prepared, _ = await adapter._prepare(statement, 0)
+            prepared, _ = await adapter._prepare(
+                statement, cast("Any", self.bind).dialect._invalidate_schema_cache_asof
+            )
             rows = await prepared.fetch(*values)
             count = _COUNT.match(prepared.get_statusmsg() or "")
             return rows, -1 if count is None else int(count[1])
@@ -290,10 +300,15 @@ class _Session(Session):
         try:
             return await guarded(cast("AsyncConnection", self._taken), statement, work)
         except Exception:
+            self._failed = not self.begun
             raise
         except BaseException:
             self._torn = True
             raise
+
+    def _refuse_failed(self) -> None:
+        if self._failed:
+            raise PendingRollbackError("a statement failed, and with it the transaction")
 
     @property
     def changed(self) -> bool:
@@ -302,6 +317,7 @@ class _Session(Session):
 
     async def commit_all(self, guard: str | None) -> None:
         """See `KeptSession`."""
+        self._refuse_failed()
         if self.begun:
             self._adapter._transaction.guard = guard
         if self.in_transaction() or self.changed:
@@ -311,6 +327,7 @@ class _Session(Session):
 
     def commit(self) -> None:
         """Commit what was done in either way."""
+        self._refuse_failed()
         super().commit()
         if self.begun:
             await_(self._commit_past())
@@ -322,6 +339,7 @@ class _Session(Session):
     def rollback(self) -> None:
         """Undo what was done in either way."""
         super().rollback()
+        self._failed = False
         if self.begun:
             await_(self._rollback_past())
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
-from sqlalchemy import BindParameter, CursorResult, Dialect, Executable
+from sqlalchemy import BindParameter, CursorResult, Dialect, Executable, Numeric
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.dml import UpdateBase
@@ -38,14 +38,15 @@ class Prepared:
     def __init__(self, statement: Executable, *columns: str) -> None:
         self._statement = statement
         self._columns = columns
-        self._compiled: _Compiled | None = None
+        self._compiled: dict[str, _Compiled] = {}
+        """By the dialect's name."""
 
     async def rows(self, session: AsyncSession, /, **values: Any) -> Sequence[Sequence[Any]]:
         """The rows that it selects, or returns of what it changed."""
         if not isinstance(session, KEPT):
             with session.no_autoflush:
                 return (await session.execute(self._statement, values)).all()
-        compiled = self._compiled or self._compile(session.dialect)
+        compiled = self._compiled_for(session.dialect)
         rows, _ = await session.run(*compiled.bound(values))
         return [compiled.row(one) for one in rows] if compiled.converts else rows
 
@@ -54,13 +55,15 @@ class Prepared:
         if not isinstance(session, KEPT):
             with session.no_autoflush:
                 return cast("CursorResult[Any]", await session.execute(self._statement, values)).rowcount
-        compiled = self._compiled or self._compile(session.dialect)
+        compiled = self._compiled_for(session.dialect)
         _, count = await session.run(*compiled.bound(values))
         return count
 
-    def _compile(self, dialect: Dialect) -> _Compiled:
-        self._compiled = _Compiled(self._statement, self._columns, dialect)
-        return self._compiled
+    def _compiled_for(self, dialect: Dialect) -> _Compiled:
+        found = self._compiled.get(dialect.name)
+        if found is None:
+            found = self._compiled[dialect.name] = _Compiled(self._statement, self._columns, dialect)
+        return found
 
 
 class _Place(NamedTuple):
@@ -94,7 +97,7 @@ class _Compiled:
         self._forms: dict[tuple[int, ...], _Form] = {}
         self._single = None if self._lists else _Form(str(compiled), [self._place(one) for one in _names(compiled)])
         types = [one.type.dialect_impl(dialect) for one in _selected(statement)]
-        found = [(index, one.result_processor(dialect, None)) for index, one in enumerate(types)]
+        found = [(index, _back(one, dialect)) for index, one in enumerate(types)]
         self._back: list[tuple[int, _Convert]] = [(index, one) for index, one in found if one is not None]
         self.converts = bool(self._back)
 
@@ -156,6 +159,13 @@ def _filled(values: Any) -> list[Any]:
     if not found or len(found) > _LONG:
         return found
     return found + found[-1:] * ((1 << (len(found) - 1).bit_length()) - len(found))
+
+
+def _back(kind: Any, dialect: Dialect) -> _Convert | None:
+    """What turns the driver's value into Python's. PostgreSQL's gives numbers as they are."""
+    if dialect.name == "postgresql" and isinstance(kind, Numeric):
+        return None
+    return cast("_Convert | None", kind.result_processor(dialect, None))
 
 
 def _fixed(bind: BindParameter[Any]) -> Callable[[], Any] | None:
