@@ -11,7 +11,7 @@ leaves many rows is checked while going through in the wanted order, which finds
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import msgspec
 from sqlalchemy import ColumnElement, Integer, Select, and_, bindparam, exists, false, func, inspect, or_, select, true
@@ -99,8 +99,7 @@ class Plan:
             return None
         few = false() if self._seen is None else is_few(self._seen)
         rare = or_(*(has_few(model, one) for one in doubtful)) if doubtful else true()
-        asked: Select[Any] = select(few, rare)
-        return asked
+        return cast("Select[Any]", select(few, rare))
 
     def page(self, found: Found) -> Select[Any]:
         """The statement that selects one page: rows of the sheet or, without one, entities with all that is shown."""

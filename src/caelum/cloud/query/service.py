@@ -6,6 +6,7 @@ per relationship shown, and the count when it is asked for), and a result is nev
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -118,7 +119,7 @@ def _check_window(msg: ApiQuery[Any]) -> None:
 async def _found(session: AsyncSession, query: Query) -> Found:
     if query.plan.ask is None:
         return Found(few=False, rare=True)
-    answer = (await execute(session, query.plan.ask, query.values)).one()
+    answer: Sequence[Any] = (await execute(session, query.plan.ask, query.values)).one()
     return Found(few=bool(answer[0]), rare=bool(answer[1]))
 
 

@@ -41,6 +41,8 @@ POSITIVE = {"!=": "=", "not in": "in", "not like": "like", "is null": "is not nu
 """Each negated operator with what it negates."""
 
 
+Compared = QueryableAttribute[Any] | ColumnElement[Any]
+"""What conditions are on: an attribute of a model, or what stands for it."""
 Read = Callable[[QueryCondition], Any]
 """What a condition's text means to the column that it is compared with. Raises SYS.1007."""
 
@@ -66,7 +68,7 @@ class Places:
         return {f"value{at}": read(one) for at, (read, one) in pairs if read is not None}
 
 
-def compare(column: Any, condition: QueryCondition, places: Places) -> ColumnElement[bool]:
+def compare(column: Compared, condition: QueryCondition, places: Places) -> ColumnElement[bool]:
     """The condition as SQL over this column."""
     op = condition.op
     if isinstance(column, AssociationProxyInstance):
@@ -99,7 +101,7 @@ def _any_of(values: AssociationProxyInstance[Any], condition: QueryCondition, pl
     return met if positive is None else ~met
 
 
-def _like(column: QueryableAttribute[Any], condition: QueryCondition, places: Places) -> ColumnElement[bool]:
+def _like(column: Compared, condition: QueryCondition, places: Places) -> ColumnElement[bool]:
     text: ColumnElement[Any] = func.lower(column if isinstance(column.type, String) else cast(column, String))
     place = places.take(String(), lambda one: _pattern(one.value or ""))
     # Folded by the database on both sides: its idea of lower case is not Python's for all of Unicode.
@@ -113,14 +115,14 @@ def _pattern(pattern: str) -> str:
     return f"{pattern}\\" if trailing % 2 else pattern
 
 
-def _list(column: QueryableAttribute[Any], condition: QueryCondition) -> list[Any]:
+def _list(column: Compared, condition: QueryCondition) -> list[Any]:
     texts = (condition.value or "").split(",")
     if len(texts) > MAX_IN_VALUES:
         raise invalid(condition.name, f"{len(texts)} values are listed, at most {MAX_IN_VALUES} may be")
     return [_typed(column, condition.name, one) for one in texts]
 
 
-def _typed(column: QueryableAttribute[Any], name: str, text: str) -> Any:
+def _typed(column: Compared, name: str, text: str) -> Any:
     if isinstance(column.type, JSON):
         raise invalid(name, "the field holds a structure, which cannot be compared")
     kind = column.type.python_type
