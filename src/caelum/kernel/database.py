@@ -400,27 +400,26 @@ class Database:
                 await uninterrupted(connection.invalidate())
 
     async def remember(
-        self, key: Hashable, load: Callable[[AsyncSession], Awaitable[T]], session: AsyncSession | None = None
+        self, key: Hashable, load: Callable[[AsyncSession], Awaitable[T]], tx: AsyncSession | None = None
     ) -> T:
         """What `load(session)` reads, kept under `key` until a table changes that it read from.
 
         For what is read far more often than it changes. The answer is shared: nobody may change it. `load` may
-        depend on nothing but the key and the database. A transaction that needs it true until its end gives its
-        `session`: on PostgreSQL it is read and locked there, on SQLite nobody else writes meanwhile. What the
-        transaction itself has written is not told.
+        depend on nothing but the key and the database. A transaction that needs it true until its end gives itself as
+        `tx`: it is read there, on PostgreSQL also locked, and on SQLite nobody else writes meanwhile.
         """
         self._refuse_severed()
+        if tx is not None and (self._versions is not None or self._remembered.written):
+            return await load(tx)  # what a transaction has written, it alone may see
         if self._versions is not None:
-            if session is not None:
-                return await load(session)
             if self.fence is not None:
                 await self.fence.admit()
             self._remembered.changed_to(await self._versions.now())
         if (kept := self._remembered.get(key)) is not None:
             return cast("T", kept[0])
         with self._remembered.reader() as reader:
-            async with self.read() as own:
-                answer = await load(own)
+            async with self.read() if tx is None else contextlib.nullcontext(tx) as session:
+                answer = await load(session)
         self._remembered.put(key, answer, reader)
         return answer
 

@@ -52,6 +52,11 @@ class Remembered:
         self._shared = True
         self._versions = versions
 
+    @property
+    def written(self) -> bool:
+        """Whether the writing transaction that is open has written anything yet."""
+        return bool(self._written)
+
     def ended(self) -> None:
         """The writing transaction ended, one way or another: what was read from what it wrote is forgotten."""
         if self._written:

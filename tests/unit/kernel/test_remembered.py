@@ -110,13 +110,17 @@ async def test_nothing_is_remembered_of_a_transaction_that_is_not_over(coop: Dat
     assert await coop.remember("name", name) == "new"
 
 
-async def test_in_a_transaction_it_is_what_was_committed_before(coop: Database) -> None:
-    for last in ("old", "new"):
-        async with coop.transaction() as tx:
-            assert [await coop.remember("name", name, tx) for _ in range(2)] == [last, last]
-            tx.add(FoxModel(uuid=last))
-        async with coop.transaction() as tx:
-            await update_where(tx, CoopModel, {"name": "new"}, CoopModel.uuid == "a")
+async def test_a_transaction_is_told_what_it_sees(coop: Database) -> None:
+    async with coop.transaction() as tx:
+        assert [await coop.remember("name", name, tx) for _ in range(2)] == ["old", "old"]
+    with reads(coop, 0):
+        assert await coop.remember("name", name) == "old"
+    async with coop.transaction() as tx:
+        await update_where(tx, CoopModel, {"name": "never"}, CoopModel.uuid == "a")
+        assert await coop.remember("name", name, tx) == "never"
+        assert await coop.remember("name", name) == "old"
+        await tx.rollback()
+    assert await coop.remember("name", name) == "old"
 
 
 async def test_an_answer_depends_on_the_answers_in_it(coop: Database) -> None:

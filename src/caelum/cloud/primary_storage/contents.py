@@ -76,7 +76,7 @@ class StorageContentsService(Service):
         terms = {one.uuid: await self.storages.terms(one.uuid) for one in known}
         bound = {one.uuid: self.node.drivers.get(PrimaryStorageDriver, one.type).host_bound for one in known}
         async with self.node.db.read() as session:
-            return await Finder(self.node.db, session, msg, terms, bound, image_size).find(known)
+            return await Finder(session, msg, terms, bound, image_size).find(known)
 
     @handles(ReserveStorage, queue="storage-{key}")
     async def reserve(self, msg: ReserveStorage) -> None:

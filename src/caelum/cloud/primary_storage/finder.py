@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
-from sqlalchemy import Table, bindparam, select
+from sqlalchemy import ColumnElement, String, Table, bindparam, literal, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.primary_storage.capacity import Terms
@@ -18,7 +18,6 @@ from caelum.cloud.primary_storage.model import (
 )
 from caelum.cloud.primary_storage.storages import KnownStorage
 from caelum.cloud.switch import DISABLED, ENABLED
-from caelum.kernel.database import Database
 from caelum.kernel.prepared import Prepared
 from caelum.kernel.tag import UserTagModel
 
@@ -26,26 +25,40 @@ FEW = 500
 """Hosts that are named in a query; of more, all are read."""
 _HOST_REF = cast("Table", LocalStorageHostRefModel.__table__).c
 _CAPACITY = cast("Table", PrimaryStorageCapacityModel.__table__).c
+_CACHE = cast("Table", ImageCacheModel.__table__).c
+
+
+def _is_cached(host_uuid: Any) -> ColumnElement[bool]:
+    """Whether the image is in the cache of the storage, of a host-bound one in that host's."""
+    here = (_CACHE.primary_storage_uuid == bindparam("of_storage"), _CACHE.host_uuid == host_uuid)
+    return select(_CACHE.id).where(_CACHE.image_uuid == bindparam("of_image", type_=String), *here).exists()
+
+
 _OF_STORAGE = select(
-    _HOST_REF.host_uuid, _HOST_REF.status, _HOST_REF.available_capacity, _HOST_REF.available_physical_capacity
+    _HOST_REF.host_uuid,
+    _HOST_REF.status,
+    _HOST_REF.available_capacity,
+    _HOST_REF.available_physical_capacity,
+    _is_cached(_HOST_REF.host_uuid),
 ).where(_HOST_REF.primary_storage_uuid == bindparam("of_storage"))
 _ALL_SHARES = Prepared(_OF_STORAGE)
 _SHARES = Prepared(_OF_STORAGE.where(_HOST_REF.host_uuid.in_(bindparam("hosts", expanding=True))))
 _WHOLE = Prepared(
-    select(_CAPACITY.available_capacity, _CAPACITY.available_physical_capacity).where(
+    select(_CAPACITY.available_capacity, _CAPACITY.available_physical_capacity, _is_cached(literal(NO_HOST))).where(
         _CAPACITY.uuid == bindparam("of_storage")
     )
 )
 
 
 class _Share(NamedTuple):
-    """What a host has of a storage, or what all of a shared one has: whether it is there, and free bytes, of the books
-    and of the disk.
+    """What a host has of a storage, or what all of a shared one has: whether it is there, free bytes, of the books
+    and of the disk, and whether the image is there already.
     """
 
     status: str
     available: int
     physical: int
+    has_image: bool
 
 
 class Finder:
@@ -53,14 +66,13 @@ class Finder:
 
     def __init__(
         self,
-        db: Database,
         session: AsyncSession,
         ask: FindStorage,
         terms: dict[str, Terms],
         host_bound: dict[str, bool],
         image_size: int = 0,
     ) -> None:
-        self._db, self._session, self._ask, self._image_size = db, session, ask, image_size
+        self._session, self._ask, self._image_size = session, ask, image_size
         self._terms, self._host_bound = terms, host_bound
         self._refusals: list[StorageRefusal] = []
 
@@ -102,10 +114,9 @@ class Finder:
     async def _on_hosts(self, ps: KnownStorage) -> StorageCandidate | None:
         by_host = await self._shares(ps.uuid)
         whole = None if self._host_bound[ps.uuid] else await self._whole(ps.uuid)
-        cached = await self._cached(ps.uuid)
         available = {}
         for host_uuid in self._ask.host_uuids:
-            free = self._free(ps, by_host.get(host_uuid), whole, host_uuid, cached)
+            free = self._free(ps, by_host.get(host_uuid), whole, host_uuid)
             if free is not None:
                 available[host_uuid] = free
         hosts = sorted(available, key=lambda one: -available[one])
@@ -113,38 +124,25 @@ class Finder:
 
     async def _shares(self, ps_uuid: str) -> dict[str, _Share]:
         """The hosts' rows, as plain tuples: a search may be over thousands of hosts."""
-        asked = self._ask.host_uuids
+        asked, here = self._ask.host_uuids, {"of_storage": ps_uuid, "of_image": self._ask.image_uuid}
         if len(asked) > FEW:
-            rows = await _ALL_SHARES.rows(self._session, of_storage=ps_uuid)
+            rows = await _ALL_SHARES.rows(self._session, **here)
         else:
-            rows = await _SHARES.rows(self._session, of_storage=ps_uuid, hosts=asked)
+            rows = await _SHARES.rows(self._session, **here, hosts=asked)
         return {row[0]: _Share(*row[1:]) for row in rows}
 
     async def _whole(self, ps_uuid: str) -> _Share | None:
-        for row in await _WHOLE.rows(self._session, of_storage=ps_uuid):
+        for row in await _WHOLE.rows(self._session, of_storage=ps_uuid, of_image=self._ask.image_uuid):
             return _Share(CONNECTED, *row)
         return None
 
-    async def _cached(self, ps_uuid: str) -> frozenset[str]:
-        """The hosts whose part of the storage has the image."""
-        cache, image_uuid = ImageCacheModel, self._ask.image_uuid
-
-        async def load(session: AsyncSession) -> frozenset[str]:
-            here = (cache.primary_storage_uuid == ps_uuid, cache.image_uuid == image_uuid)
-            return frozenset(await session.scalars(select(cache.host_uuid).where(*here)))
-
-        return await self._db.remember((Finder._cached, ps_uuid, image_uuid), load, self._session)
-
-    def _free(
-        self, ps: KnownStorage, ref: _Share | None, whole: _Share | None, host_uuid: str, cached: frozenset[str]
-    ) -> int | None:
+    def _free(self, ps: KnownStorage, ref: _Share | None, whole: _Share | None, host_uuid: str) -> int | None:
         """The free bytes when it fits on this host, else None with the reason noted."""
-        bound, terms = self._host_bound[ps.uuid], self._terms[ps.uuid]
-        capacity = ref if bound else whole
+        terms, capacity = self._terms[ps.uuid], ref if self._host_bound[ps.uuid] else whole
         if ref is None or ref.status != CONNECTED or capacity is None:
             self._refuse(ps, host_uuid, "the host is not connected to it")
             return None
-        image = 0 if (host_uuid if bound else NO_HOST) in cached else self._image_size
+        image = 0 if capacity.has_image else self._image_size
         reason = self._too_little(capacity.available, capacity.physical, image, terms)
         if reason is not None:
             self._refuse(ps, host_uuid, reason)
