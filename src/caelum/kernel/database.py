@@ -405,8 +405,8 @@ class Database:
         """What `load(session)` reads, kept under `key` until a table changes that it read from.
 
         For what is read far more often than it changes. The answer is shared: nobody may change it. `load` may
-        depend on nothing but the key and the database. For a transaction it reads in that, on PostgreSQL always, and
-        may lock there; so the answer is true until its end, for on SQLite nobody else writes meanwhile.
+        depend on nothing but the key and the database. A transaction that needs it true until its end gives itself as
+        `tx`: it is read there, on PostgreSQL also locked, and on SQLite nobody else writes meanwhile.
         """
         self._refuse_severed()
         if tx is not None and (self._versions is not None or self._remembered.written):
@@ -418,15 +418,10 @@ class Database:
         if (kept := self._remembered.get(key)) is not None:
             return cast("T", kept[0])
         with self._remembered.reader() as reader:
-            answer = await self._load(load, tx)
+            async with self.read() if tx is None else contextlib.nullcontext(tx) as session:
+                answer = await load(session)
         self._remembered.put(key, answer, reader)
         return answer
-
-    async def _load(self, load: Callable[[AsyncSession], Awaitable[T]], tx: AsyncSession | None) -> T:
-        if tx is not None:
-            return await load(tx)
-        async with self.read() as session:
-            return await load(session)
 
     def _committed(self) -> None:
         """Have a checkpoint from time to time, one at a time, and not by whoever happens to commit."""
