@@ -26,7 +26,7 @@ PROGRAMS = Path("/usr/lib/postgresql")
 _DUMP_SECONDS = 3600.0
 _LOCK_WAIT = "10s"
 _PART = ".part"
-YOUNG_SECONDS = 3600.0
+YOUNG_SECONDS = 600.0
 """How old a dump may be to be taken for another try, or for the end, of the same upgrade."""
 _CLIENT = (
     "Install the client programs of PostgreSQL in the server's version (postgresql-client), or back the database up by"
