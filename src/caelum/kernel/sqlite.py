@@ -242,7 +242,7 @@ def _end(adapted: Any, statement: str) -> None:
         end = _ending(driver, statement)
         if end is None:
             return
-        if _pace.quick(statement):
+        if _KEPT in driver.__dict__ and _pace.quick(statement):
             _pace.timed(statement, end, here=True)
         else:
             await_(driver._execute(_pace.timed, statement, end))

@@ -9,32 +9,39 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 from sqlalchemy import Connection, event, inspect, text
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
 
-from caelum.kernel import changes, membership, postgresql, sqlite
+from caelum.kernel import changes, membership, postgresql, postgresql_sessions, sqlite, table_versions
 from caelum.kernel.database import Database
 from caelum.testing.simulation.loop import Machine, VirtualLoop
+from caelum.testing.simulation.sqlite import ServerError
+
+log = logging.getLogger(__name__)
 
 URL = "postgresql+asyncpg://simulation"
 """What begins the address of the simulated server; the path of the file follows."""
 _PRAGMAS = ("journal_mode=WAL", "synchronous=OFF", "foreign_keys=ON")
 _WAIT = 0.02
+_VERSIONS = (
+    "SELECT group_concat(name || ' ' || version, ' ') "
+    "FROM (SELECT name, sum(version) AS version FROM table_change GROUP BY name) AS tables"
+)
 
 
 class Engine(AsyncEngine):
-    """An engine on the simulated server. One with options is one that only reads."""
+    """An engine on the simulated server."""
 
     reader: AsyncEngine
-
-    def execution_options(self, **_options: Any) -> AsyncEngine:
-        """The product asks for options of a reader only."""
-        return self.reader
+    """Another one, which only reads."""
 
 
 def make_engine(url: str, limits: postgresql.Limits) -> AsyncEngine:
@@ -56,9 +63,85 @@ def _engine(url: str, limits: postgresql.Limits, begin: str, pragmas: tuple[str,
         _connection: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool
     ) -> tuple[str, Any]:
         foreign = statement.startswith("SET ") or "_advisory_" in statement
-        return ("SELECT 1", ()) if foreign else (statement, parameters)
+        return ("SELECT 1", ()) if foreign else (_of_sqlite(statement), parameters)
 
     return made
+
+
+def _of_sqlite(statement: str) -> str:
+    """A statement that the program wrote for PostgreSQL, in SQLite's words."""
+    if statement == table_versions.VERSIONS:
+        return _VERSIONS
+    return statement.replace("SELECT FROM ", "SELECT 1 FROM ").replace(" FOR KEY SHARE", "")
+
+
+class Connections:
+    """In the place of `postgresql_sessions.Connections`: the engines' pools keep the connections."""
+
+    def __init__(self, engine: AsyncEngine, _limits: postgresql.Limits, sent: Callable[[str], None]) -> None:
+        self._writer, self._reader = engine, cast("Engine", engine).reader
+        # Whoever made this listens to the writer.
+        event.listen(self._reader.sync_engine, "before_cursor_execute", lambda *told: sent(told[2]))
+
+    def reading(self) -> SimulatedSession:
+        """A session that sees one state of the database."""
+        return SimulatedSession(self._reader, Session)
+
+    def writing(self) -> SimulatedSession:
+        """A session that is the only one to write, from its first statement on."""
+        return SimulatedSession(self._writer, postgresql.LockingSession)
+
+    async def ask(self, statement: str) -> Any:
+        """The one value that a statement answers by itself."""
+        async with self._reader.connect() as connection:
+            return (await connection.exec_driver_sql(statement)).scalar()
+
+    async def close(self) -> None:
+        """Whoever has the engines closes what is open."""
+        await self._reader.dispose()
+
+
+class SimulatedSession(postgresql_sessions.KeptSession):
+    """In the place of `KeptSession`: all that it does passes through SQLAlchemy."""
+
+    def __init__(self, engine: AsyncEngine, kind: type[Session]) -> None:
+        super().__init__(engine, expire_on_commit=False, sync_session_class=kind)
+
+    async def run(self, statement: str, values: Sequence[Any]) -> tuple[Sequence[Any], int]:
+        """See `KeptSession`."""
+        connection = await self.connection()
+        done = await connection.exec_driver_sql(statement, tuple(values), {"preserve_rowcount": True})
+        return (done.all() if done.returns_rows else []), done.rowcount
+
+    @property
+    def begun(self) -> bool:
+        """See `KeptSession`."""
+        return self.in_transaction()
+
+    @property
+    def changed(self) -> bool:
+        """See `KeptSession`."""
+        return bool(self.new or self.identity_map)
+
+    async def commit_all(self, guard: str | None) -> None:
+        """See `KeptSession`. A division by zero fails in PostgreSQL, and is NULL in SQLite."""
+        if guard is not None and self.begun:
+            [(answer,)], _ = await self.run(guard, ())
+            if answer is None:
+                raise OperationalError(guard, None, ServerError("division by zero", postgresql_sessions.BROKEN))
+        await self.commit()
+
+    @property
+    def ends_at_once(self) -> bool:
+        """See `KeptSession`."""
+        return not self.in_transaction()
+
+    async def end(self) -> None:
+        """See `KeptSession`."""
+        try:
+            await AsyncSession.close(self)
+        except SQLAlchemyError as error:
+            log.info("a connection broke when it was given back: %s", error)
 
 
 class Turns:
@@ -119,6 +202,7 @@ def served(loop: VirtualLoop, epoch: float) -> Any:
 
     with (
         mock.patch.object(postgresql, "make_engine", make_engine),
+        mock.patch.object(postgresql_sessions, "Connections", Connections),
         mock.patch.object(membership, "_clock", clock),
         mock.patch.object(membership, "_limit_lock_wait", _no_limit),
         mock.patch.object(changes, "unwatched", _unwatched),

@@ -161,7 +161,8 @@ class InlineConnection(aiosqlite.Connection):
         if not self._running or self._connection is None:
             raise _gone()
         future: asyncio.Future[Any] = self.server.loop.create_future()
-        self._put(future, lambda: fn(*args, **kwargs), getattr(fn, "__name__", "") == "commit")
+        is_commit = any(getattr(one, "__name__", "") == "commit" for one in (fn, *args))
+        self._put(future, lambda: fn(*args, **kwargs), is_commit)
         return await future
 
     def _put(self, future: asyncio.Future[Any], work: Callable[[], Any], is_commit: bool = False) -> None:
