@@ -102,7 +102,7 @@ def test_a_forged_address_reaches_nobody(web: Guest, peer: Guest) -> None:
     try:
         assert web.ssh(f"ping -c 2 -W 2 -I {forged} {peer.address}").returncode != 0
         web.ssh(f"arping -c 2 -U -I eth0 -s {forged} {forged}")
-        assert forged not in peer.sh("cat /proc/net/arp")
+        assert forged not in peer.sh("cat /proc/net/arp").split()
     finally:
         web.sh(f"ip address delete {forged}/32 dev eth0")
     assert web.sh(f"ping -c 1 -W 5 {peer.address}")
