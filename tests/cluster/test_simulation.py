@@ -20,13 +20,23 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from sqlalchemy import text
 
+from caelum.kernel import sqlite
+from caelum.kernel.database import Database, after_commit
+from caelum.kernel.errors import CloudError
+from caelum.kernel.membership import EVICTED, Membership
+from caelum.kernel.postgresql import DATABASE_UNAVAILABLE
 from caelum.kernel.workflow import Workflows
 from caelum.testing.simulation import template
+from caelum.testing.simulation.cluster import Cluster
 from caelum.testing.simulation.loop import Machine, StuckError
 from caelum.testing.simulation.network import NetworkLoop, Weather
 from caelum.testing.simulation.pool import run_all
+from caelum.testing.simulation.postgres import URL
 from caelum.testing.simulation.run import run
+from caelum.testing.simulation.seams import unreal
+from caelum.testing.simulation.sqlite import Outage
 
 SEEDS = 50
 _SECONDS_PER_SEED = 60
@@ -90,6 +100,77 @@ def test_a_planted_bug_is_found(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONHASHSEED": "0"}, capture_output=True, text=True, timeout=1200, check=True,
     )  # fmt: skip
     assert "was never answered" in done.stdout or "is Running" in done.stdout, done.stdout + done.stderr[-2000:]
+
+
+# --- the database server ----------------------------------------------------------------------------------------------
+
+
+def served(directory: Path, scene: Callable[[Database, Outage], Coroutine[Any, Any, Any]]) -> Any:
+    """Run a scene with a node's database on the simulated server."""
+    with mock.patch.object(sqlite, "LOCK_TIMEOUT", 0.0):  # which the simulation never sets back
+        cluster, machine = Cluster("1", directory, nodes=1, hosts=0), Machine("node", "10.0.0.1")
+
+        async def play() -> Any:
+            db = Database(f"{URL}/{directory / 'caelum.db'}")
+            async with db.engine.begin() as connection:
+                await connection.exec_driver_sql("CREATE TABLE management_node (uuid TEXT)")
+            answer = await scene(db, cluster.database.outage(machine))
+            await db.close()
+            return answer
+
+        with unreal(cluster.loop, cluster.database, cluster.broker, "1"):
+            return cluster.loop.run_until_complete(cluster.loop.run_on(machine, play()))
+
+
+async def enter(db: Database, uuid: str, told: list[str] | None = None) -> str:
+    """Write a row; what became of that, as far as the node knows."""
+    try:
+        async with db.transaction() as tx:
+            await tx.execute(text("INSERT INTO management_node VALUES (:uuid)"), {"uuid": uuid})
+            if told is not None:
+                after_commit(tx, lambda: told.append("news"))
+    except CloudError as error:
+        return "ambiguous" if "ambiguous" in error.facts else error.code
+    return "done"
+
+
+async def rows(db: Database) -> int:
+    """How many there are."""
+    async with db.read() as session:
+        return int(await session.scalar(text("SELECT count(*) FROM management_node")) or 0)
+
+
+@pytest.mark.parametrize(
+    ("how", "news", "known", "told", "left"),
+    [
+        ("done", True, "done", ["news"], 1),
+        ("lost", True, DATABASE_UNAVAILABLE.code, [], 0),
+        ("done", False, "ambiguous", [], 1),
+        ("lost", False, "ambiguous", [], 0),
+    ],
+)
+def test_a_lost_commit_is_looked_up_where_news_of_it_are_waited_for(
+    tmp_path: Path, how: str, news: bool, known: str, told: list[str], left: int
+) -> None:
+    async def scene(db: Database, outage: Outage) -> tuple[str, list[str], int]:
+        outage.break_at_commit, heard = how, list[str]()
+        return await enter(db, "one", heard if news else None), heard, await rows(db)
+
+    assert served(tmp_path, scene) == (known, told, left)
+
+
+@pytest.mark.parametrize("member", [True, False])
+def test_only_a_member_commits(tmp_path: Path, member: bool) -> None:
+    async def scene(db: Database, _outage: Outage) -> tuple[str, int]:
+        if member:
+            await enter(db, "mine")
+        fence = mock.Mock(spec=Membership, _node=mock.Mock(uuid="mine"), _lost=False)
+        fence.guard = lambda: Membership.guard(fence)
+        fence.broken = lambda: CloudError(EVICTED, "it has no row")
+        db.fence = fence
+        return await enter(db, "one"), await rows(db)
+
+    assert served(tmp_path, scene) == (("done", 2) if member else (EVICTED.code, 0))
 
 
 # --- the loop, the network ------------------------------------------------------------------------------------------

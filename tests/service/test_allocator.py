@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import select
 from tests.service.host_clouds import HostCloud, host_cloud
 
+from caelum.cloud.allocator import choose, pages
 from caelum.cloud.allocator.api import GetCpuMemoryCapacity, GetHostAllocatorStrategies
 from caelum.cloud.allocator.extension import HostFilter
 from caelum.cloud.allocator.messages import (
@@ -150,6 +151,26 @@ async def test_hosts_that_another_node_is_connecting_are_waited_for(cloud: HostC
     with pytest.raises(CloudError) as caught:
         await asyncio.wait_for(allocate(cloud, host_uuid=other, cpu_num=1000), 5)
     assert caught.value.code == "HOST_ALLOCATION.1000"
+
+
+@pytest.mark.parametrize("after", [(pages.Pages, "next"), (pages.Pages, "missed"), (choose, "explain")])
+async def test_a_host_that_is_connected_after_it_was_passed_over_is_tried(
+    cloud: HostCloud, monkeypatch: pytest.MonkeyPatch, after: tuple[Any, str]
+) -> None:
+    host = (await records.find(cloud.node))[0].uuid
+    cloud.node.services["host"].tracker.forget(host)
+    await records.move(cloud.node, host, CONNECTING)
+    original, asked = getattr(*after), []
+
+    async def then_connected(*given: Any) -> Any:
+        answer = await original(*given)
+        asked.append(answer)
+        await records.move(cloud.node, host, CONNECTED)
+        return answer
+
+    monkeypatch.setattr(*after, then_connected)
+    assert (await allocate(cloud, host_uuid=host, last_host_uuid=host)).host_uuid == host
+    assert asked
 
 
 async def test_a_repeated_request_is_the_same_and_a_return_gives_back_all(cloud: HostCloud) -> None:

@@ -9,6 +9,7 @@ its undo has given everything back.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import msgspec
 
@@ -28,6 +29,8 @@ from caelum.kernel.errors import CloudError
 from caelum.kernel.journal import refuse_late
 from caelum.kernel.node import Node
 
+MISSED = "hostsConnecting"
+"""The fact of a refusal that a host which may do was being connected."""
 _FIRST_PAGE = 8
 _GROWTH = 8
 Storages = dict[str, list[str]]
@@ -43,11 +46,13 @@ class Chooser:
         self._refused: dict[str, dict[str, str]] = {}
 
     async def choose(self) -> HostAllocation:
-        """Reserve on the best host that will do. Raises HOST_ALLOCATION.1000."""
+        """Reserve on the best host that will do. Raises HOST_ALLOCATION.1000, with the fact `MISSED` when a host was
+        passed over because it was not connected yet."""
         physically = self._node.settings.get(CHECK_PHYSICAL_MEMORY)
         asked = request(self._ask, await self._clusters(), physically=physically)
         types: dict[str, str] = {}
-        async for page in self._pages(asked):
+        pages = self._opened(asked)
+        async for page in self._walk(pages):
             candidates = [_candidate(row) for row in page]
             types.update({row.uuid: row.hypervisor_type for row in page})
             left, storages = await self._filter(candidates)
@@ -59,7 +64,7 @@ class Chooser:
                 disks = await self._take(candidate, storages.get(candidate.host_uuid, {}), physically)
                 if disks is not None:
                     return _allocation(candidate, types, disks=disks)
-        raise await self._nothing(asked)
+        raise await self._nothing(asked, missed=await pages.missed())
 
     async def _clusters(self) -> list[str] | None:
         """The clusters that have all L2 networks of the request's L3 networks."""
@@ -74,13 +79,17 @@ class Chooser:
             common = here if common is None else common & here
         return sorted(common or set())
 
-    async def _pages(self, asked: Request) -> AsyncIterator[list[HostRow]]:
+    def _opened(self, asked: Request) -> Pages:
+        known = self._node.drivers.types(HostAllocatorStrategy)
+        strategy = self._node.drivers.get(HostAllocatorStrategy, full_name(self._ask.strategy, known))
+        return Pages(self._node.db, asked, strategy)
+
+    async def _walk(self, pages: Pages) -> AsyncIterator[list[HostRow]]:
         """What passes the rules, best first: the preferred host, then few at a time, for one of the first nearly always
         will do; then more and more. Who only asks gets whole pages."""
-        known, most = self._node.drivers.types(HostAllocatorStrategy), self._node.settings.get(PAGE)
-        strategy = self._node.drivers.get(HostAllocatorStrategy, full_name(self._ask.strategy, known))
-        pages, size = Pages(self._node.db, asked, strategy), most if self._ask.dry_run else min(most, _FIRST_PAGE)
-        preferred = None if self._ask.dry_run else strategy.preferred(self._ask)
+        most = self._node.settings.get(PAGE)
+        size = most if self._ask.dry_run else min(most, _FIRST_PAGE)
+        preferred = None if self._ask.dry_run else pages.strategy.preferred(self._ask)
         if preferred is not None and (page := await pages.only(preferred)):
             yield page
         while page := await pages.next(size):
@@ -182,7 +191,7 @@ class Chooser:
 
     # --- refusal ----------------------------------------------------------------------------------------------------
 
-    async def _nothing(self, asked: Request) -> CloudError:
+    async def _nothing(self, asked: Request, *, missed: bool) -> CloudError:
         async with self._node.db.read() as session:
             causes = await explain(session, asked)
         causes += [refusal(name, reasons) for name, reasons in self._refused.items()]
@@ -191,7 +200,10 @@ class Chooser:
             f"no host for vm[uuid:{ask.vm_uuid}] with {ask.cpu_num} CPUs, {ask.memory} bytes of memory and"
             f" {len(ask.disks)} disks: " + ("; ".join(one.details for one in causes) or "there are no hosts")
         )
-        return CloudError(NO_AVAILABLE_HOST, details, causes=list(causes), cpuNum=ask.cpu_num, memorySize=ask.memory)
+        facts: dict[str, Any] = {MISSED: True} if missed else {}
+        return CloudError(
+            NO_AVAILABLE_HOST, details, causes=list(causes), cpuNum=ask.cpu_num, memorySize=ask.memory, **facts
+        )
 
 
 def _why(found: StorageCandidates, host_uuid: str, storage_uuid: str | None, size: int = 0) -> str:

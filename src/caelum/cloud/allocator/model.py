@@ -50,6 +50,8 @@ HOST = table(
     "host",
     *map(column, ("uuid", "name", "cluster_uuid", "zone_uuid", "hypervisor_type", "architecture", "state", "status")),
 )
+CONNECTED, CONNECTING = "Connected", "Connecting"
+"""The status of a host that can be used, and of one that may be in a moment."""
 CLUSTER = table("cluster", column("uuid"), column("state"))
 ZONE = table("zone", column("uuid"), column("state"))
 VM = table("vm_instance", column("uuid"), column("last_host_uuid"), column("state"))

@@ -14,7 +14,7 @@ from typing import Any, cast
 from sqlalchemy import Integer, Select, String, Table, bindparam
 
 from caelum.cloud.allocator.extension import HostAllocatorStrategy
-from caelum.cloud.allocator.model import HostCapacityModel
+from caelum.cloud.allocator.model import CONNECTED, CONNECTING, HostCapacityModel
 from caelum.cloud.allocator.rules import HostRow, Request, Shape, hosts, rules
 from caelum.cloud.allocator.strategies import STRATEGIES
 from caelum.kernel.database import Database
@@ -30,6 +30,7 @@ class Pages:
     """The candidates of one request."""
 
     def __init__(self, db: Database, asked: Request, strategy: HostAllocatorStrategy) -> None:
+        self.strategy = strategy
         self._db, self._asked = db, asked
         self._seen: list[str] = []
         terms = strategy.order(asked.ask)
@@ -40,8 +41,9 @@ class Pages:
 
     async def only(self, host_uuid: str) -> list[HostRow]:
         """This host, if it passes; it is in no page then."""
-        self._seen.append(host_uuid)
-        return await self._rows(_one(self._asked.shape), one=host_uuid)
+        found = await self._rows(_one(self._asked.shape), one=host_uuid)
+        self._seen += [row.uuid for row in found]
+        return found
 
     async def next(self, size: int) -> list[HostRow]:
         """At most so many that were in no page before; none, when there are no more."""
@@ -58,18 +60,27 @@ class Pages:
             del self._ways[0]
         return []
 
+    async def missed(self) -> bool:
+        """Whether a host that was in no page passes by now, or will once it is connected."""
+        return bool(await self._rows(_soon(self._asked.shape), seen=self._seen, size=1))
+
     async def _rows(self, statement: Prepared, **values: Any) -> list[HostRow]:
         async with self._db.read() as session:
             return [HostRow(*row) for row in await statement.rows(session, **self._asked.values, **values)]
 
 
-def _passing(shape: Shape) -> Select[Any]:
-    return hosts().where(*(rule.condition for rule in rules(shape)))
+def _passing(shape: Shape, *statuses: str) -> Select[Any]:
+    return hosts().where(*(rule.condition for rule in rules(shape, statuses or (CONNECTED,))))
 
 
-def _unseen(shape: Shape) -> Select[Any]:
+def _unseen(shape: Shape, *statuses: str) -> Select[Any]:
     unseen = _uuid.not_in(bindparam("seen", expanding=True))
-    return _passing(shape).where(unseen).limit(bindparam("size", type_=Integer))
+    return _passing(shape, *statuses).where(unseen).limit(bindparam("size", type_=Integer))
+
+
+@lru_cache(maxsize=256)
+def _soon(shape: Shape) -> Prepared:
+    return Prepared(_unseen(shape, CONNECTED, CONNECTING))
 
 
 @lru_cache(maxsize=256)

@@ -12,13 +12,13 @@ from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
 import msgspec
-from sqlalchemy import ColumnElement, Select, Table, and_, bindparam, join, not_, select
+from sqlalchemy import ColumnElement, Select, Table, and_, bindparam, join, not_, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.allocator.books import CPU, MEMORY, fits
 from caelum.cloud.allocator.errors import NO_AVAILABLE_HOST
 from caelum.cloud.allocator.messages import AllocateHost
-from caelum.cloud.allocator.model import CLUSTER, HOST, ZONE, HostCapacityModel
+from caelum.cloud.allocator.model import CLUSTER, CONNECTED, HOST, ZONE, HostCapacityModel
 from caelum.kernel.errors import CloudError
 from caelum.kernel.prepared import Prepared
 
@@ -113,15 +113,15 @@ def hosts() -> Select[Any]:
 
 
 @lru_cache(maxsize=256)
-def rules(shape: Shape) -> list[Rule]:
-    """The rules of all requests of a shape."""
+def rules(shape: Shape, statuses: tuple[str, ...] = (CONNECTED,)) -> list[Rule]:
+    """The rules of all requests of a shape, for hosts that have one of these statuses."""
     found = []
     if shape.networks:
         condition = HOST.c.cluster_uuid.in_(bindparam("clusters", expanding=True))
         found.append(Rule("AttachedL2Network", condition, lambda _row, _ask: "its cluster lacks a network"))
     if designated := [HOST.c[column] == bindparam(name) for name, column in _DESIGNATED.items() if name in shape.given]:
         found.append(Rule("DesignatedHost", and_(*designated), _elsewhere))
-    found.append(Rule("HostStateAndHypervisor", _usable(shape), _unusable))
+    found.append(Rule("HostStateAndHypervisor", _usable(shape, statuses), _unusable))
     found.append(Rule("HostCapacity", and_(*fits(physically=shape.physically)), _shortage))
     if shape.avoids:
         condition = HOST.c.uuid.not_in(bindparam("avoid", expanding=True))
@@ -129,10 +129,10 @@ def rules(shape: Shape) -> list[Rule]:
     return found
 
 
-def _usable(shape: Shape) -> ColumnElement[bool]:
+def _usable(shape: Shape, statuses: tuple[str, ...]) -> ColumnElement[bool]:
     return and_(
         HOST.c.state == "Enabled",
-        HOST.c.status == "Connected",
+        or_(*(HOST.c.status == one for one in statuses)),
         _CLUSTER_STATE == "Enabled",
         _ZONE_STATE == "Enabled",
         *(HOST.c[name] == bindparam(name) for name in _KINDS if name in shape.given),

@@ -22,7 +22,7 @@ from caelum.cloud.allocator.api import (
     GetHostAllocatorStrategies,
     StrategiesReply,
 )
-from caelum.cloud.allocator.choose import Chooser
+from caelum.cloud.allocator.choose import MISSED, Chooser
 from caelum.cloud.allocator.errors import NO_AVAILABLE_HOST
 from caelum.cloud.allocator.extension import HostAllocatorStrategy
 from caelum.cloud.allocator.limits import Limits
@@ -75,8 +75,12 @@ class AllocatorService(Service):
             try:
                 return await self._in_turn(msg)
             except CloudError as error:
-                # Hosts that are being connected, or are still to be after a restart, may take what these could not.
-                if error.kind is CANCELED or not await self.node.bus.call(AwaitHosts(host_uuid=msg.host_uuid)):
+                # Hosts that are being connected, or are still to be after a restart, may take what these could not;
+                # so may one that became Connected between the choice and this question.
+                if error.kind is CANCELED:
+                    raise
+                waited = await self.node.bus.call(AwaitHosts(host_uuid=msg.host_uuid))
+                if not waited and MISSED not in error.facts:
                     raise
                 return await self._in_turn(msg)
 

@@ -71,6 +71,9 @@ class Cluster:
         self.loop = NetworkLoop(random.Random(f"{seed}/threads"), self.weather)  # noqa: S311
         self.history = History(self.loop, (str(directory),))
         self.database = DatabaseServer(self.loop, random.Random(f"{seed}/database"))  # noqa: S311
+        self.database.on_ambiguous = lambda machine, how: self.history.add(
+            f"the answer to a commit that is {how} does not arrive", machine.name
+        )
         self.broker = Broker(self.loop, random.Random(f"{seed}/broker"))  # noqa: S311
         self.hosts = Hosts(hosts, self.loop, self.history, seed, directory)
         self.lives = [0] * nodes

@@ -68,6 +68,8 @@ class Hosts(SimulatedHosts):
         self.behaviour._random.seed(f"{seed}/hosts")
         self.doubles: list[str] = []
         """Guests that were seen on two hosts."""
+        self.done: dict[str, list[float]] = {}
+        """By VM, when hosts did something to it."""
         self.watched: list[WatchedHost] = []
         self._loop, self._history, self._files = loop, history, directory / "hosts"
 
@@ -75,6 +77,9 @@ class Hosts(SimulatedHosts):
         """A host did a command."""
         about = [str(one) for one in _subjects(command)]
         self._history.add(f"{command.path} {' '.join(about)}: {code}")
+        if command.path.startswith("/vm/") and code == "done":
+            for one in about:
+                self.done.setdefault(one, []).append(self._loop.time())
         for vm_uuid, vm in host.world.vms.items():
             others = [one.ip for one in self.hosts if one is not host and vm_uuid in one.world.vms]
             if others and vm.state != "Stopped":

@@ -106,11 +106,20 @@ class Judge:
             calls = [call for call in self._workload.calls if call.about == vm_uuid]
             last = max(calls, key=lambda call: call.ended or float("inf"))
             alone = all(call is last or (call.ended is not None and call.ended < last.begun) for call in calls)
-            free = self._nemesis.changed_by_themselves.get(vm_uuid, 0.0) < last.begun
+            free = last.succeeded and self._took_hold(vm_uuid, last)
             expected = _ENDS.get(last.name)
-            if last.succeeded and alone and free and expected and states.get(vm_uuid) not in expected:
+            if alone and free and expected and states.get(vm_uuid) not in expected:
                 found.append(f"{last.name} of vm {vm_uuid} succeeded, and it is {states.get(vm_uuid)}")
         return found
+
+    def _took_hold(self, vm_uuid: str, call: Call) -> bool:
+        """Whether nothing happened to the VM by itself that the call may not have known of: who asks for the state that
+        the records show, before anybody noticed that it is another, is told so, and no host has anything to do."""
+        changed = self._nemesis.changed_by_themselves.get(vm_uuid)
+        if changed is None or call.ended is None:
+            return True
+        done = self._cluster.hosts.done.get(vm_uuid, ())
+        return changed < call.begun and any(call.begun <= one <= call.ended for one in done)
 
     # --- the operator's view ------------------------------------------------------------------------------------------
 
