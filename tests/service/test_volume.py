@@ -48,11 +48,16 @@ from caelum.cloud.volume.messages import (
 )
 from caelum.cloud.volume.model import VolumeModel
 from caelum.cloud.volume.settings import DELETION_POLICY, EXPUNGE_PERIOD
+from caelum.kernel import context
 from caelum.kernel.context import ADMIN_ACCOUNT_UUID, Actor
+from caelum.kernel.crashpoints import Plan, ProcessDied
 from caelum.kernel.database import utcnow
 from caelum.kernel.errors import INVALID_ARGUMENT, CloudError
 from caelum.kernel.ids import new_uuid
+from caelum.kernel.jobs import MANAGEMENT_NODE_UNAVAILABLE
 from caelum.kernel.message import QueryCondition
+from caelum.testing.dump import unfinished
+from caelum.testing.harness import kill
 from caelum.testing.simcloud import GIB, IMAGE_SIZE, SimulatedCloud, simulated_cloud
 
 
@@ -214,6 +219,55 @@ async def test_a_volume_goes_to_a_machine_and_comes_back(world: SimulatedCloud) 
     assert gone.last_detach_date is not None
     machine = (await world.api(QueryVmInstance(conditions=[QueryCondition("uuid", "=", vm.uuid)]))).inventories[0]
     assert [one.type for one in machine.all_volumes] == ["Root"]
+
+
+async def attached(world: SimulatedCloud) -> VolumeInventory:
+    """A data volume that a running machine has."""
+    vm = await world.create_vm()
+    volume = await world.api(CreateDataVolume(name="data", disk_size=GIB))
+    found: VolumeInventory = await world.api(AttachDataVolumeToVm(vm_instance_uuid=vm.uuid, volume_uuid=volume.uuid))
+    return found
+
+
+@pytest.mark.parametrize("death", ["vm.detach-volume/forget/before", "vm.detach-volume/end", "before the deletion"])
+async def test_a_deletion_that_died_after_its_detachment_is_no_success(world: SimulatedCloud, death: str) -> None:
+    volume, job, node = await attached(world), new_uuid(), world.cloud.node
+    await node.jobs.create(job, "DeleteDataVolume")
+    reached = asyncio.Event()
+
+    async def delete_by_policy(*_: Any, **__: Any) -> None:
+        reached.set()
+        await asyncio.Event().wait()
+
+    def die() -> None:
+        node.db.sever(ProcessDied(death))
+        reached.set()
+
+    service: Any = node.services["volume"]
+    service.delete_by_policy = delete_by_policy
+    plan = Plan(death=death, on_death=die)
+    node.workflows.crashpoints.plan = plan
+    with context.use(context.TaskContext(job_uuid=job, api="DeleteDataVolume")):
+        deleting = asyncio.create_task(node.bus.call(DeleteDataVolume(uuid=volume.uuid)))
+    await asyncio.wait_for(reached.wait(), 20)
+    assert plan.dead == ("/" in death)
+    await kill(node)
+    deleting.cancel()
+    await asyncio.wait([deleting])
+    await world.stage.reboot()
+
+    async def ended() -> bool:
+        return not await unfinished(world.cloud.node.db)
+
+    await world.cloud.until(ended, 20)
+    found = await world.cloud.node.jobs.get(job)
+    assert found is not None
+    assert found.done
+    assert found.error is not None
+    assert found.error.code == MANAGEMENT_NODE_UNAVAILABLE.code
+    left = await one(world, volume.uuid)
+    assert (left.status, left.vm_instance_uuid) == ("Ready", None)
+    assert await world.cloud.node.workflows.answer_of_job(job) is None
 
 
 async def test_a_volume_on_a_host_goes_to_machines_of_that_host_only(world: SimulatedCloud) -> None:

@@ -97,6 +97,8 @@ class DetachVolumeFromVm(Message[VolumeInventory], kw_only=True):
 
     vm_uuid: str
     volume_uuid: str
+    answers: bool = True
+    """Whether that is all that the client's job is about: False when more is to be done with the volume."""
 
 
 @message(route_by="vm_uuid")

@@ -227,7 +227,7 @@ class VmService(VmQuestions):
         if volume.vm_instance_uuid != msg.vm_uuid:
             raise _is_free(msg.volume_uuid)
         ctx = VolumeContext(vm_uuid=msg.vm_uuid, volume_uuid=msg.volume_uuid, device_id=volume.device_id or 0)
-        return await self._run(DetachVolumeFlow, ctx, DETACH_VOLUME_FAILED)
+        return await self._run(DetachVolumeFlow, ctx, DETACH_VOLUME_FAILED, answers=msg.answers)
 
     @handles(AttachL3NetworkToVm, queue="vm-{vm_instance_uuid}")
     async def attach_nic(self, msg: AttachL3NetworkToVm) -> VmInstanceInventory:

@@ -15,13 +15,12 @@ from caelum.cloud.offering.messages import GetDiskOffering
 from caelum.cloud.primary_storage.messages import GetBitsOnStorage, GetPrimaryStorage, GetVolumeHosts
 from caelum.cloud.switch import ENABLED
 from caelum.cloud.vm.api import VmInstanceInventory
-from caelum.cloud.vm.messages import ListVms
+from caelum.cloud.vm.messages import DetachVolumeFromVm, ListVms
 from caelum.cloud.volume import tags
 from caelum.cloud.volume.api import (
     ChangeVolumeState,
     CreateDataVolume,
     DeleteDataVolume,
-    DetachDataVolumeFromVm,
     ExpungeDataVolume,
     GetVolumeCapabilities,
     GetVolumeFormat,
@@ -113,7 +112,9 @@ class VolumeService(VolumeRecordsService):
         self.call_off(msg.uuid)
         if volume.vm_instance_uuid is not None:
             # Outside of the volume's queue: the virtual machine tells this service of the detachment.
-            await self.bus.call(DetachDataVolumeFromVm(uuid=msg.uuid))
+            await self.bus.call(
+                DetachVolumeFromVm(vm_uuid=volume.vm_instance_uuid, volume_uuid=msg.uuid, answers=False)
+            )
         await self.in_queue(msg.uuid, self.delete_by_policy, None, answers=True)
 
     @handles(RecoverDataVolume, queue="volume-{uuid}")
