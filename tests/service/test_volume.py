@@ -278,6 +278,23 @@ async def test_a_volume_on_a_host_goes_to_machines_of_that_host_only(world: Simu
     assert await world.api(GetDataVolumeAttachableVm(volume_uuid=elsewhere.uuid)) == []
 
 
+async def test_what_is_as_it_was_is_not_written_again(world: SimulatedCloud) -> None:
+    volume, vm, node = await world.api(place(world)), new_uuid(), world.cloud.node
+    service: Any = node.services["volume"]
+    await service.refresh_sizes()
+    measured = await one(world, volume.uuid)
+    await service.refresh_sizes()
+    assert await one(world, volume.uuid) == measured, "also the date of its last change"
+    world.hosts[0].world.files[volume.install_path].actual_size = 12345
+    await service.refresh_sizes()
+    changed = await one(world, volume.uuid)
+    assert changed.actual_size == 12345
+    assert changed.last_op_date > measured.last_op_date
+    for wanted in (SetVolumeAttachment(volume.uuid, vm, 1), SetVolumeAttachment(volume.uuid, None)):
+        first = await node.bus.call(wanted)
+        assert await node.bus.call(wanted) == await one(world, volume.uuid) == first
+
+
 async def test_a_volume_changes(world: SimulatedCloud) -> None:
     volume = await world.api(place(world))
     assert (await world.api(UpdateVolume(uuid=volume.uuid, name="new"))).name == "new"

@@ -177,6 +177,8 @@ class VolumeService(VolumeRecordsService):
         bits = await self.bus.call(
             GetBitsOnStorage(volume.primary_storage_uuid, None, volume.install_path, volume_uuid=volume.uuid)
         )
+        if (bits.size, bits.actual_size) == (volume.size, volume.actual_size):
+            return volume
         async with self.db.transaction() as tx:
             return await change(tx, msg.uuid, size=bits.size, actual_size=bits.actual_size)
 
