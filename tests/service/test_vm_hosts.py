@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextvars import Context
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,8 @@ from caelum.cloud.vm.api import (
     VmStateChanged,
     VmStateChangedOnHost,
 )
-from caelum.cloud.vm.messages import VmStateSeen
+from caelum.cloud.vm.flows.base import destroy_later
+from caelum.cloud.vm.messages import DestroyLeftover, VmStateSeen
 from caelum.cloud.vm.model import VmInstanceModel
 from caelum.kernel.errors import CloudError
 from caelum.kernel.ids import new_uuid
@@ -171,6 +173,47 @@ async def test_a_vm_destroyed_while_its_host_is_away_goes_when_it_is_back(world:
     await world.cloud.until(gone, 10)
     assert (await room(world))[:2] == free[:2]
     await assert_nothing_wrong(world)
+
+
+async def test_a_leftover_goes_in_the_turn_of_its_vm_at_its_own_node(world: SimulatedCloud) -> None:
+    vm = await world.create_vm()
+    host, node, queue = host_of(world, vm), world.cloud.node, f"vm-{vm.uuid}"
+    await world.api(StopVmInstance(uuid=vm.uuid, type="cold"))
+
+    def destroyed() -> int:
+        return host.arrived[protocol.DestroyVm.path]
+
+    async def done() -> bool:
+        return not await node.gc.open_jobs()
+
+    async def leave(*names: str) -> None:
+        """Leave the machine to the garbage collector, which waits for the VM's turn after these."""
+        async with node.db.transaction() as tx:
+            await destroy_later(node, tx, vm.uuid, host.uuid)
+        await node.gc.trigger_all()
+        await pending(*names, "DestroyLeftover")
+
+    async def pending(*names: str) -> None:
+        await world.cloud.until(lambda: [one.name for one in node.queues.dump()[queue].pending] == list(names))
+
+    # The job's own UUID, which decides which node has it, is not the VM's.
+    assert DestroyLeftover.__meta__.route_by == "vm_uuid"
+    before = destroyed()
+    async with node.queues.turn(queue):
+        await leave()
+        assert destroyed() == before
+    await world.cloud.until(done)
+    assert destroyed() == before + 1
+
+    async with node.queues.turn(queue):
+        start = StartVmInstance(uuid=vm.uuid, host_uuid=host.uuid)
+        starting = asyncio.create_task(world.api(start), context=Context())
+        await pending("APIStartVmInstanceMsg")
+        await leave("APIStartVmInstanceMsg")
+    await starting
+    await world.cloud.until(done)
+    assert destroyed() == before + 1
+    assert guests(world) == {vm.uuid: "Running"}, "it has come to life there"
 
 
 async def test_a_host_that_is_back_before_a_vms_turn_comes_leaves_it_running(world: SimulatedCloud) -> None:

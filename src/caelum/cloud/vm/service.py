@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from sqlalchemy import select
 
+from caelum.cloud.host.messages import DestroyVmOnHost
 from caelum.cloud.offering.messages import GetInstanceOffering
 from caelum.cloud.ownership import owner_of
 from caelum.cloud.vm import tags
@@ -72,8 +73,15 @@ from caelum.cloud.vm.flows.lifecycle import (
     StopContext,
     StopVmFlow,
 )
-from caelum.cloud.vm.messages import DestroyVm, DetachNicFromVm, DetachVmNic, DetachVolumeFromVm, StopVm
-from caelum.cloud.vm.model import VmInstanceModel, VmNicModel, VmState
+from caelum.cloud.vm.messages import (
+    DestroyLeftover,
+    DestroyVm,
+    DetachNicFromVm,
+    DetachVmNic,
+    DetachVolumeFromVm,
+    StopVm,
+)
+from caelum.cloud.vm.model import TRANSITIONAL, VmInstanceModel, VmNicModel, VmState
 from caelum.cloud.vm.plans import plan_create
 from caelum.cloud.vm.questions import VmQuestions
 from caelum.cloud.vm.records import new_mac, require_state
@@ -171,6 +179,15 @@ class VmService(VmQuestions):
         chosen = policy or default
         ctx = DestroyContext(vm_uuid=vm_uuid, policy=chosen, delete_data=self.node.settings.get(DELETE_DATA_VOLUMES))
         await self._run(DestroyVmFlow, ctx, DESTROY_FAILED, answers=answers)
+
+    @handles(DestroyLeftover, queue="vm-{vm_uuid}")
+    async def destroy_leftover(self, msg: DestroyLeftover) -> bool:
+        async with self.db.read() as session:
+            vm = await read_row(session, VmInstanceModel, msg.vm_uuid)
+        if vm is not None and vm.host_uuid == msg.host_uuid:
+            return vm.state not in TRANSITIONAL
+        await self.bus.call(DestroyVmOnHost(host_uuid=msg.host_uuid, vm_uuid=msg.vm_uuid))
+        return True
 
     @handles(RecoverVmInstance, queue=QUEUE)
     async def recover(self, msg: RecoverVmInstance) -> VmInstanceInventory:
