@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextvars import Context
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from caelum.cloud.volume.api import (
     ChangeVolumeState,
     CreateDataVolume,
     DeleteDataVolume,
+    DetachDataVolumeFromVm,
     ExpungeDataVolume,
     GetVolumeCapabilities,
     GetVolumeFormat,
@@ -52,7 +54,7 @@ from caelum.kernel import context
 from caelum.kernel.context import ADMIN_ACCOUNT_UUID, Actor
 from caelum.kernel.crashpoints import Plan, ProcessDied
 from caelum.kernel.database import utcnow
-from caelum.kernel.errors import INVALID_ARGUMENT, CloudError
+from caelum.kernel.errors import INVALID_ARGUMENT, RESOURCE_NOT_FOUND, CloudError
 from caelum.kernel.ids import new_uuid
 from caelum.kernel.jobs import MANAGEMENT_NODE_UNAVAILABLE
 from caelum.kernel.message import QueryCondition
@@ -268,6 +270,29 @@ async def test_a_deletion_that_died_after_its_detachment_is_no_success(world: Si
     left = await one(world, volume.uuid)
     assert (left.status, left.vm_instance_uuid) == ("Ready", None)
     assert await world.cloud.node.workflows.answer_of_job(job) is None
+
+
+@pytest.mark.parametrize("policy", ["Delay", "Direct"])
+async def test_an_attached_volume_may_be_deleted_twice_at_once(world: SimulatedCloud, policy: str) -> None:
+    volume, node = await attached(world), world.cloud.node
+    await node.settings.set(DELETION_POLICY, policy)
+    queue = f"vm-{volume.vm_instance_uuid}"
+    delete, detach = DeleteDataVolume(uuid=volume.uuid), DetachDataVolumeFromVm(uuid=volume.uuid)
+    async with node.queues.turn(queue):
+        asked = [asyncio.create_task(world.api(one), context=Context()) for one in (delete, delete, detach)]
+        await world.cloud.until(lambda: len(node.queues.dump()[queue].pending) == 3)
+    *deleted, detached = await asyncio.gather(*asked, return_exceptions=True)
+    assert deleted == [None, None]
+    assert isinstance(detached, CloudError)
+    if policy == "Delay":
+        assert (await one(world, volume.uuid)).status == "Deleted"
+        return
+    assert await volumes(world, QueryCondition("uuid", "=", volume.uuid)) == []
+    attach = AttachDataVolumeToVm(vm_instance_uuid=volume.vm_instance_uuid or "", volume_uuid=volume.uuid)
+    for msg in (attach, detach):
+        with pytest.raises(CloudError) as refused:
+            await node.bus.call(msg)
+        assert refused.value.kind is RESOURCE_NOT_FOUND
 
 
 async def test_a_volume_on_a_host_goes_to_machines_of_that_host_only(world: SimulatedCloud) -> None:

@@ -91,7 +91,7 @@ from caelum.cloud.vm.settings import (
     EXPUNGE_INTERVAL,
     EXPUNGE_PERIOD,
 )
-from caelum.cloud.vm.specs import load_vm, read_vm
+from caelum.cloud.vm.specs import load_vm, read_vm, volume_of
 from caelum.cloud.volume.api import AttachDataVolumeToVm, DetachDataVolumeFromVm, VolumeInventory
 from caelum.cloud.volume.messages import GetVolumes
 from caelum.kernel.context import ADMIN_ACCOUNT_UUID
@@ -217,7 +217,7 @@ class VmService(VmQuestions):
     async def attach_volume(self, msg: AttachDataVolumeToVm) -> VolumeInventory:
         async with self.db.read() as session:
             require_state(await read_vm(session, msg.vm_instance_uuid), "AttachDataVolumeToVm", ATTACHABLE)
-        volume = (await self.bus.call(GetVolumes(uuids=[msg.volume_uuid]))).volumes[0]
+        volume = await volume_of(self.node, msg.volume_uuid)
         ctx = VolumeContext(vm_uuid=msg.vm_instance_uuid, volume_uuid=msg.volume_uuid)
         if not volume.install_path:
             ctx.instantiate_on = volume.primary_storage_uuid or await self._storage_of(msg.vm_instance_uuid)
@@ -233,14 +233,14 @@ class VmService(VmQuestions):
 
     @handles(DetachDataVolumeFromVm)
     async def detach_volume(self, msg: DetachDataVolumeFromVm) -> VolumeInventory:
-        volume = (await self.bus.call(GetVolumes(uuids=[msg.uuid]))).volumes[0]
+        volume = await volume_of(self.node, msg.uuid)
         if volume.vm_instance_uuid is None:
             raise _is_free(msg.uuid)
         return await self.bus.call(DetachVolumeFromVm(vm_uuid=volume.vm_instance_uuid, volume_uuid=msg.uuid))
 
     @handles(DetachVolumeFromVm, queue="vm-{vm_uuid}")
     async def detach_volume_in_turn(self, msg: DetachVolumeFromVm) -> VolumeInventory:
-        volume = (await self.bus.call(GetVolumes(uuids=[msg.volume_uuid]))).volumes[0]
+        volume = await volume_of(self.node, msg.volume_uuid)
         if volume.vm_instance_uuid != msg.vm_uuid:
             raise _is_free(msg.volume_uuid)
         ctx = VolumeContext(vm_uuid=msg.vm_uuid, volume_uuid=msg.volume_uuid, device_id=volume.device_id or 0)

@@ -112,10 +112,17 @@ class VolumeService(VolumeRecordsService):
         self.call_off(msg.uuid)
         if volume.vm_instance_uuid is not None:
             # Outside of the volume's queue: the virtual machine tells this service of the detachment.
-            await self.bus.call(
-                DetachVolumeFromVm(vm_uuid=volume.vm_instance_uuid, volume_uuid=msg.uuid, answers=False)
-            )
+            await self._detach(msg.uuid, volume.vm_instance_uuid)
         await self.in_queue(msg.uuid, self.delete_by_policy, None, answers=True)
+
+    async def _detach(self, uuid: str, vm_uuid: str) -> None:
+        """Take a volume from its machine; done as well when others detach or delete it at the same time."""
+        try:
+            await self.bus.call(DetachVolumeFromVm(vm_uuid=vm_uuid, volume_uuid=uuid, answers=False))
+        except CloudError:
+            volume = await self.lookup(uuid)
+            if volume is not None and volume.vm_instance_uuid is not None:
+                raise
 
     @handles(RecoverDataVolume, queue="volume-{uuid}")
     async def recover(self, msg: RecoverDataVolume) -> VolumeInventory:
