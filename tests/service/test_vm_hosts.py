@@ -15,7 +15,9 @@ from caelum.agent import protocol
 from caelum.agent.news import VmStateReport
 from caelum.cloud.config.api import UpdateGlobalConfig
 from caelum.cloud.host.api import QueryHost
+from caelum.cloud.identity.api import CreateAccount, ShareResource, UpdateQuota
 from caelum.cloud.vm.api import (
+    CreateVmInstance,
     DestroyVmInstance,
     StartVmInstance,
     StopVmInstance,
@@ -27,6 +29,7 @@ from caelum.cloud.vm.api import (
 from caelum.cloud.vm.flows.base import destroy_later
 from caelum.cloud.vm.messages import DestroyLeftover, VmStateSeen
 from caelum.cloud.vm.model import VmInstanceModel
+from caelum.kernel.context import Actor
 from caelum.kernel.errors import CloudError
 from caelum.kernel.ids import new_uuid
 from caelum.kernel.message import QueryCondition
@@ -119,6 +122,29 @@ async def test_a_vm_is_found_running_that_was_thought_stopped(world: SimulatedCl
     assert await used(world) == {"vm.totalNum": 1, "vm.num": 1, "vm.cpuNum": 1, "vm.memorySize": 128 * MIB}
     assert free[1] - (await room(world))[1] == 128 * MIB
     await assert_nothing_wrong(world)
+
+
+async def test_a_vm_is_found_running_also_beyond_its_accounts_quota(world: SimulatedCloud) -> None:
+    account = await world.api(CreateAccount(name="dev", password="x" * 128))
+    actor = Actor(account.uuid, account.uuid, None, False)
+    await world.api(ShareResource(to_public=True, resource_uuids=[world.image, world.offering, world.l3]))
+    values = {"image_uuid": world.image, "instance_offering_uuid": world.offering, "l3_network_uuids": [world.l3]}
+    vm = await world.api(CreateVmInstance(name="vm", **values), actor=actor)
+    host = host_of(world, vm)
+    kept = host.world.vms[vm.uuid]
+    await world.api(StopVmInstance(uuid=vm.uuid, type="cold"), actor=actor)
+    await world.api(UpdateQuota(identity_uuid=account.uuid, name="vm.num", value=0))
+    with pytest.raises(CloudError):
+        await world.api(StartVmInstance(uuid=vm.uuid), actor=actor)
+    host.world.vms[vm.uuid] = kept
+    host.guest_changes(vm.uuid, "Running")
+    assert (await until_state(world, vm.uuid, "Running")).host_uuid == vm.host_uuid
+    await world.cloud.until(lambda: _told(world, vm.uuid, "Running"))
+    counted = {"vm.totalNum": 1, "vm.num": 1, "vm.cpuNum": 1, "vm.memorySize": 128 * MIB}
+    assert await used(world, account.uuid) == counted
+    await assert_nothing_wrong(world)
+    await world.api(StopVmInstance(uuid=vm.uuid, type="cold"), actor=actor)
+    assert await used(world, account.uuid) == {**dict.fromkeys(counted, 0), "vm.totalNum": 1}
 
 
 async def _told(world: SimulatedCloud, vm_uuid: str, state: str) -> bool:
