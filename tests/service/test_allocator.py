@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import insert, select
 from tests.service.host_clouds import HostCloud, host_cloud
 
 from caelum.cloud.allocator import choose, pages
@@ -25,10 +25,14 @@ from caelum.cloud.allocator.messages import (
     ReturnHost,
 )
 from caelum.cloud.allocator.model import HostCapacityModel, HostReservationModel
+from caelum.cloud.allocator.pages import Pages
+from caelum.cloud.allocator.rules import request
 from caelum.cloud.allocator.settings import CONCURRENT, CPU_RATIO, MEMORY_RATIO, PAGE, RESERVED_MEMORY
+from caelum.cloud.allocator.strategies import STRATEGIES
 from caelum.cloud.cluster.api import ChangeClusterState, CreateCluster
 from caelum.cloud.host import records
 from caelum.cloud.host.api import ChangeHostState, DeleteHost
+from caelum.cloud.host.model import HostModel
 from caelum.cloud.host.states import CONNECTED, CONNECTING
 from caelum.cloud.host.tags import RESERVED_MEMORY as RESERVED_TAG
 from caelum.cloud.primary_storage.messages import (
@@ -305,6 +309,32 @@ async def test_chance_chooses_among_all_and_finds_the_last(cloud: HostCloud) -> 
     listed = (await allocate(cloud, **{**by_chance, "cpu_num": 1}, dry_run=True)).candidates
     assert {one.host_uuid for one in listed} <= set(hosts)
     assert len(listed) == len({one.host_uuid for one in listed})
+
+
+async def test_chance_is_even_wherever_the_uuids_lie(cloud: HostCloud) -> None:
+    other = await cloud.api(CreateCluster(zone_uuid=cloud.cluster.zone_uuid, name="other", hypervisor_type="KVM"))
+    uuids = [f"{number:032x}" for number in range(1, 10)] + ["f" * 32]
+    await copy_host(cloud, uuids, other.uuid)
+    asked = request(
+        AllocateHost(vm_uuid=new_uuid(), cpu_num=1, memory=GIB, cluster_uuid=other.uuid), None, physically=False
+    )
+    pages = [Pages(cloud.node.db, asked, STRATEGIES["DefaultHostAllocatorStrategy"]) for _ in range(1000)]
+    chosen = Counter([(await one.next(1))[0].uuid for one in pages])
+    assert all(40 < chosen[uuid] < 160 for uuid in uuids), chosen
+    whole = [[row.uuid for _ in range(11) for row in await pages[0].next(1)] for _ in range(2)]
+    assert (len(whole[0]), whole[1]) == (9, []), "each of the others once"
+
+
+async def copy_host(cloud: HostCloud, uuids: list[str], cluster_uuid: str) -> None:
+    """Have hosts like the first one in another cluster, in the records only."""
+    changed: dict[Any, dict[str, Any]] = {HostModel: {"cluster_uuid": cluster_uuid}, HostCapacityModel: {}}
+    async with cloud.node.db.transaction() as tx:
+        for model, more in changed.items():
+            table = model.__table__
+            found = (await tx.execute(select(table).where(table.c.uuid == cloud.sim[0].uuid))).mappings().one()
+            own = {"management_ip"} & found.keys()
+            rows = [{**found, **more, **dict.fromkeys(own, uuid), "uuid": uuid} for uuid in uuids]
+            await tx.execute(insert(table), rows)
 
 
 async def test_the_same_request_twice_at_once_takes_one_place(cloud: HostCloud) -> None:

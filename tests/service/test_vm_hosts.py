@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextvars import Context
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from caelum.agent import protocol
 from caelum.agent.news import VmStateReport
 from caelum.cloud.config.api import UpdateGlobalConfig
 from caelum.cloud.host.api import QueryHost
+from caelum.cloud.identity.api import CreateAccount, ShareResource, UpdateQuota
 from caelum.cloud.vm.api import (
+    CreateVmInstance,
     DestroyVmInstance,
     StartVmInstance,
     StopVmInstance,
@@ -23,8 +26,10 @@ from caelum.cloud.vm.api import (
     VmStateChanged,
     VmStateChangedOnHost,
 )
-from caelum.cloud.vm.messages import VmStateSeen
+from caelum.cloud.vm.flows.base import destroy_later
+from caelum.cloud.vm.messages import DestroyLeftover, VmStateSeen
 from caelum.cloud.vm.model import VmInstanceModel
+from caelum.kernel.context import Actor
 from caelum.kernel.errors import CloudError
 from caelum.kernel.ids import new_uuid
 from caelum.kernel.message import QueryCondition
@@ -119,6 +124,29 @@ async def test_a_vm_is_found_running_that_was_thought_stopped(world: SimulatedCl
     await assert_nothing_wrong(world)
 
 
+async def test_a_vm_is_found_running_also_beyond_its_accounts_quota(world: SimulatedCloud) -> None:
+    account = await world.api(CreateAccount(name="dev", password="x" * 128))
+    actor = Actor(account.uuid, account.uuid, None, False)
+    await world.api(ShareResource(to_public=True, resource_uuids=[world.image, world.offering, world.l3]))
+    values = {"image_uuid": world.image, "instance_offering_uuid": world.offering, "l3_network_uuids": [world.l3]}
+    vm = await world.api(CreateVmInstance(name="vm", **values), actor=actor)
+    host = host_of(world, vm)
+    kept = host.world.vms[vm.uuid]
+    await world.api(StopVmInstance(uuid=vm.uuid, type="cold"), actor=actor)
+    await world.api(UpdateQuota(identity_uuid=account.uuid, name="vm.num", value=0))
+    with pytest.raises(CloudError):
+        await world.api(StartVmInstance(uuid=vm.uuid), actor=actor)
+    host.world.vms[vm.uuid] = kept
+    host.guest_changes(vm.uuid, "Running")
+    assert (await until_state(world, vm.uuid, "Running")).host_uuid == vm.host_uuid
+    await world.cloud.until(lambda: _told(world, vm.uuid, "Running"))
+    counted = {"vm.totalNum": 1, "vm.num": 1, "vm.cpuNum": 1, "vm.memorySize": 128 * MIB}
+    assert await used(world, account.uuid) == counted
+    await assert_nothing_wrong(world)
+    await world.api(StopVmInstance(uuid=vm.uuid, type="cold"), actor=actor)
+    assert await used(world, account.uuid) == {**dict.fromkeys(counted, 0), "vm.totalNum": 1}
+
+
 async def _told(world: SimulatedCloud, vm_uuid: str, state: str) -> bool:
     """Whether it was told of a VM that was found so, which is when all is in order again."""
     events = await world.cloud.seen(VmStateChangedOnHost)
@@ -171,6 +199,47 @@ async def test_a_vm_destroyed_while_its_host_is_away_goes_when_it_is_back(world:
     await world.cloud.until(gone, 10)
     assert (await room(world))[:2] == free[:2]
     await assert_nothing_wrong(world)
+
+
+async def test_a_leftover_goes_in_the_turn_of_its_vm_at_its_own_node(world: SimulatedCloud) -> None:
+    vm = await world.create_vm()
+    host, node, queue = host_of(world, vm), world.cloud.node, f"vm-{vm.uuid}"
+    await world.api(StopVmInstance(uuid=vm.uuid, type="cold"))
+
+    def destroyed() -> int:
+        return host.arrived[protocol.DestroyVm.path]
+
+    async def done() -> bool:
+        return not await node.gc.open_jobs()
+
+    async def leave(*names: str) -> None:
+        """Leave the machine to the garbage collector, which waits for the VM's turn after these."""
+        async with node.db.transaction() as tx:
+            await destroy_later(node, tx, vm.uuid, host.uuid)
+        await node.gc.trigger_all()
+        await pending(*names, "DestroyLeftover")
+
+    async def pending(*names: str) -> None:
+        await world.cloud.until(lambda: [one.name for one in node.queues.dump()[queue].pending] == list(names))
+
+    # The job's own UUID, which decides which node has it, is not the VM's.
+    assert DestroyLeftover.__meta__.route_by == "vm_uuid"
+    before = destroyed()
+    async with node.queues.turn(queue):
+        await leave()
+        assert destroyed() == before
+    await world.cloud.until(done)
+    assert destroyed() == before + 1
+
+    async with node.queues.turn(queue):
+        start = StartVmInstance(uuid=vm.uuid, host_uuid=host.uuid)
+        starting = asyncio.create_task(world.api(start), context=Context())
+        await pending("APIStartVmInstanceMsg")
+        await leave("APIStartVmInstanceMsg")
+    await starting
+    await world.cloud.until(done)
+    assert destroyed() == before + 1
+    assert guests(world) == {vm.uuid: "Running"}, "it has come to life there"
 
 
 async def test_a_host_that_is_back_before_a_vms_turn_comes_leaves_it_running(world: SimulatedCloud) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextvars import Context
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from caelum.cloud.volume.api import (
     ChangeVolumeState,
     CreateDataVolume,
     DeleteDataVolume,
+    DetachDataVolumeFromVm,
     ExpungeDataVolume,
     GetVolumeCapabilities,
     GetVolumeFormat,
@@ -48,11 +50,16 @@ from caelum.cloud.volume.messages import (
 )
 from caelum.cloud.volume.model import VolumeModel
 from caelum.cloud.volume.settings import DELETION_POLICY, EXPUNGE_PERIOD
+from caelum.kernel import context
 from caelum.kernel.context import ADMIN_ACCOUNT_UUID, Actor
+from caelum.kernel.crashpoints import Plan, ProcessDied
 from caelum.kernel.database import utcnow
-from caelum.kernel.errors import INVALID_ARGUMENT, CloudError
+from caelum.kernel.errors import INVALID_ARGUMENT, RESOURCE_NOT_FOUND, CloudError
 from caelum.kernel.ids import new_uuid
+from caelum.kernel.jobs import MANAGEMENT_NODE_UNAVAILABLE
 from caelum.kernel.message import QueryCondition
+from caelum.testing.dump import unfinished
+from caelum.testing.harness import kill
 from caelum.testing.simcloud import GIB, IMAGE_SIZE, SimulatedCloud, simulated_cloud
 
 
@@ -216,12 +223,101 @@ async def test_a_volume_goes_to_a_machine_and_comes_back(world: SimulatedCloud) 
     assert [one.type for one in machine.all_volumes] == ["Root"]
 
 
+async def attached(world: SimulatedCloud) -> VolumeInventory:
+    """A data volume that a running machine has."""
+    vm = await world.create_vm()
+    volume = await world.api(CreateDataVolume(name="data", disk_size=GIB))
+    found: VolumeInventory = await world.api(AttachDataVolumeToVm(vm_instance_uuid=vm.uuid, volume_uuid=volume.uuid))
+    return found
+
+
+@pytest.mark.parametrize("death", ["vm.detach-volume/forget/before", "vm.detach-volume/end", "before the deletion"])
+async def test_a_deletion_that_died_after_its_detachment_is_no_success(world: SimulatedCloud, death: str) -> None:
+    volume, job, node = await attached(world), new_uuid(), world.cloud.node
+    await node.jobs.create(job, "DeleteDataVolume")
+    reached = asyncio.Event()
+
+    async def delete_by_policy(*_: Any, **__: Any) -> None:
+        reached.set()
+        await asyncio.Event().wait()
+
+    def die() -> None:
+        node.db.sever(ProcessDied(death))
+        reached.set()
+
+    service: Any = node.services["volume"]
+    service.delete_by_policy = delete_by_policy
+    plan = Plan(death=death, on_death=die)
+    node.workflows.crashpoints.plan = plan
+    with context.use(context.TaskContext(job_uuid=job, api="DeleteDataVolume")):
+        deleting = asyncio.create_task(node.bus.call(DeleteDataVolume(uuid=volume.uuid)))
+    await asyncio.wait_for(reached.wait(), 20)
+    assert plan.dead == ("/" in death)
+    await kill(node)
+    deleting.cancel()
+    await asyncio.wait([deleting])
+    await world.stage.reboot()
+
+    async def ended() -> bool:
+        return not await unfinished(world.cloud.node.db)
+
+    await world.cloud.until(ended, 20)
+    found = await world.cloud.node.jobs.get(job)
+    assert found is not None
+    assert found.done
+    assert found.error is not None
+    assert found.error.code == MANAGEMENT_NODE_UNAVAILABLE.code
+    left = await one(world, volume.uuid)
+    assert (left.status, left.vm_instance_uuid) == ("Ready", None)
+    assert await world.cloud.node.workflows.answer_of_job(job) is None
+
+
+@pytest.mark.parametrize("policy", ["Delay", "Direct"])
+async def test_an_attached_volume_may_be_deleted_twice_at_once(world: SimulatedCloud, policy: str) -> None:
+    volume, node = await attached(world), world.cloud.node
+    await node.settings.set(DELETION_POLICY, policy)
+    queue = f"vm-{volume.vm_instance_uuid}"
+    delete, detach = DeleteDataVolume(uuid=volume.uuid), DetachDataVolumeFromVm(uuid=volume.uuid)
+    async with node.queues.turn(queue):
+        asked = [asyncio.create_task(world.api(one), context=Context()) for one in (delete, delete, detach)]
+        await world.cloud.until(lambda: len(node.queues.dump()[queue].pending) == 3)
+    *deleted, detached = await asyncio.gather(*asked, return_exceptions=True)
+    assert deleted == [None, None]
+    assert isinstance(detached, CloudError)
+    if policy == "Delay":
+        assert (await one(world, volume.uuid)).status == "Deleted"
+        return
+    assert await volumes(world, QueryCondition("uuid", "=", volume.uuid)) == []
+    attach = AttachDataVolumeToVm(vm_instance_uuid=volume.vm_instance_uuid or "", volume_uuid=volume.uuid)
+    for msg in (attach, detach):
+        with pytest.raises(CloudError) as refused:
+            await node.bus.call(msg)
+        assert refused.value.kind is RESOURCE_NOT_FOUND
+
+
 async def test_a_volume_on_a_host_goes_to_machines_of_that_host_only(world: SimulatedCloud) -> None:
     vm = await world.create_vm()
     index = next(number for number, host in enumerate(world.hosts.hosts) if host.uuid == vm.host_uuid)
     there, elsewhere = await world.api(place(world, index)), await world.api(place(world, 1 - index))
     assert [one.uuid for one in await world.api(GetDataVolumeAttachableVm(volume_uuid=there.uuid))] == [vm.uuid]
     assert await world.api(GetDataVolumeAttachableVm(volume_uuid=elsewhere.uuid)) == []
+
+
+async def test_what_is_as_it_was_is_not_written_again(world: SimulatedCloud) -> None:
+    volume, vm, node = await world.api(place(world)), new_uuid(), world.cloud.node
+    service: Any = node.services["volume"]
+    await service.refresh_sizes()
+    measured = await one(world, volume.uuid)
+    await service.refresh_sizes()
+    assert await one(world, volume.uuid) == measured, "also the date of its last change"
+    world.hosts[0].world.files[volume.install_path].actual_size = 12345
+    await service.refresh_sizes()
+    changed = await one(world, volume.uuid)
+    assert changed.actual_size == 12345
+    assert changed.last_op_date > measured.last_op_date
+    for wanted in (SetVolumeAttachment(volume.uuid, vm, 1), SetVolumeAttachment(volume.uuid, None)):
+        first = await node.bus.call(wanted)
+        assert await node.bus.call(wanted) == await one(world, volume.uuid) == first
 
 
 async def test_a_volume_changes(world: SimulatedCloud) -> None:

@@ -102,15 +102,18 @@ async def take(tx: AsyncSession, account_uuid: str, name: str, amount: int = 1, 
     await take_all(tx, account_uuid, {name: amount}, key=key)
 
 
-async def take_all(tx: AsyncSession, account_uuid: str, amounts: Mapping[str, int], *, key: str | None = None) -> None:
-    """The same for several quotas at once."""
+async def take_all(
+    tx: AsyncSession, account_uuid: str, amounts: Mapping[str, int], *, key: str | None = None, freely: bool = False
+) -> None:
+    """The same for several quotas at once. `freely` refuses nobody: for what is taken already, whoever allowed it."""
     if key is not None:
         new = await _note(tx, account_uuid, amounts, key)
         amounts = {name: amount for name, amount in amounts.items() if name in new}
-    counted = await _count(tx, account_uuid, amounts)
+    freely = freely or account_uuid == ADMIN_ACCOUNT_UUID
+    counted = await _count(tx, account_uuid, amounts, freely)
     for name in [one for one in amounts if one not in counted]:
         quota = await _quota(tx, account_uuid, name)
-        if not await _count(tx, account_uuid, {name: amounts[name]}):
+        if not await _count(tx, account_uuid, {name: amounts[name]}, freely):
             await tx.refresh(quota)
             raise _exceeding(quota, amounts[name])
 
@@ -181,9 +184,9 @@ def _noting(count: int) -> Prepared:
     return Prepared(statement.values(rows).on_conflict_do_nothing().returning(statement.table.c.name))
 
 
-async def _count(tx: AsyncSession, account_uuid: str, amounts: Mapping[str, int]) -> set[str]:
-    """Count more of quotas that the account has and that allow it (administrators' always do); which those are."""
-    return await _change(tx, "take" if account_uuid != ADMIN_ACCOUNT_UUID else "take freely", account_uuid, amounts)
+async def _count(tx: AsyncSession, account_uuid: str, amounts: Mapping[str, int], freely: bool) -> set[str]:
+    """Count more of quotas that the account has and that allow it (all do, if `freely`); which those are."""
+    return await _change(tx, "take freely" if freely else "take", account_uuid, amounts)
 
 
 async def _uncount(tx: AsyncSession, account_uuid: str, amounts: Mapping[str, int]) -> None:

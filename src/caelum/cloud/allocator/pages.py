@@ -1,8 +1,8 @@
 """The hosts that pass the rules of a request, a page at a time in a strategy's order.
 
 Invariant: a page costs what its hosts cost, not what all hosts do: capacities are gone through in the order of an index
-until there are enough. So it is by chance, too: it goes on from a place that is drawn, and shuffles what it finds
-there. Statements are made once for all requests of a shape.
+until there are enough. So it is by chance, too: it goes on from a place that is drawn, round to where it began, and
+shuffles what it finds there. Statements are made once for all requests of a shape.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from caelum.kernel.prepared import Prepared
 
 _uuid = cast("Table", HostCapacityModel.__table__).c.uuid
 _WINDOW = 32
-"""Hosts of which chance chooses. The drawn place is likelier in a larger gap; among so many that evens out."""
+"""Hosts of which chance chooses: all of so few. Of more, the drawn place is likelier in a larger gap between UUIDs;
+among so many that evens out.
+"""
 
 
 class Pages:
@@ -37,7 +39,7 @@ class Pages:
         self._by_chance = not terms
         self._drawn = new_uuid()
         self._ways = list(_drawn(asked.shape)) if self._by_chance else [_ordered(asked.shape, strategy, terms)]
-        """The statements to ask, each until it finds nothing more."""
+        """The statements to ask, one after another, each until it finds nothing more."""
 
     async def only(self, host_uuid: str) -> list[HostRow]:
         """This host, if it passes; it is in no page then."""
@@ -47,18 +49,23 @@ class Pages:
 
     async def next(self, size: int) -> list[HostRow]:
         """At most so many that were in no page before; none, when there are no more."""
-        while self._ways:
-            # By what was seen, not by an offset: loads change meanwhile, and with them the order.
-            limit = max(size, _WINDOW) if self._by_chance else size
-            found = await self._rows(self._ways[0], seen=self._seen, size=limit, drawn=self._drawn)
-            if found:
-                if self._by_chance:
-                    random.shuffle(found)  # it spreads load, and keeps no secret
-                page = found[:size]
-                self._seen += [row.uuid for row in page]
-                return page
-            del self._ways[0]
-        return []
+        found = await self._some(max(size, _WINDOW) if self._by_chance else size)
+        if self._by_chance:
+            random.shuffle(found)  # it spreads load, and keeps no secret
+        page = found[:size]
+        self._seen += [row.uuid for row in page]
+        return page
+
+    async def _some(self, limit: int) -> list[HostRow]:
+        """At most so many of the next. By what was seen, not by an offset: loads change, and with them the order."""
+        found: list[HostRow] = []
+        for way in list(self._ways):
+            if len(found) < limit:
+                more = await self._rows(way, seen=self._seen, size=limit - len(found), drawn=self._drawn)
+                found += more
+                if not more:
+                    self._ways.remove(way)
+        return found
 
     async def missed(self) -> bool:
         """Whether a host that was in no page passes by now, or will once it is connected."""

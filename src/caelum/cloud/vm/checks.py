@@ -17,8 +17,8 @@ from caelum.cloud.vm.api import (
 )
 from caelum.cloud.vm.model import VmNicModel
 from caelum.cloud.vm.settings import MULTI_NIC
+from caelum.cloud.vm.specs import volume_of
 from caelum.cloud.volume.api import AttachDataVolumeToVm, DetachDataVolumeFromVm
-from caelum.cloud.volume.messages import GetVolumes
 from caelum.kernel.errors import INVALID_ARGUMENT, OPERATION_ERROR, CloudError, invalid
 from caelum.kernel.node import Node
 from caelum.kernel.service import intercepts
@@ -98,7 +98,7 @@ class VmChecks:
 
     @intercepts(AttachDataVolumeToVm)
     async def check_attach_volume(self, msg: AttachDataVolumeToVm) -> None:
-        volume = (await self._node.bus.call(GetVolumes(uuids=[msg.volume_uuid]))).volumes[0]
+        volume = await volume_of(self._node, msg.volume_uuid)
         if volume.type == "Root":
             raise invalid("volumeUuid", f"the volume[uuid:{volume.uuid}] is a root volume and cannot be attached")
         if volume.state != "Enabled":
@@ -117,7 +117,7 @@ class VmChecks:
 
     @intercepts(DetachDataVolumeFromVm)
     async def check_detach_volume(self, msg: DetachDataVolumeFromVm) -> None:
-        volume = (await self._node.bus.call(GetVolumes(uuids=[msg.uuid]))).volumes[0]
+        volume = await volume_of(self._node, msg.uuid)
         if volume.type == "Root":
             raise CloudError(OPERATION_ERROR, f"it's not allowed to detach root volume[uuid:{volume.uuid}]")
         if volume.vm_instance_uuid is None:

@@ -84,6 +84,17 @@ class DestroyVm(Message[None], kw_only=True):
 
 
 @message(route_by="vm_uuid")
+class DestroyLeftover(Message[bool], kw_only=True):
+    """Destroy what a host may still have of a machine, in its VM's turn, unless the VM has come to life again there.
+
+    False: a VM that is being made there, or taken away, must be looked at again.
+    """
+
+    vm_uuid: str
+    host_uuid: str
+
+
+@message(route_by="vm_uuid")
 class DetachNicFromVm(Message[VmInstanceInventory], kw_only=True):
     """Take a NIC from its VM for a client, in the VM's turn: the NIC's own UUID may belong to another node."""
 
@@ -97,6 +108,8 @@ class DetachVolumeFromVm(Message[VolumeInventory], kw_only=True):
 
     vm_uuid: str
     volume_uuid: str
+    answers: bool = True
+    """Whether that is all that the client's job is about: False when more is to be done with the volume."""
 
 
 @message(route_by="vm_uuid")

@@ -108,10 +108,10 @@ async def take_quota(tx: AsyncSession, vm: VmInstanceModel, account_uuid: str) -
     await quota.take_all(tx, account_uuid, {TOTAL: 1, **_running(vm)}, key=vm.uuid)
 
 
-async def take_running_quota(tx: AsyncSession, vm: VmInstanceModel) -> None:
-    """Count a VM that is about to run, with its CPUs and memory."""
+async def take_running_quota(tx: AsyncSession, vm: VmInstanceModel, *, freely: bool = False) -> None:
+    """Count a VM that is about to run, with its CPUs and memory; `freely`, beyond any quota, when it runs already."""
     account = await owner_of(tx, vm.uuid) or ADMIN_ACCOUNT_UUID
-    await quota.take_all(tx, account, _running(vm), key=vm.uuid)
+    await quota.take_all(tx, account, _running(vm), key=vm.uuid, freely=freely)
 
 
 def _running(vm: VmInstanceModel) -> dict[str, int]:

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from sqlalchemy import select
 
+from caelum.cloud.host.messages import DestroyVmOnHost
 from caelum.cloud.offering.messages import GetInstanceOffering
 from caelum.cloud.ownership import owner_of
 from caelum.cloud.vm import tags
@@ -72,8 +73,15 @@ from caelum.cloud.vm.flows.lifecycle import (
     StopContext,
     StopVmFlow,
 )
-from caelum.cloud.vm.messages import DestroyVm, DetachNicFromVm, DetachVmNic, DetachVolumeFromVm, StopVm
-from caelum.cloud.vm.model import VmInstanceModel, VmNicModel, VmState
+from caelum.cloud.vm.messages import (
+    DestroyLeftover,
+    DestroyVm,
+    DetachNicFromVm,
+    DetachVmNic,
+    DetachVolumeFromVm,
+    StopVm,
+)
+from caelum.cloud.vm.model import TRANSITIONAL, VmInstanceModel, VmNicModel, VmState
 from caelum.cloud.vm.plans import plan_create
 from caelum.cloud.vm.questions import VmQuestions
 from caelum.cloud.vm.records import new_mac, require_state
@@ -83,7 +91,7 @@ from caelum.cloud.vm.settings import (
     EXPUNGE_INTERVAL,
     EXPUNGE_PERIOD,
 )
-from caelum.cloud.vm.specs import load_vm, read_vm
+from caelum.cloud.vm.specs import load_vm, read_vm, volume_of
 from caelum.cloud.volume.api import AttachDataVolumeToVm, DetachDataVolumeFromVm, VolumeInventory
 from caelum.cloud.volume.messages import GetVolumes
 from caelum.kernel.context import ADMIN_ACCOUNT_UUID
@@ -172,6 +180,15 @@ class VmService(VmQuestions):
         ctx = DestroyContext(vm_uuid=vm_uuid, policy=chosen, delete_data=self.node.settings.get(DELETE_DATA_VOLUMES))
         await self._run(DestroyVmFlow, ctx, DESTROY_FAILED, answers=answers)
 
+    @handles(DestroyLeftover, queue="vm-{vm_uuid}")
+    async def destroy_leftover(self, msg: DestroyLeftover) -> bool:
+        async with self.db.read() as session:
+            vm = await read_row(session, VmInstanceModel, msg.vm_uuid)
+        if vm is not None and vm.host_uuid == msg.host_uuid:
+            return vm.state not in TRANSITIONAL
+        await self.bus.call(DestroyVmOnHost(host_uuid=msg.host_uuid, vm_uuid=msg.vm_uuid))
+        return True
+
     @handles(RecoverVmInstance, queue=QUEUE)
     async def recover(self, msg: RecoverVmInstance) -> VmInstanceInventory:
         return await self._run(RecoverVmFlow, VmContext(vm_uuid=msg.uuid), DESTROY_FAILED)
@@ -200,7 +217,7 @@ class VmService(VmQuestions):
     async def attach_volume(self, msg: AttachDataVolumeToVm) -> VolumeInventory:
         async with self.db.read() as session:
             require_state(await read_vm(session, msg.vm_instance_uuid), "AttachDataVolumeToVm", ATTACHABLE)
-        volume = (await self.bus.call(GetVolumes(uuids=[msg.volume_uuid]))).volumes[0]
+        volume = await volume_of(self.node, msg.volume_uuid)
         ctx = VolumeContext(vm_uuid=msg.vm_instance_uuid, volume_uuid=msg.volume_uuid)
         if not volume.install_path:
             ctx.instantiate_on = volume.primary_storage_uuid or await self._storage_of(msg.vm_instance_uuid)
@@ -216,18 +233,18 @@ class VmService(VmQuestions):
 
     @handles(DetachDataVolumeFromVm)
     async def detach_volume(self, msg: DetachDataVolumeFromVm) -> VolumeInventory:
-        volume = (await self.bus.call(GetVolumes(uuids=[msg.uuid]))).volumes[0]
+        volume = await volume_of(self.node, msg.uuid)
         if volume.vm_instance_uuid is None:
             raise _is_free(msg.uuid)
         return await self.bus.call(DetachVolumeFromVm(vm_uuid=volume.vm_instance_uuid, volume_uuid=msg.uuid))
 
     @handles(DetachVolumeFromVm, queue="vm-{vm_uuid}")
     async def detach_volume_in_turn(self, msg: DetachVolumeFromVm) -> VolumeInventory:
-        volume = (await self.bus.call(GetVolumes(uuids=[msg.volume_uuid]))).volumes[0]
+        volume = await volume_of(self.node, msg.volume_uuid)
         if volume.vm_instance_uuid != msg.vm_uuid:
             raise _is_free(msg.volume_uuid)
         ctx = VolumeContext(vm_uuid=msg.vm_uuid, volume_uuid=msg.volume_uuid, device_id=volume.device_id or 0)
-        return await self._run(DetachVolumeFlow, ctx, DETACH_VOLUME_FAILED)
+        return await self._run(DetachVolumeFlow, ctx, DETACH_VOLUME_FAILED, answers=msg.answers)
 
     @handles(AttachL3NetworkToVm, queue="vm-{vm_instance_uuid}")
     async def attach_nic(self, msg: AttachL3NetworkToVm) -> VmInstanceInventory:

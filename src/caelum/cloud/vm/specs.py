@@ -18,6 +18,7 @@ from caelum.cloud.vm import tags
 from caelum.cloud.vm.model import NIC_LEAVING, VmInstanceModel, VmNicModel
 from caelum.cloud.vm.settings import CLEAN_TRAFFIC
 from caelum.cloud.volume.api import VolumeInventory
+from caelum.cloud.volume.messages import GetVolumes
 from caelum.kernel.errors import CloudError, not_found
 from caelum.kernel.node import Node
 from caelum.kernel.rows import read_whole
@@ -39,6 +40,14 @@ async def read_vm(session: AsyncSession, vm_uuid: str, *, lock: bool = False) ->
     if vm is None:
         raise not_found("VmInstanceVO", vm_uuid)
     return vm
+
+
+async def volume_of(node: Node, volume_uuid: str) -> VolumeInventory:
+    """A volume as it is now. Raises SYS.1003."""
+    volumes = (await node.bus.call(GetVolumes(uuids=[volume_uuid]))).volumes
+    if not volumes:
+        raise not_found("VolumeVO", volume_uuid)
+    return volumes[0]
 
 
 class VmRecords(NamedTuple):

@@ -190,7 +190,7 @@ class VmTracer(Service):
             row = await read_vm(tx, vm.uuid, lock=True)
             await set_state(self.node, tx, row, VM_STATES.next(row.state, event), host_uuid=host_uuid)
             if state in ON_HOST:
-                await take_running_quota(tx, row)
+                await take_running_quota(tx, row, freely=True)
         if vm.state in _NOT_RUNNING:
             await prepare_on(self.node, vm.uuid, host_uuid)
         self._tell(vm, state, host_uuid)

@@ -214,10 +214,11 @@ class VolumeRecordsService(Service):
     async def set_attachment(self, msg: SetVolumeAttachment) -> VolumeInventory:
         async with self.db.transaction() as tx:
             row = await get(tx, msg.volume_uuid, lock=True)
+            device = None if msg.vm_instance_uuid is None else msg.device_id
+            if (row.vm_instance_uuid, row.device_id) == (msg.vm_instance_uuid, device):
+                return view(row)  # type: ignore[no-any-return]
             if msg.vm_instance_uuid is None:
                 return await change(tx, row.uuid, **without_vm(row))
-            if (row.vm_instance_uuid, row.device_id) == (msg.vm_instance_uuid, msg.device_id):
-                return view(row)  # type: ignore[no-any-return]
             self._check_attachable(row, msg)
             place = {"vm_instance_uuid": msg.vm_instance_uuid, "device_id": msg.device_id}
             details = f"VM[uuid:{msg.vm_instance_uuid}] has another volume as device {msg.device_id}"

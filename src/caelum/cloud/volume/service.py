@@ -15,13 +15,12 @@ from caelum.cloud.offering.messages import GetDiskOffering
 from caelum.cloud.primary_storage.messages import GetBitsOnStorage, GetPrimaryStorage, GetVolumeHosts
 from caelum.cloud.switch import ENABLED
 from caelum.cloud.vm.api import VmInstanceInventory
-from caelum.cloud.vm.messages import ListVms
+from caelum.cloud.vm.messages import DetachVolumeFromVm, ListVms
 from caelum.cloud.volume import tags
 from caelum.cloud.volume.api import (
     ChangeVolumeState,
     CreateDataVolume,
     DeleteDataVolume,
-    DetachDataVolumeFromVm,
     ExpungeDataVolume,
     GetVolumeCapabilities,
     GetVolumeFormat,
@@ -113,8 +112,17 @@ class VolumeService(VolumeRecordsService):
         self.call_off(msg.uuid)
         if volume.vm_instance_uuid is not None:
             # Outside of the volume's queue: the virtual machine tells this service of the detachment.
-            await self.bus.call(DetachDataVolumeFromVm(uuid=msg.uuid))
+            await self._detach(msg.uuid, volume.vm_instance_uuid)
         await self.in_queue(msg.uuid, self.delete_by_policy, None, answers=True)
+
+    async def _detach(self, uuid: str, vm_uuid: str) -> None:
+        """Take a volume from its machine; done as well when others detach or delete it at the same time."""
+        try:
+            await self.bus.call(DetachVolumeFromVm(vm_uuid=vm_uuid, volume_uuid=uuid, answers=False))
+        except CloudError:
+            volume = await self.lookup(uuid)
+            if volume is not None and volume.vm_instance_uuid is not None:
+                raise
 
     @handles(RecoverDataVolume, queue="volume-{uuid}")
     async def recover(self, msg: RecoverDataVolume) -> VolumeInventory:
@@ -176,6 +184,8 @@ class VolumeService(VolumeRecordsService):
         bits = await self.bus.call(
             GetBitsOnStorage(volume.primary_storage_uuid, None, volume.install_path, volume_uuid=volume.uuid)
         )
+        if (bits.size, bits.actual_size) == (volume.size, volume.actual_size):
+            return volume
         async with self.db.transaction() as tx:
             return await change(tx, msg.uuid, size=bits.size, actual_size=bits.actual_size)
 

@@ -13,13 +13,14 @@ from caelum.cloud.host.spec import VmSpec
 from caelum.cloud.primary_storage.messages import CacheImage
 from caelum.cloud.vm.api import VmInstanceInventory
 from caelum.cloud.vm.extension import VmResourceProvider
-from caelum.cloud.vm.model import TRANSITIONAL, VmCdRomModel, VmInstanceModel, VmState
+from caelum.cloud.vm.messages import DestroyLeftover
+from caelum.cloud.vm.model import VmCdRomModel, VmInstanceModel, VmState
 from caelum.cloud.vm.specs import VmRecords, describe, read_vm, records_of
 from caelum.cloud.volume.messages import GetVolumes
 from caelum.kernel.errors import CloudError
 from caelum.kernel.gc import gc_runner
 from caelum.kernel.node import Node
-from caelum.kernel.rows import read_row, read_rows, update_rows
+from caelum.kernel.rows import read_rows, update_rows
 from caelum.kernel.views import view
 from caelum.kernel.workflow import Workflow
 
@@ -154,15 +155,5 @@ async def destroy_later(node: Node, tx: AsyncSession, vm_uuid: str, host_uuid: s
 
 @gc_runner(DESTROY_LATER)
 async def _destroy_on_host(node: Node, context: dict[str, str]) -> bool:
-    """Destroy the machine unless it has come to life again there, in its VM's turn."""
-    vm_uuid, host_uuid = context["vm_uuid"], context["host_uuid"]
-    return await node.queues.run(queue_of(vm_uuid), 1, _destroy_unless_alive, node, vm_uuid, host_uuid, name="destroy")
-
-
-async def _destroy_unless_alive(node: Node, vm_uuid: str, host_uuid: str) -> bool:
-    async with node.db.read() as session:
-        vm = await read_row(session, VmInstanceModel, vm_uuid)
-    if vm is not None and vm.host_uuid == host_uuid:
-        return vm.state not in TRANSITIONAL  # one that is being made there, or taken away, is looked at again
-    await node.bus.call(DestroyVmOnHost(host_uuid=host_uuid, vm_uuid=vm_uuid))
-    return True
+    # The job may be at another node than the VM, whose turns are those of its own node.
+    return await node.bus.call(DestroyLeftover(vm_uuid=context["vm_uuid"], host_uuid=context["host_uuid"]))

@@ -26,7 +26,7 @@ from caelum.cloud.vm.flows.create import NicPlan, allocate_address, nic_row
 from caelum.cloud.vm.flows.lifecycle import host_of, return_address
 from caelum.cloud.vm.model import NIC_LEAVING, NIC_THERE, ON_HOST, VmNicModel, VmState
 from caelum.cloud.vm.records import require_state
-from caelum.cloud.vm.specs import build_spec, load_vm, read_vm, volume_spec
+from caelum.cloud.vm.specs import build_spec, load_vm, read_vm, volume_of, volume_spec
 from caelum.cloud.volume.api import VolumeInventory
 from caelum.cloud.volume.messages import GetVolumes, InstantiateVolume, SetVolumeAttachment
 from caelum.kernel.errors import RESOURCE_NOT_FOUND, CloudError, not_found
@@ -72,7 +72,7 @@ class VolumeFlow(Workflow[VolumeContext, VolumeInventory], abstract=True):
         ctx.host_uuid = vm.host_uuid if ctx.live else vm.last_host_uuid
 
     async def result(self, ctx: VolumeContext) -> VolumeInventory:
-        return (await self.node.bus.call(GetVolumes(uuids=[ctx.volume_uuid]))).volumes[0]
+        return await volume_of(self.node, ctx.volume_uuid)
 
     async def complete(self, tx: AsyncSession, ctx: VolumeContext) -> None:
         """The steps have done all."""
@@ -168,7 +168,7 @@ class DetachVolumeFlow(VolumeFlow):
 
 async def plug_volume(run: Run[VolumeContext]) -> None:
     """Have the guest see the volume."""
-    volume = (await run.bus.call(GetVolumes(uuids=[run.ctx.volume_uuid]))).volumes[0]
+    volume = await volume_of(run.node, run.ctx.volume_uuid)
     spec = volume_spec(volume)
     spec.device_id = run.ctx.device_id
     await run.bus.call(AttachVolumeOnHost(host_uuid=host_of(run.ctx), vm_uuid=run.ctx.vm_uuid, volume=spec))
@@ -176,7 +176,7 @@ async def plug_volume(run: Run[VolumeContext]) -> None:
 
 async def unplug_volume(run: Run[VolumeContext]) -> None:
     """Have the guest lose the volume."""
-    volume = (await run.bus.call(GetVolumes(uuids=[run.ctx.volume_uuid]))).volumes[0]
+    volume = await volume_of(run.node, run.ctx.volume_uuid)
     spec = volume_spec(volume)
     spec.device_id = run.ctx.device_id
     await run.bus.call(DetachVolumeOnHost(host_uuid=host_of(run.ctx), vm_uuid=run.ctx.vm_uuid, volume=spec))
