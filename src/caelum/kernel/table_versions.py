@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextvars import Context
 from functools import lru_cache
 
+from caelum.kernel.errors import CloudError
+
 VERSIONS = (
     "SELECT string_agg(name || ' ' || version, ' ' ORDER BY name) "
     "FROM (SELECT name, sum(version) AS version FROM table_change GROUP BY name) AS tables"
@@ -32,7 +34,11 @@ class Versions:
             self._next = loop.create_future()
             if self._asking is None:
                 self._asking = loop.create_task(self._ask_on(), name="versions", context=Context())
-        return await asyncio.shield(self._next)
+        try:
+            return await asyncio.shield(self._next)
+        except CloudError as error:
+            # Each who asked has one of its own, to which it may add what it knows.
+            raise CloudError(error.kind, error.details, cause=error.cause, causes=error.causes, **error.facts) from error
 
     async def _ask_on(self) -> None:
         """Ask as long as somebody wants to know; who comes while a question is under way waits for the one after it."""
