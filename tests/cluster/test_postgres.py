@@ -16,13 +16,16 @@ from fault_proxy import Link
 from sqlalchemy import Table, make_url, text
 
 from caelum.cluster.postgres import Postgres
-from caelum.kernel import context, journal, lost_commits
+from caelum.kernel import context, journal, lost_commits, postgresql, postgresql_sessions
 from caelum.kernel.database import Database, after_commit
 from caelum.kernel.errors import CANCELED, CloudError
 from caelum.kernel.journal import RUNNING, UNDOING, JournalModel
 from caelum.kernel.postgresql import DATABASE_UNAVAILABLE, Limits
 from caelum.kernel.postgresql_sessions import KeptSession
 from caelum.kernel.queue import outside
+
+_IMPATIENT = Limits(statement=0.3, grace=0.2)
+"""Half a second."""
 
 
 async def _query(url: str, statement: str) -> object:
@@ -64,8 +67,10 @@ async def test_a_database_goes_though_somebody_uses_it(tmp_path: Path) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _through_a_network(postgres: Postgres, name: str) -> AsyncIterator[tuple[Link, Database]]:
-    """A database behind a network that can stall, and a node's access to it that waits half a second for answers."""
+async def _through_a_network(
+    postgres: Postgres, name: str, limits: Limits = _IMPATIENT
+) -> AsyncIterator[tuple[Link, Database]]:
+    """A database behind a network that can stall, and a node's access to it, which waits so long for answers."""
     address = make_url(await postgres.create_database(name))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -73,7 +78,7 @@ async def _through_a_network(postgres: Postgres, name: str) -> AsyncIterator[tup
     link = Link(port, address.port or 5432)
     await link.heal()
     url = address.set(host="127.0.0.1", port=port).render_as_string(hide_password=False)
-    db = Database(url, limits=Limits(statement=0.3, grace=0.2))
+    db = Database(url, limits=limits)
     try:
         yield link, db
     finally:
@@ -191,6 +196,30 @@ async def test_a_connection_that_died_while_nobody_used_it_is_replaced(tmp_path:
         await postgres.execute(f"SELECT pg_terminate_backend({backend})", "dead")
         async with db.read() as session:
             assert await session.scalar(text("SELECT pg_backend_pid()")) != backend
+
+
+async def test_a_question_on_connections_that_died_silently_waits_for_seconds_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgresql_sessions, "CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr(postgresql, "CONNECT_SECONDS", 1.0)
+    async with Postgres(tmp_path / "pg") as postgres, _through_a_network(postgres, "still", Limits()) as (link, db):
+        connections = db._kept[0]
+        assert isinstance(connections, postgresql_sessions.Connections)
+        taken = [await connections.take("BEGIN") for _ in range(3)]
+        for one in taken:
+            adapter = postgresql_sessions._adapter_of(one)
+            await adapter._transaction.rollback()
+            adapter._transaction = None
+            await connections.give_back(one)
+        await link.stall()
+        async with asyncio.timeout(4):  # one for the question, one for a new connection
+            with pytest.raises(CloudError) as away:
+                await connections.ask("SELECT 7")
+        assert away.value.kind is DATABASE_UNAVAILABLE
+        assert connections._free == [], "what happened to one happened to all"
+        await link.heal()
+        assert await connections.ask("SELECT 7") == 7
 
 
 async def test_a_run_turns_back_before_its_steps_wish_is_granted_or_after(tmp_path: Path) -> None:

@@ -14,7 +14,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.zone.model import ZoneModel
 from caelum.kernel.database import Database
+from caelum.kernel.errors import CloudError
 from caelum.kernel.jobs import JobModel
+from caelum.kernel.postgresql import CONFLICT
+from caelum.kernel.postgresql_sessions import KeptSession
 from caelum.kernel.prepared import Prepared
 from caelum.kernel.rows import insert_rows
 from caelum.kernel.tag import SystemTagModel
@@ -163,6 +166,26 @@ async def test_a_transaction_that_failed_does_not_go_on_as_another_one(nodes: tu
         await write()
     async with one.read() as session:
         assert await names(session) == []
+
+
+async def test_a_statement_meets_a_change_of_its_table_once(nodes: tuple[Database, Database]) -> None:
+    one, other = nodes
+
+    async def ask() -> int:
+        async with one.read() as session:
+            assert isinstance(session, KeptSession)
+            await session.run("SELECT * FROM altered", ())
+        return 1
+
+    async with other.transaction() as tx:
+        await tx.execute(text("CREATE TABLE altered (x int)"))
+    await ask()
+    async with other.transaction() as tx:
+        await tx.execute(text("ALTER TABLE altered ADD COLUMN y int"))
+    with pytest.raises(CloudError) as conflict:
+        await ask()
+    assert conflict.value.kind is CONFLICT
+    assert await ask() == 1
 
 
 async def test_who_is_cancelled_leaves_no_transaction_behind(nodes: tuple[Database, Database]) -> None:

@@ -18,6 +18,7 @@ from caelum.kernel.database import Database
 from caelum.kernel.ids import new_uuid
 from caelum.kernel.migrate import Rules
 from caelum.kernel.preflight import inspect_cloud
+from caelum.kernel.table_versions import VERSIONS
 from caelum.testing import databases
 
 EXPANSION = "    op.add_column('zone', sa.Column('note', sa.Text(), nullable=True))\n"
@@ -79,6 +80,22 @@ async def _has_note(db: Database) -> bool:
     async with db.engine.connect() as connection:
         columns = await connection.run_sync(lambda one: inspect(one).get_columns("zone"))
     return "note" in {one["name"] for one in columns}
+
+
+async def test_a_revision_may_alter_a_steady_table_whose_rows_it_changed(db: Database, newer: Newer) -> None:
+    async with db.transaction() as tx:
+        await tx.execute(
+            text(
+                "INSERT INTO zone (uuid, name, state, type, is_default, create_date, last_op_date)"
+                " VALUES ('z', 'a', 'Enabled', 'zone', false, now(), now())"
+            )
+        )
+        before = await tx.scalar(text(VERSIONS))
+    newer.now_knows("expand", "    op.execute(\"UPDATE zone SET name = 'b'\")\n" + EXPANSION)
+    await migrate.upgrade(db)
+    assert await _has_note(db)
+    async with db.read() as session:
+        assert await session.scalar(text(VERSIONS)) != before, "other nodes see that it changed"
 
 
 async def test_what_members_of_a_former_version_need_stays_until_they_are_gone(db: Database, newer: Newer) -> None:

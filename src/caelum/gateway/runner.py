@@ -93,7 +93,11 @@ class Runner:
         if isinstance(answer, CloudError) and not self._node.ready:
             # What fails because the node stops is not the outcome: after the restart it is known.
             return
-        await self._node.jobs.finish(uuid, answer)
+        try:
+            await self._node.jobs.finish(uuid, answer)
+        except Exception:
+            # It stays open until this node starts anew, or others take it for dead.
+            log.exception("the answer of job %s (%s) could not be written", uuid, request.meta.name)
 
     async def _handled(self, request: Request) -> Any:
         """The reply. What certainly did not arrive, because its node has just left, is sent anew to the next owner."""

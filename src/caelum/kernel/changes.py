@@ -6,9 +6,10 @@ the database's answer as long as they are, and a node that asks for the versions
 was committed before. Only tables of models that are `__steady__` have a version: it is written at the commit, one
 transaction after the other, which tables that change with every operation could not bear.
 
-It is a deferred trigger, so nothing is locked before the commit. A version is spread over several rows, one for
-connections of some numbers each, so that few commits meet; each row is written under a lock of its own, taken before
-all of them, so that none waits in a circle.
+It is a deferred trigger, so nothing is locked before the commit; an upgrade alone has it run at once, since it alters
+tables whose rows it has just changed. A version is spread over several rows, one for connections of some numbers each,
+so that few commits meet; each row is written under a lock of its own, taken before all of them, so that none waits in a
+circle.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import msgspec
 from sqlalchemy import (
@@ -28,7 +28,7 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Mapped, mapped_column
 
 from caelum.kernel import message
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from caelum.kernel.node import Node
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 MANAGEMENT_NODE_UNAVAILABLE = error_type(
     "SYS.1012",
@@ -71,6 +72,8 @@ SCAN_INTERVAL = setting(
 LOOK_SECONDS = 1.0
 _PROGRESS_PAUSE = 0.25
 """Seconds that news of a job's progress waits before it is told to other nodes: most jobs are finished by then."""
+_FINISH_PAUSES = (0.2, 1.0, 5.0)
+"""Seconds until an answer is written again after an error of the database."""
 PROCESSING = "Processing"
 DONE = "Done"
 
@@ -208,7 +211,8 @@ class Jobs:
     async def finish(self, uuid: str, answer: str | bytes | ErrorCode | BaseException) -> bool:
         """Answer the job: the body's JSON text, or an error. False when it has its answer already (or is unknown).
 
-        Tried until the database takes it: of a job whose answer is lost, nobody would ever hear.
+        Tried until the database takes it: of a job whose answer is lost, nobody would ever hear. An error that does not
+        say that it passes is raised when it came several times.
         """
         if self._closed:
             return False
@@ -217,12 +221,21 @@ class Jobs:
         async def write(tx: AsyncSession) -> Job | None:
             return None if self._closed else await self._finish_in(tx, uuid, answer, api)
 
-        finished = await self._node.db.write_surely(write)
+        finished = await self._write_stubbornly(uuid, write)
         if finished is not None:
             self.tell(finished)
         elif uuid in self._waiting and (job := await self.get(uuid)) is not None and job.done:
             self._resolve(job)  # perhaps by a try of which it was not known that it had been committed
         return finished is not None
+
+    async def _write_stubbornly(self, uuid: str, write: Callable[[AsyncSession], Awaitable[T]]) -> T:
+        for pause in _FINISH_PAUSES:
+            try:
+                return await self._node.db.write_surely(write)
+            except SQLAlchemyError as error:
+                log.warning("the answer of job %s could not be written, and is tried again: %s", uuid, error)
+            await asyncio.sleep(pause)
+        return await self._node.db.write_surely(write)
 
     async def _finish_in(
         self, tx: AsyncSession, uuid: str, answer: str | bytes | ErrorCode | BaseException, api: str | None = None

@@ -207,6 +207,8 @@ async def _run_once(db: Database, history: History, *, finish: Finish) -> Plan:
             await connection.execute(text("SET LOCAL statement_timeout = 0"))
             await connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
             await connection.execute(text(f"SET LOCAL lock_timeout = {int(_LOCK_SECONDS * 1000)}"))
+            # Nothing may wait for the commit: a table whose rows changed could not be altered any more.
+            await connection.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))
         if finish is not Finish.NONE:
             await schema.exclude_joins(connection)
         return await connection.run_sync(lambda one: _upgrade(one, history, finish=finish))

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import Select, event, inspect, text
+from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, InvalidatePoolError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -29,6 +30,7 @@ DATABASE_UNAVAILABLE = error_type(
     "CAELUM.DB.1000", "The database cannot be reached", "Wait until it is back, and repeat the request.", transient=True
 )
 CONFLICT = error_type("CAELUM.DB.1001", "Two changes of the same records met", "Repeat the request.", transient=True)
+"""Also of a statement and a change of its table's structure, for which it was prepared; it is prepared anew."""
 PASSING = (DATABASE_UNAVAILABLE, CONFLICT)
 """Errors that say nothing of what was asked: the same may be tried again."""
 
@@ -191,7 +193,7 @@ def passing(error: BaseException, *, committing: bool = False) -> CloudError | N
         return None
     state = getattr(error.orig, "sqlstate", None) or ""
     details = f"{type(error.orig).__name__}: {str(error.orig).partition(chr(10))[0]}"
-    if state in _CONFLICTS:
+    if state in _CONFLICTS or isinstance(error.orig, AsyncAdapt_asyncpg_dbapi.InvalidCachedStatementError):
         return CloudError(CONFLICT, details)
     if error.connection_invalidated or state in _AWAY or state.startswith("08"):
         facts: dict[str, Any] = {"ambiguous": True} if committing else {}

@@ -92,10 +92,11 @@ class Connections:
         return connection
 
     async def ask(self, statement: str) -> Any:
-        """The one value that a statement answers by itself, outside of any transaction: one trip. Raises as `take`."""
+        """The one value that a short statement answers by itself, outside of any transaction: one trip. Raises as
+        `take`, also when the answer takes longer than a connection may."""
         await self._turn()
         try:
-            connection, value = await self._first(statement, lambda adapter: adapter._connection.fetchval(statement))
+            connection, value = await self._first(statement, lambda adapter: _ask(adapter, statement))
         except BaseException:
             self._turns.release()
             raise
@@ -143,7 +144,7 @@ class Connections:
             if not self._closed and len(self._free) < self._kept and _is_outside(connection):
                 self._free.append(connection)
             else:
-                await _throw_away(connection)
+                await _throw_away(connection, politely=True)
         finally:
             self._turns.release()
 
@@ -164,6 +165,11 @@ async def _start(adapter: Any, begin: str) -> None:
     driver = adapter._connection
     await driver.execute(begin, timeout=CONNECT_SECONDS)
     adapter._transaction = _Transaction(driver)
+
+
+async def _ask(adapter: Any, statement: str) -> Any:
+    """The value that a statement answers. Not for as long as a statement may take: many wait for this one."""
+    return await adapter._connection.fetchval(statement, timeout=CONNECT_SECONDS)
 
 
 async def guarded(connection: AsyncConnection, statement: str, work: Awaitable[T]) -> T:
@@ -195,10 +201,15 @@ def _is_outside(connection: AsyncConnection) -> bool:
     return adapter._transaction is None and not driver.is_closed() and not driver.is_in_transaction()
 
 
-async def _throw_away(connection: AsyncConnection) -> None:
-    """Close a connection with whatever is open on it, and never let the engine's pool have it."""
+async def _throw_away(connection: AsyncConnection, *, politely: bool = False) -> None:
+    """Close a connection with whatever is open on it, and never let the engine's pool have it.
+
+    `politely` says goodbye to the server, which takes seconds when nobody answers there.
+    """
     try:
         if not connection.closed and not connection.invalidated:
+            if not politely:
+                _adapter_of(connection)._connection.terminate()
             await connection.invalidate()
         await connection.close()
     except SQLAlchemyError as error:

@@ -7,8 +7,10 @@ process holds is waited for in the thread; checkpoints, which wait for the disk,
 quick statement after the other lets others have their turn. A cursor holds no resource of the driver between
 statements: it opens, runs, fetches and closes in one go, so nothing is left to close when a task is cancelled. A
 transaction without statements never begins. What is quick goes to its end without a moment at which a cancellation
-could tear it; what runs in the thread when its task is cancelled costs the connection. A kept connection is in one
-session's hands at a time, and comes back without a transaction, or is thrown away.
+could tear it; what runs in the thread when its task is cancelled costs the connection. A transaction that is gone, with
+its connection or because SQLite itself rolled it back, takes neither statement nor commit until it is rolled back: half
+of it is never committed. A kept connection is in one session's hands at a time, and comes back without a transaction,
+or is thrown away.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from typing import Any, cast
 
 from sqlalchemy import Connection, Dialect, Engine, event
 from sqlalchemy.dialects.sqlite import aiosqlite
-from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, OperationalError, PendingRollbackError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util.concurrency import await_, in_greenlet
@@ -37,6 +39,8 @@ _BEGIN = "caelum_begin"
 """The attribute of the driver's connection with the statement that begins its next transaction."""
 _KEPT = "caelum_kept"
 """Marks the driver's connections that sessions use. Others always go by the thread, as SQLAlchemy expects of them."""
+_LOST = "caelum_lost"
+"""The attribute of the driver's connection with the error with which SQLite rolled the transaction back by itself."""
 _QUICK = 0.0005
 """Seconds that a statement may take on average to be run on the event loop."""
 _SLICE = 0.005
@@ -162,6 +166,7 @@ class QuickCursor(aiosqlite.AsyncAdapt_aiosqlite_cursor):
 
     def _run(self, statement: str, run: Callable[[Any], Any]) -> None:
         adapted: Any = self._adapt_connection
+        _refuse_lost(adapted._connection)
         try:
             outcome = _run_here(adapted, statement, run) or await_(_run_in_thread(adapted, statement, run))
         except Exception as error:
@@ -189,15 +194,27 @@ async def _run_in_thread(adapted: Any, statement: str, run: Callable[[Any], Any]
 
 
 def _outcome(driver: Any, run: Callable[[Any], Any]) -> Outcome:
-    cursor = driver._conn.cursor()
+    inner = driver._conn
+    cursor, begun = inner.cursor(), False
     try:
         if (begin := driver.__dict__.get(_BEGIN)) is not None:
             _begin_patiently(cursor, begin)
             del driver.__dict__[_BEGIN]
+        begun = inner.in_transaction
         run(cursor)
         return Outcome(cursor)
+    except sqlite3.Error as error:
+        if begun and not inner.in_transaction:  # as when the disk is full or fails, or memory is
+            driver.__dict__[_LOST] = error
+        raise
     finally:
         cursor.close()
+
+
+def _refuse_lost(driver: Any) -> None:
+    """Let nothing go on in a transaction that SQLite rolled back by itself, until it is rolled back."""
+    if (error := driver.__dict__.get(_LOST)) is not None:
+        raise PendingRollbackError("a statement failed, and with it the transaction") from error
 
 
 def _begin_patiently(cursor: sqlite3.Cursor, begin: str) -> None:
@@ -253,6 +270,10 @@ def _end(adapted: Any, statement: str) -> None:
 def _ending(driver: Any, statement: str) -> Callable[[], None] | None:
     """What ends the driver's transaction, if it has one."""
     driver.__dict__.pop(_BEGIN, None)
+    if statement == _COMMIT:
+        _refuse_lost(driver)
+    else:
+        driver.__dict__.pop(_LOST, None)
     inner: sqlite3.Connection | None = driver._connection
     if inner is None or not inner.in_transaction:
         return None
@@ -407,9 +428,9 @@ class KeptSession(AsyncSession):
         if self._taken is None:
             await self.take()
         self._connections.sent(statement)
-        driver = self._adapted._connection
-        if not driver._conn.in_transaction:
-            setattr(driver, _BEGIN, self._connections.begin)
+        if not _is_open(self._adapted):
+            self._refuse_lost()
+            setattr(self._adapted._connection, _BEGIN, self._connections.begin)
         try:
             outcome = _run_here(self._adapted, statement, lambda cursor: cursor.execute(statement, values))
             if outcome is None:
@@ -429,8 +450,18 @@ class KeptSession(AsyncSession):
             await cast("AsyncConnection", self._taken).invalidate()
             raise
 
+    def _refuse_lost(self) -> None:
+        """Raise PendingRollbackError when the transaction is gone."""
+        if self._taken is None:
+            return
+        if self._taken.invalidated:
+            raise PendingRollbackError("the connection was lost, and with it the transaction")
+        _refuse_lost(self._adapted._connection)
+
     async def commit(self) -> None:
-        """Commit what was done in either way. Waits for nothing when `commits_at_once()`."""
+        """Commit what was done in either way. Waits for nothing when `commits_at_once()`. Raises PendingRollbackError
+        when the transaction is gone."""
+        self._refuse_lost()
         if self._made and self.in_transaction():
             await super().commit()
         await self._end(_COMMIT)
@@ -439,7 +470,15 @@ class KeptSession(AsyncSession):
         """Undo what was done in either way."""
         if self._made:
             await super().rollback()
+        if self._taken is not None and self._taken.invalidated:
+            await self._let_go()
         await self._end(_ROLLBACK)
+
+    async def _let_go(self) -> None:
+        """Give the connection back, if there is one."""
+        if (taken := self._taken) is not None:
+            self._taken = self._adapted = None
+            await self._connections.give_back(taken)
 
     async def _end(self, statement: str) -> None:
         """End the transaction of what went past SQLAlchemy."""
@@ -478,9 +517,7 @@ class KeptSession(AsyncSession):
         except SQLAlchemyError as error:
             log.warning("a transaction could not be rolled back: %s", error)
         finally:
-            if (taken := self._taken) is not None:
-                self._taken = self._adapted = None
-                await self._connections.give_back(taken)
+            await self._let_go()
 
 
 class _OrmSession(Session):
@@ -497,6 +534,7 @@ class _OrmSession(Session):
             if not in_greenlet():
                 return cast("Engine", self.bind)
             taken = await_(self._kept.take())
+        self._kept._refuse_lost()  # SQLAlchemy would go on with a new connection
         return cast("Connection", taken.sync_connection)
 
 
@@ -509,11 +547,13 @@ def passing(error: BaseException) -> CloudError | None:
     """The error to raise instead when `error` says that the file can be neither read nor written now: another process
     holds it, the disk is full or fails. Else None. It left nothing behind, also when it was a commit that failed: that
     leaves the transaction open, and whoever gives the session back rolls it back."""
-    if not isinstance(error, OperationalError):
+    if isinstance(error, PendingRollbackError):
+        cause = error.__cause__  # what ended the transaction
+    else:
+        cause = error.orig if isinstance(error, OperationalError) else None
+    if getattr(cause, "sqlite_errorcode", 0) & _PRIMARY_CODE not in _PASSING:
         return None
-    if getattr(error.orig, "sqlite_errorcode", 0) & _PRIMARY_CODE not in _PASSING:
-        return None
-    return CloudError(DATABASE_UNAVAILABLE, f"SQLite: {error.orig}")
+    return CloudError(DATABASE_UNAVAILABLE, f"SQLite: {cause}")
 
 
 def commits_at_once() -> bool:

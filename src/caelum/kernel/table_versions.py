@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextvars import Context
 from functools import lru_cache
 
+from caelum.kernel.errors import CANCELED, CloudError
+
 VERSIONS = (
     "SELECT string_agg(name || ' ' || version, ' ' ORDER BY name) "
     "FROM (SELECT name, sum(version) AS version FROM table_change GROUP BY name) AS tables"
@@ -22,7 +24,10 @@ class Versions:
 
     def __init__(self, ask: Callable[[], Awaitable[str | None]]) -> None:
         self._ask = ask
+        self._waiting: asyncio.Future[Mapping[str, int]] | None = None
+        """For those whom the question under way answers."""
         self._next: asyncio.Future[Mapping[str, int]] | None = None
+        """For those who came after it was asked."""
         self._asking: asyncio.Task[None] | None = None
 
     async def now(self) -> Mapping[str, int]:
@@ -32,13 +37,19 @@ class Versions:
             self._next = loop.create_future()
             if self._asking is None:
                 self._asking = loop.create_task(self._ask_on(), name="versions", context=Context())
-        return await asyncio.shield(self._next)
+        try:
+            return await asyncio.shield(self._next)
+        except CloudError as error:
+            # Each who asked has one of its own, to which it may add what it knows.
+            raise CloudError(
+                error.kind, error.details, cause=error.cause, causes=error.causes, **error.facts
+            ) from error
 
     async def _ask_on(self) -> None:
         """Ask as long as somebody wants to know; who comes while a question is under way waits for the one after it."""
         try:
             while (waiting := self._next) is not None:
-                self._next = None
+                self._waiting, self._next = waiting, None
                 try:
                     waiting.set_result(_parsed(await self._ask() or ""))
                 except Exception as error:
@@ -48,10 +59,15 @@ class Versions:
             self._asking = None
 
     async def stop(self) -> None:
-        """Ask no more."""
+        """Ask no more; whoever waits is told so."""
         if self._asking is not None:
             self._asking.cancel()
             await asyncio.gather(self._asking, return_exceptions=True)
+        left, self._waiting, self._next, self._asking = (self._waiting, self._next), None, None, None
+        for one in left:
+            if one is not None and not one.done():
+                one.set_exception(CloudError(CANCELED, "the database is not asked any more: this node stops"))
+                one.exception()  # whoever asked may have left
 
 
 @lru_cache(maxsize=4)

@@ -8,8 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 from sqlalchemy import update
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from caelum.kernel import jobs
 from caelum.kernel.context import Actor
 from caelum.kernel.database import update_where, utcnow
 from caelum.kernel.errors import INVALID_ARGUMENT, CloudError
@@ -119,6 +121,33 @@ async def test_what_this_node_works_on_is_known_to_be_open_until_its_answer_is_w
 
 async def _refuse(_session: AsyncSession) -> None:
     raise CloudError(DATABASE_UNAVAILABLE, "away")
+
+
+@pytest.mark.parametrize("times", [2, 100])
+async def test_an_answer_that_an_error_of_the_database_kept_out_is_written_again(
+    node: Node, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    uuid, tries, commit = new_uuid(), 0, node.db._commit
+
+    async def breaks(session: AsyncSession) -> None:
+        nonlocal tries
+        tries += 1
+        if tries <= times:
+            raise DBAPIError("COMMIT", None, Exception("cannot be"))
+        await commit(session)
+
+    await node.jobs.create(uuid, "x")
+    monkeypatch.setattr(jobs, "_FINISH_PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(node.db, "_commit", breaks)
+    if times == 2:
+        assert await node.jobs.finish(uuid, "{}")
+        assert (await _job(node, uuid)).done
+    else:
+        with pytest.raises(DBAPIError):
+            await node.jobs.finish(uuid, "{}")
+        assert tries == 4
+        monkeypatch.undo()
+    assert not node.jobs.is_open(uuid)
 
 
 async def test_an_error_keeps_its_cause_chain(node: Node) -> None:

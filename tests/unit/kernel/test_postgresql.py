@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi
 from sqlalchemy.exc import DBAPIError
 
 from caelum.kernel.errors import ErrorType
@@ -36,6 +37,15 @@ def test_errors_that_pass(sqlstate: str, kind: ErrorType | None) -> None:
     found = passing(error(sqlstate))
     assert (None if found is None else found.kind) == kind
     assert found is None or "and more" not in found.details
+
+
+def test_a_statement_whose_table_was_altered_is_prepared_anew_and_may_be_tried_again() -> None:
+    altered = AsyncAdapt_asyncpg_dbapi.InvalidCachedStatementError("cached plan must not change result type")
+    altered.sqlstate = "0A000"
+    found = passing(DBAPIError("SELECT 1", None, altered))
+    assert found is not None
+    assert found.kind is CONFLICT
+    assert passing(error("0A000")) is None, "what the server cannot do at all"
 
 
 def test_only_a_commit_that_is_lost_is_ambiguous() -> None:

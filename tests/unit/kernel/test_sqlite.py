@@ -1,6 +1,7 @@
 """Quick statements run at once, slow ones and whoever waits for another process in the thread."""
 
 import asyncio
+import contextlib
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import event, text
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError, PendingRollbackError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.kernel import sqlite
@@ -352,3 +353,104 @@ async def test_what_is_cancelled_in_the_thread_costs_the_connection(db: Database
         await insert(tx, "INSERT INTO cancelled VALUES (2)", past=True)
     async with db.read() as session:
         assert list(await session.scalars(text("SELECT x FROM cancelled"))) == [2]
+
+
+BOTH_WAYS = pytest.mark.parametrize(("first", "then"), [(True, True), (True, False), (False, True), (False, False)])
+ROLLED_BACK = "INSERT OR ROLLBACK INTO kept VALUES (1)"
+
+
+@pytest.fixture
+async def news(db: Database) -> list[str]:
+    """Makes the table `kept` of different numbers; for news of commits, of which there should be none."""
+    async with db.transaction() as tx:
+        await tx.execute(text("CREATE TABLE kept (x UNIQUE)"))
+    return []
+
+
+async def kept(db: Database) -> list[int]:
+    async with db.read() as session:
+        return list(await session.scalars(text("SELECT x FROM kept ORDER BY x")))
+
+
+@BOTH_WAYS
+async def test_a_transaction_that_sqlite_rolled_back_commits_nothing(
+    db: Database, news: list[str], first: bool, then: bool
+) -> None:
+    async def write(*further: str) -> None:
+        async with db.transaction() as tx:
+            after_commit(tx, lambda: news.append("committed"))
+            await insert(tx, "INSERT INTO kept VALUES (1)", past=first)
+            with contextlib.suppress(DBAPIError):
+                await insert(tx, ROLLED_BACK, past=first)
+            for one in further:
+                await insert(tx, one, past=then)
+
+    with pytest.raises(PendingRollbackError):
+        await write()
+    with pytest.raises(PendingRollbackError):
+        await write("INSERT INTO kept VALUES (2)")
+    assert (await kept(db), news) == ([], [])
+    async with db.transaction() as tx:
+        await insert(tx, "INSERT INTO kept VALUES (3)", past=then)
+    assert await kept(db) == [3]
+
+
+@BOTH_WAYS
+async def test_a_transaction_that_was_rolled_back_goes_on_as_another(
+    db: Database, news: list[str], first: bool, then: bool
+) -> None:
+    async with db.transaction() as tx:
+        await insert(tx, "INSERT INTO kept VALUES (1)", past=first)
+        with contextlib.suppress(DBAPIError):
+            await insert(tx, ROLLED_BACK, past=first)
+        await tx.rollback()
+        await insert(tx, "INSERT INTO kept VALUES (2)", past=then)
+    assert (await kept(db), news) == ([2], [])
+
+
+async def test_a_disk_that_was_full_within_a_transaction_passes(db: Database, news: list[str]) -> None:
+    async def write() -> None:
+        async with db.transaction() as tx:
+            await insert(tx, "INSERT INTO kept VALUES (1)", past=True)
+            await insert(tx, "PRAGMA max_page_count=1", past=True)
+            with contextlib.suppress(DBAPIError):
+                await insert(tx, "INSERT INTO kept VALUES (zeroblob(10000000))", past=True)
+            assert isinstance(tx, sqlite.KeptSession)
+            # It depends on the room that was left whether SQLite rolls back by itself.
+            tx._adapted._connection._conn.rollback()
+            tx._adapted._connection.__dict__[sqlite._LOST] = driver_error(sqlite3.SQLITE_FULL)
+
+    with pytest.raises(CloudError) as full:
+        await write()
+    assert (full.value.kind, full.value.facts) == (DATABASE_UNAVAILABLE, {})
+    assert (await kept(db), news) == ([], [])
+
+
+SLOW = "INSERT INTO kept SELECT 7 WHERE (WITH RECURSIVE n(x) AS (VALUES (1) UNION ALL SELECT x + 1 FROM n " + (
+    "WHERE x < 1000000) SELECT count(*) FROM n) > 0"
+)
+
+
+@BOTH_WAYS
+async def test_a_transaction_that_lost_its_connection_with_a_cancelled_statement_commits_nothing(
+    db: Database, news: list[str], first: bool, then: bool
+) -> None:
+    async def write(*further: str, again: bool = False) -> None:
+        async with db.transaction() as tx:
+            after_commit(tx, lambda: news.append("committed"))
+            await insert(tx, "INSERT INTO kept VALUES (1)", past=first)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await insert(tx, SLOW, past=first)
+            if again:
+                await tx.rollback()
+            for one in further:
+                await insert(tx, one, past=then)
+
+    with pytest.raises(PendingRollbackError):
+        await write()
+    with pytest.raises(PendingRollbackError):
+        await write("INSERT INTO kept VALUES (2)")
+    assert (await kept(db), news) == ([], [])
+    await write("INSERT INTO kept VALUES (3)", again=True)
+    assert await kept(db) == [3]
