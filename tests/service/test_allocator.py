@@ -28,6 +28,7 @@ from caelum.cloud.allocator.settings import CONCURRENT, CPU_RATIO, MEMORY_RATIO,
 from caelum.cloud.cluster.api import ChangeClusterState, CreateCluster
 from caelum.cloud.host import records
 from caelum.cloud.host.api import ChangeHostState, DeleteHost
+from caelum.cloud.host.messages import AwaitHosts
 from caelum.cloud.host.states import CONNECTED, CONNECTING
 from caelum.cloud.host.tags import RESERVED_MEMORY as RESERVED_TAG
 from caelum.cloud.primary_storage.messages import (
@@ -150,6 +151,33 @@ async def test_hosts_that_another_node_is_connecting_are_waited_for(cloud: HostC
     with pytest.raises(CloudError) as caught:
         await asyncio.wait_for(allocate(cloud, host_uuid=other, cpu_num=1000), 5)
     assert caught.value.code == "HOST_ALLOCATION.1000"
+
+
+@pytest.mark.parametrize("untried", [True, False])
+async def test_a_host_that_hangs_in_its_connect_delays_nobody_elsewhere(cloud: HostCloud, untried: bool) -> None:
+    host, other, _ = await records.find(cloud.node)
+    tracker = cloud.node.services["host"].tracker
+    if untried:
+        tracker._followed[host.uuid].tried.clear()
+    else:
+        tracker.forget(host.uuid)
+        await records.move(cloud.node, host.uuid, CONNECTING)
+    elsewhere = new_uuid()
+    for place in ({"host_uuid": other.uuid}, {"cluster_uuid": elsewhere}, {"zone_uuid": elsewhere}):
+        assert not await asyncio.wait_for(cloud.node.bus.call(AwaitHosts(**place)), 2)
+    asking = [
+        asyncio.create_task(cloud.node.bus.call(AwaitHosts(**place)))
+        for place in (
+            {}, {"host_uuid": host.uuid}, {"cluster_uuid": host.cluster_uuid}, {"zone_uuid": host.zone_uuid},
+        )
+    ]  # fmt: skip
+    await asyncio.sleep(0.3)
+    assert not any(one.done() for one in asking)
+    if untried:
+        tracker._followed[host.uuid].tried.set()
+    else:
+        await records.move(cloud.node, host.uuid, CONNECTED)
+    assert await asyncio.gather(*asking) == [True] * 4
 
 
 async def test_a_repeated_request_is_the_same_and_a_return_gives_back_all(cloud: HostCloud) -> None:

@@ -76,7 +76,7 @@ class AllocatorService(Service):
                 return await self._in_turn(msg)
             except CloudError as error:
                 # Hosts that are being connected, or are still to be after a restart, may take what these could not.
-                if error.kind is CANCELED or not await self.node.bus.call(AwaitHosts(host_uuid=msg.host_uuid)):
+                if error.kind is CANCELED or not await self.node.bus.call(_those_awaited(msg)):
                     raise
                 return await self._in_turn(msg)
 
@@ -173,6 +173,10 @@ class AllocatorService(Service):
             capacity_data=data,
             resource_type=kind,
         )
+
+
+def _those_awaited(msg: m.AllocateHost) -> AwaitHosts:
+    return AwaitHosts(host_uuid=msg.host_uuid, cluster_uuid=msg.cluster_uuid, zone_uuid=msg.zone_uuid)
 
 
 def _scope(msg: GetCpuMemoryCapacity) -> tuple[str, ColumnElement[str], list[str] | None]:

@@ -105,20 +105,29 @@ class HostTracker:
         self._started.set()
 
     @property
-    def is_settled(self) -> bool:
-        """Whether every host that this node had at its start was tried once."""
-        return self._started.is_set() and all(one.tried.is_set() for one in self._followed.values())
+    def is_listed(self) -> bool:
+        """Whether this node follows all hosts that the ring gives to it."""
+        return self._started.is_set() and (self._scan is None or self._scan.done())
+
+    async def listed(self) -> None:
+        """Return when this node follows all hosts that the ring gives to it: after its start, or the ring's change."""
+        await self._started.wait()
+        if self._scan is not None:
+            await asyncio.wait([self._scan])
 
     async def settled(self) -> None:
-        """Return when every host that this node had at its start was tried once."""
-        await self._started.wait()
+        """Return when every host that this node has by now was tried once."""
+        await self.listed()
         await asyncio.gather(*(one.tried.wait() for one in list(self._followed.values())))
+
+    @property
+    def untried(self) -> set[str]:
+        """The hosts that this node had at its start, or got since, and has not tried once yet."""
+        return {uuid for uuid, one in self._followed.items() if not one.tried.is_set()}
 
     async def tried(self, host_uuid: str) -> None:
         """Return when the host was tried once since the start; at once when it is not followed here."""
-        await self._started.wait()
-        if self._scan is not None:
-            await asyncio.wait([self._scan])  # the ring has changed: it may give the host to this node
+        await self.listed()
         followed = self._followed.get(host_uuid)
         if followed is not None:
             await followed.tried.wait()
