@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -151,6 +152,30 @@ async def test_hosts_that_another_node_is_connecting_are_waited_for(cloud: HostC
     with pytest.raises(CloudError) as caught:
         await asyncio.wait_for(allocate(cloud, host_uuid=other, cpu_num=1000), 5)
     assert caught.value.code == "HOST_ALLOCATION.1000"
+
+
+async def test_those_who_wait_for_a_connect_share_what_they_read(
+    cloud: HostCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = (await records.find(cloud.node))[0]
+    cloud.node.services["host"].tracker.forget(host.uuid)
+    await records.move(cloud.node, host.uuid, CONNECTING)
+    reads, rows = 0, records._CONNECTING.rows
+
+    async def counted(session: Any) -> Any:
+        nonlocal reads
+        reads += 1
+        return await rows(session)
+
+    monkeypatch.setattr(records, "_CONNECTING", SimpleNamespace(rows=counted))
+    places: list[dict[str, str]] = [{}, {"host_uuid": host.uuid}, {"zone_uuid": host.zone_uuid}] * 3
+    asking = [asyncio.create_task(cloud.node.bus.call(AwaitHosts(**place))) for place in places]
+    await asyncio.sleep(1.1)
+    before = reads
+    await records.move(cloud.node, host.uuid, CONNECTED)
+    assert await asyncio.gather(*asking) == [True] * 9
+    # At first all may read before one of them has read; later each change is read by those who look in the same moment.
+    assert before <= 9, "not 5 times a second each"
 
 
 @pytest.mark.parametrize("untried", [True, False])

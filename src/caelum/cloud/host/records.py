@@ -125,8 +125,12 @@ async def there(node: Node, host_uuids: set[str], place: Place) -> set[str]:
 
 async def connecting(node: Node, place: Place) -> set[str]:
     """The hosts in a place that are being connected by some node."""
-    async with node.db.read() as session:
-        found = [Place(*row) for row in await _CONNECTING.rows(session)]
+
+    async def load(session: AsyncSession) -> list[Place]:
+        return [Place(*row) for row in await _CONNECTING.rows(session)]
+
+    # Many look at once, again and again: what is read does not depend on who asks, so that they share it.
+    found = await node.db.remember((Place, CONNECTING), load)
     return {host.host_uuid for host in found if host.host_uuid is not None and place.has(host)}
 
 
