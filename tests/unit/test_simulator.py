@@ -191,6 +191,22 @@ async def test_a_node_that_stops_says_so_of_every_command(rig: Rig) -> None:
         assert is_of_cluster(stopped.value), "whoever asked repeats it elsewhere"
 
 
+async def test_a_caller_that_goes_while_the_node_stops_leaves_no_error_behind(prompt: Rig) -> None:
+    failed: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, what: failed.append(what))
+    prompt.hosts.fault("hang")
+    work = asyncio.create_task(prompt.bridge())
+    await prompt.until_busy()
+    closing = asyncio.create_task(prompt.client.close())
+    work.cancel()
+    await asyncio.wait([work, closing])
+    assert prompt.client._closing
+    prompt.client._errand(prompt.client._cancel(prompt.address(), prompt.client.tasks[0]))
+    while prompt.client._errands:  # noqa: ASYNC110 - nobody tells
+        await asyncio.sleep(0.01)
+    assert failed == []
+
+
 async def test_a_lost_answer_is_found(rig: Rig) -> None:
     rig.hosts.fault("lose_reply", count=1)
     await rig.bridge()

@@ -342,7 +342,7 @@ class AgentClient:
         return _decode(address, "/task", body, TaskStatus)
 
     async def _cancel(self, address: Address, task_uuid: str) -> None:
-        with contextlib.suppress(*_NETWORK_ERRORS):
+        with contextlib.suppress(CloudError, *_NETWORK_ERRORS):
             await self._request("DELETE", address, f"/task/{task_uuid}", time.monotonic() + self._pace.acknowledge)
 
     def _errand(self, work: Any) -> None:
