@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -322,6 +323,23 @@ async def test_a_refused_command_is_repeated_then_given_up_as_transient(rig: Rig
         await rig.bridge()
     assert caught.value.code == p.BUSY
     assert caught.value.kind.transient
+
+
+async def test_a_command_with_hardly_any_time_left_is_told_a_deadline_that_agents_take(rig: Rig) -> None:
+    now = time.monotonic()
+    told = [rig.client._headers("task", now + left, 0)["deadline"] for left in (-1, 0.01, 0.04, 0.3, 12)]
+    assert told == ["0.1", "0.1", "0.1", "0.3", "12.0"]
+
+
+async def test_a_refusal_that_comes_when_the_time_is_over_is_a_timeout(rig: Rig) -> None:
+    async def refused(*_: Any, **__: Any) -> tuple[int, bytes]:
+        time.sleep(0.1)  # noqa: ASYNC251 - both are over at once
+        return 400, msgspec.json.encode(p.TaskAnswer(error=p.AgentError(code=p.INVALID, details="has passed")))
+
+    rig.client._request = refused  # type: ignore[method-assign]
+    with pytest.raises(CloudError) as caught:
+        await rig.bridge(timeout=0.05)
+    assert caught.value.kind is TIMEOUT
 
 
 async def test_an_agents_error_keeps_its_code_and_numbers(rig: Rig) -> None:
