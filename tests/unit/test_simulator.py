@@ -7,11 +7,13 @@ import ssl
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import aiohttp
 import msgspec
 import pytest
+from aiohttp import web
 
 from caelum.agent import protocol as p
 from caelum.agent.news import Report
@@ -25,6 +27,7 @@ from caelum.kernel.errors import TIMEOUT, CloudError
 from caelum.kernel.ids import new_uuid
 from caelum.kernel.membership import EVICTED, is_of_cluster
 from caelum.simulator import Latency, SimulatedHosts
+from caelum.simulator.faults import Cut
 from caelum.simulator.world import known_paths
 
 QUICK = Pace(connect=2, acknowledge=2, back_off=(0.05, 0.1), first_poll=0.15, slowest_poll=0.3, lost_after=1.5)
@@ -249,6 +252,21 @@ async def test_an_answer_whose_listener_is_gone_is_called_back(prompt: Rig) -> N
     await prompt.bridge()
     await prompt.until_called_back()
     assert prompt.hosts[0].done[p.CreateBridge.path] == 1
+
+
+async def test_an_answer_whose_listener_is_gone_is_delivered_only_when_its_callback_is(prompt: Rig) -> None:
+    host = prompt.hosts[0]
+    prompt.hosts.behaviour.cuts.append(Cut(server=new_uuid(), callback=prompt.client.callback_url))
+    task, _ = host.journal.accept("task", p.CreateBridge.path, prompt.client.callback_url)
+    task.end(p.TaskAnswer(result={}))
+    gone = SimpleNamespace(transport=SimpleNamespace(is_closing=lambda: True))
+    host._answered(cast("web.BaseRequest", gone), task)
+    await asyncio.sleep(0.05)
+    assert host.journal.interrupt() == [task], "an agent that starts anew delivers it"
+    prompt.hosts.heal()
+    await prompt.until_called_back()
+    await asyncio.sleep(0.05)
+    assert host.journal.interrupt() == []
 
 
 async def test_an_answer_that_comes_both_ways_counts_once(prompt: Rig) -> None:
