@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,6 +33,7 @@ from caelum.cloud.allocator.strategies import STRATEGIES
 from caelum.cloud.cluster.api import ChangeClusterState, CreateCluster
 from caelum.cloud.host import records
 from caelum.cloud.host.api import ChangeHostState, DeleteHost
+from caelum.cloud.host.messages import AwaitHosts
 from caelum.cloud.host.model import HostModel
 from caelum.cloud.host.states import CONNECTED, CONNECTING
 from caelum.cloud.host.tags import RESERVED_MEMORY as RESERVED_TAG
@@ -175,6 +177,57 @@ async def test_a_host_that_is_connected_after_it_was_passed_over_is_tried(
     monkeypatch.setattr(*after, then_connected)
     assert (await allocate(cloud, host_uuid=host, last_host_uuid=host)).host_uuid == host
     assert asked
+
+
+async def test_those_who_wait_for_a_connect_share_what_they_read(
+    cloud: HostCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = (await records.find(cloud.node))[0]
+    cloud.node.services["host"].tracker.forget(host.uuid)
+    await records.move(cloud.node, host.uuid, CONNECTING)
+    reads, rows = 0, records._CONNECTING.rows
+
+    async def counted(session: Any) -> Any:
+        nonlocal reads
+        reads += 1
+        return await rows(session)
+
+    monkeypatch.setattr(records, "_CONNECTING", SimpleNamespace(rows=counted))
+    places: list[dict[str, str]] = [{}, {"host_uuid": host.uuid}, {"zone_uuid": host.zone_uuid}] * 3
+    asking = [asyncio.create_task(cloud.node.bus.call(AwaitHosts(**place))) for place in places]
+    await asyncio.sleep(1.1)
+    before = reads
+    await records.move(cloud.node, host.uuid, CONNECTED)
+    assert await asyncio.gather(*asking) == [True] * 9
+    # At first all may read before one of them has read; later each change is read by those who look in the same moment.
+    assert before <= 9, "not 5 times a second each"
+
+
+@pytest.mark.parametrize("untried", [True, False])
+async def test_a_host_that_hangs_in_its_connect_delays_nobody_elsewhere(cloud: HostCloud, untried: bool) -> None:
+    host, other, _ = await records.find(cloud.node)
+    tracker = cloud.node.services["host"].tracker
+    if untried:
+        tracker._followed[host.uuid].tried.clear()
+    else:
+        tracker.forget(host.uuid)
+        await records.move(cloud.node, host.uuid, CONNECTING)
+    elsewhere = new_uuid()
+    for place in ({"host_uuid": other.uuid}, {"cluster_uuid": elsewhere}, {"zone_uuid": elsewhere}):
+        assert not await asyncio.wait_for(cloud.node.bus.call(AwaitHosts(**place)), 2)
+    asking = [
+        asyncio.create_task(cloud.node.bus.call(AwaitHosts(**place)))
+        for place in (
+            {}, {"host_uuid": host.uuid}, {"cluster_uuid": host.cluster_uuid}, {"zone_uuid": host.zone_uuid},
+        )
+    ]  # fmt: skip
+    await asyncio.sleep(0.3)
+    assert not any(one.done() for one in asking)
+    if untried:
+        tracker._followed[host.uuid].tried.set()
+    else:
+        await records.move(cloud.node, host.uuid, CONNECTED)
+    assert await asyncio.gather(*asking) == [True] * 4
 
 
 async def test_a_repeated_request_is_the_same_and_a_return_gives_back_all(cloud: HostCloud) -> None:

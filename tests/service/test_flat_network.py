@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,10 @@ from caelum.cloud.l3.api import (
 from caelum.cloud.l3.messages import AllocateIp, GetL3
 from caelum.cloud.network_service.api import AttachNetworkServiceToL3Network, DetachNetworkServiceFromL3Network
 from caelum.cloud.vm.extension import VmResourceProvider
+from caelum.drivers.flat_network import driver
 from caelum.drivers.flat_network.api import GetL3NetworkDhcpIpAddress
 from caelum.drivers.flat_network.settings import DEFAULT_DNS
-from caelum.kernel.errors import CloudError
+from caelum.kernel.errors import INTERNAL, CloudError
 from caelum.kernel.ids import new_uuid
 
 ALL = ["DHCP", "DNS", "Userdata", "HostRoute", "SNAT"]
@@ -253,6 +255,29 @@ async def test_a_command_that_fails_in_the_middle_ends_the_series_with_its_error
     assert refused.value.code == p.NETWORK
     assert flat.leases
     assert flat.world.nat == {}
+
+
+async def test_nothing_is_under_way_any_more_when_one_network_has_failed(
+    here: HostSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flat, other = await Flat(here).build(), Flat(here)
+    other.l3 = await here.l3(flat.l2, name="other")
+    await here.range(other.l3, "10.0.1.10", "10.0.1.19")
+    await other.attach(ALL)
+    vm, second = await flat.vm(), await other.vm()
+    vm.nics.append(second.nics[0])
+    send = driver.send
+
+    async def refused_or_late(node: Any, host_uuid: str, commands: Any) -> None:
+        if commands[0].l3_uuid == flat.l3.uuid:
+            raise CloudError(INTERNAL, "refused")
+        await asyncio.sleep(0.1)
+        await send(node, host_uuid, commands)
+
+    monkeypatch.setattr(driver, "send", refused_or_late)
+    with pytest.raises(CloudError, match="refused"):
+        await flat.start(vm)
+    assert set(flat.world.leases) == {other.l3.uuid}, "it came before the failure was told, so the undo comes after it"
 
 
 async def test_nics_come_and_go_one_by_one(here: HostSite) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,27 @@ async def test_pings_that_hang_lead_to_disconnected_and_back(cloud: HostCloud) -
     assert cloud.sim[0].arrived[p.Ping.path] >= 3
     cloud.sim.heal()
     await cloud.until_status(host.uuid, "Connected", 10)
+
+
+async def test_the_trackers_own_loss_does_not_wake_it(cloud: HostCloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    host, service = await cloud.add_host(), cloud.node.services["host"]
+    await asyncio.sleep(0.3)
+    look, looks, told = service.tracker._look, list[float](), list[float]()
+
+    async def looked(followed: Any) -> Any:
+        looks.append(time.monotonic())
+        return await look(followed)
+
+    async def lost(host_uuid: str, error: BaseException) -> None:
+        await type(service.connector).lost(service.connector, host_uuid, error)
+        told.append(time.monotonic())
+
+    monkeypatch.setattr(service.tracker, "_look", looked)
+    monkeypatch.setattr(service.connector, "lost", lost)
+    cloud.sim.fault("refuse", p.Ping.path)
+    await cloud.until(lambda: told and looks[-1] > told[0], 15)
+    assert looks[-1] - told[0] > 0.8
+    assert (await cloud.host(host.uuid)).status == "Disconnected"
 
 
 async def test_one_lost_ping_is_no_loss(cloud: HostCloud) -> None:

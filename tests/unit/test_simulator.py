@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import aiohttp
 import msgspec
 import pytest
+from aiohttp import web
 
 from caelum.agent import protocol as p
 from caelum.agent.news import Report
@@ -24,6 +27,7 @@ from caelum.kernel.errors import TIMEOUT, CloudError
 from caelum.kernel.ids import new_uuid
 from caelum.kernel.membership import EVICTED, is_of_cluster
 from caelum.simulator import Latency, SimulatedHosts
+from caelum.simulator.faults import Cut
 from caelum.simulator.world import known_paths
 
 QUICK = Pace(connect=2, acknowledge=2, back_off=(0.05, 0.1), first_poll=0.15, slowest_poll=0.3, lost_after=1.5)
@@ -191,6 +195,22 @@ async def test_a_node_that_stops_says_so_of_every_command(rig: Rig) -> None:
         assert is_of_cluster(stopped.value), "whoever asked repeats it elsewhere"
 
 
+async def test_a_caller_that_goes_while_the_node_stops_leaves_no_error_behind(prompt: Rig) -> None:
+    failed: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, what: failed.append(what))
+    prompt.hosts.fault("hang")
+    work = asyncio.create_task(prompt.bridge())
+    await prompt.until_busy()
+    closing = asyncio.create_task(prompt.client.close())
+    work.cancel()
+    await asyncio.wait([work, closing])
+    assert prompt.client._closing
+    prompt.client._errand(prompt.client._cancel(prompt.address(), prompt.client.tasks[0]))
+    while prompt.client._errands:  # noqa: ASYNC110 - nobody tells
+        await asyncio.sleep(0.01)
+    assert failed == []
+
+
 async def test_a_lost_answer_is_found(rig: Rig) -> None:
     rig.hosts.fault("lose_reply", count=1)
     await rig.bridge()
@@ -232,6 +252,21 @@ async def test_an_answer_whose_listener_is_gone_is_called_back(prompt: Rig) -> N
     await prompt.bridge()
     await prompt.until_called_back()
     assert prompt.hosts[0].done[p.CreateBridge.path] == 1
+
+
+async def test_an_answer_whose_listener_is_gone_is_delivered_only_when_its_callback_is(prompt: Rig) -> None:
+    host = prompt.hosts[0]
+    prompt.hosts.behaviour.cuts.append(Cut(server=new_uuid(), callback=prompt.client.callback_url))
+    task, _ = host.journal.accept("task", p.CreateBridge.path, prompt.client.callback_url)
+    task.end(p.TaskAnswer(result={}))
+    gone = SimpleNamespace(transport=SimpleNamespace(is_closing=lambda: True))
+    host._answered(cast("web.BaseRequest", gone), task)
+    await asyncio.sleep(0.05)
+    assert host.journal.interrupt() == [task], "an agent that starts anew delivers it"
+    prompt.hosts.heal()
+    await prompt.until_called_back()
+    await asyncio.sleep(0.05)
+    assert host.journal.interrupt() == []
 
 
 async def test_an_answer_that_comes_both_ways_counts_once(prompt: Rig) -> None:
@@ -306,6 +341,23 @@ async def test_a_refused_command_is_repeated_then_given_up_as_transient(rig: Rig
         await rig.bridge()
     assert caught.value.code == p.BUSY
     assert caught.value.kind.transient
+
+
+async def test_a_command_with_hardly_any_time_left_is_told_a_deadline_that_agents_take(rig: Rig) -> None:
+    now = time.monotonic()
+    told = [rig.client._headers("task", now + left, 0)["deadline"] for left in (-1, 0.01, 0.04, 0.3, 12)]
+    assert told == ["0.1", "0.1", "0.1", "0.3", "12.0"]
+
+
+async def test_a_refusal_that_comes_when_the_time_is_over_is_a_timeout(rig: Rig) -> None:
+    async def refused(*_: Any, **__: Any) -> tuple[int, bytes]:
+        time.sleep(0.1)  # noqa: ASYNC251 - both are over at once
+        return 400, msgspec.json.encode(p.TaskAnswer(error=p.AgentError(code=p.INVALID, details="has passed")))
+
+    rig.client._request = refused  # type: ignore[method-assign]
+    with pytest.raises(CloudError) as caught:
+        await rig.bridge(timeout=0.05)
+    assert caught.value.kind is TIMEOUT
 
 
 async def test_an_agents_error_keeps_its_code_and_numbers(rig: Rig) -> None:

@@ -6,6 +6,7 @@ short is answered INTERRUPTED. A workflow's attempt that was overtaken by a high
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import time
 from typing import Literal
@@ -15,6 +16,8 @@ import msgspec
 from caelum.agent.protocol import INTERRUPTED, INVALID, STALE_ATTEMPT, AgentError, TaskAnswer, TaskStatus
 from caelum.agent.registry import AgentFailure
 from caelum.agent.store import Store
+
+log = logging.getLogger(__name__)
 
 MAX_TASKS = 20_000
 """Settled tasks that are kept to recognise duplicates."""
@@ -78,11 +81,15 @@ class Journal:
             await self._store.call(lambda db: _check(db, fence))
 
     async def finish(self, task_uuid: str, answer: TaskAnswer) -> Undelivered | None:
-        """Record an answer; returns what is to be delivered, or None without a callback."""
+        """Record an answer; returns what is to be delivered, or None without a callback. Raises sqlite3.Error."""
+        waiting = await self._store.call(lambda db: _finish(db, task_uuid, answer))
         self._finished += 1
         if self._finished % PRUNE_EVERY == 0:
-            await self.prune()
-        return await self._store.call(lambda db: _finish(db, task_uuid, answer))
+            try:
+                await self.prune()
+            except sqlite3.Error:
+                log.exception("the journal cannot be pruned")
+        return waiting
 
     async def settle(self, task_uuid: str) -> None:
         """The server knows the answer."""

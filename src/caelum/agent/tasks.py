@@ -48,12 +48,15 @@ class Tasks:
         self._journal = journal
         self._running: dict[str, asyncio.Task[None]] = {}
         self._delivering: dict[str, asyncio.Task[None]] = {}
+        self._unrecorded: dict[str, TaskAnswer] = {}
+        """Answers that the journal could not take yet: until it does, they are told from here."""
+        self._recording: dict[str, asyncio.Task[None]] = {}
         self._listeners = Listeners()
         self._posts = asyncio.Semaphore(POSTS_AT_ONCE)
         self._stopping = False
         agent.check_attempt = lambda: journal.check(_fence.get())
         agent.tasks_running = lambda: len(self._running)
-        agent.answers_waiting = lambda: len(self._delivering) + len(self._listeners)
+        agent.answers_waiting = lambda: len(self._delivering) + len(self._recording) + len(self._listeners)
 
     async def open(self) -> None:
         """Settle what the former agent left, and deliver what the server has not taken."""
@@ -87,7 +90,9 @@ class Tasks:
         if self._stopping or len(self._running) >= MAX_RUNNING:
             why = "the agent is stopping" if self._stopping else f"{len(self._running)} commands are in work"
             raise AgentFailure(BUSY, why, transient=True, running=len(self._running))
-        verdict = await self._journal.accept(task_uuid, command.path, callback, fence)
+        # A journal that could not take the answer cannot note the repetition either.
+        kept = task_uuid in self._unrecorded
+        verdict = "running" if kept else await self._journal.accept(task_uuid, command.path, callback, fence)
         if verdict == "new":
             self._running[task_uuid] = asyncio.create_task(
                 self._run(task_uuid, handler, command, fence, deadline), name=f"{command.path} {task_uuid}"
@@ -97,6 +102,8 @@ class Tasks:
                 return (await self._journal.status(task_uuid)).answer
             await self.call_back(task_uuid)
             return None
+        elif wait > 0 and task_uuid in self._unrecorded:
+            return self._unrecorded[task_uuid]
         return await self._listeners.hear(task_uuid, wait)
 
     def delivered(self, task_uuid: str) -> None:
@@ -110,6 +117,8 @@ class Tasks:
 
     async def status(self, task_uuid: str) -> TaskStatus:
         """What became of a task."""
+        if task_uuid in self._unrecorded:
+            return TaskStatus(state="Done", answer=self._unrecorded[task_uuid])
         return await self._journal.status(task_uuid)
 
     async def cancel(self, task_uuid: str) -> TaskStatus:
@@ -118,7 +127,7 @@ class Tasks:
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
-        return await self._journal.status(task_uuid)
+        return await self.status(task_uuid)
 
     async def close(self) -> None:
         """Take no more, give running commands a moment, interrupt the rest; undelivered answers wait in the journal."""
@@ -126,6 +135,7 @@ class Tasks:
         if self._running:
             await asyncio.wait(self._running.values(), timeout=STOP_GRACE)
         await _cancel_all(self._running)
+        await _cancel_all(self._recording)
         await _cancel_all(self._delivering)
 
     async def _run(
@@ -140,9 +150,28 @@ class Tasks:
         try:
             waiting = await self._journal.finish(task_uuid, answer)
         except sqlite3.Error:
-            log.exception("the answer of task %s cannot be recorded", task_uuid)
-            return
+            log.exception("the answer of task %s cannot be recorded; it is tried again", task_uuid)
+            self._unrecorded[task_uuid] = answer
+            self._recording[task_uuid] = asyncio.create_task(self._record(task_uuid, answer))
+            waiting = None
         if not self._listeners.tell(task_uuid, answer) and waiting is not None:
+            self._deliver(waiting)
+
+    async def _record(self, task_uuid: str, answer: TaskAnswer) -> None:
+        """Try until the journal takes an answer, and deliver it then: who heard it meanwhile, hears it once more."""
+        tries = 0
+        try:
+            while True:
+                await asyncio.sleep(_pause(tries))
+                tries += 1
+                try:
+                    waiting = await self._journal.finish(task_uuid, answer)
+                    break
+                except sqlite3.Error as error:
+                    log.warning("the answer of task %s can still not be recorded: %s", task_uuid, error)
+        finally:
+            del self._unrecorded[task_uuid], self._recording[task_uuid]
+        if waiting is not None:
             self._deliver(waiting)
 
     async def _answer(self, handler: Handler, command: Command[Any], deadline: float | None) -> TaskAnswer:
@@ -182,7 +211,7 @@ class Tasks:
     async def _deliver_until_taken(self, waiting: Undelivered) -> None:
         tries = 0
         while not await self._post(waiting):
-            await asyncio.sleep(BACK_OFF[min(tries, len(BACK_OFF) - 1)])
+            await asyncio.sleep(_pause(tries))
             tries += 1
             if not await self._journal.undelivered(waiting.task_uuid):
                 return  # given up by age, or another delivery got through
@@ -206,6 +235,10 @@ class Tasks:
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             log.info("the answer of task %s is not delivered: %s", waiting.task_uuid, error)
             return False
+
+
+def _pause(tries: int) -> float:
+    return BACK_OFF[min(tries, len(BACK_OFF) - 1)]
 
 
 async def _cancel_all(tasks: dict[str, asyncio.Task[None]]) -> None:

@@ -214,7 +214,8 @@ class SimulatedHost:
     def _answered(self, request: web.BaseRequest, task: Task) -> web.Response:
         if request.transport is None or request.transport.is_closing():
             self._spawn(self._deliver(task))
-        task.delivered = True
+        else:
+            task.delivered = True
         return _json(200, task.answer)
 
     # --- work -------------------------------------------------------------------------------------------------------

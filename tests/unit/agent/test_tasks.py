@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from aiohttp import web
@@ -228,6 +229,55 @@ async def test_a_lower_attempt_is_refused(bench: Bench) -> None:
     await eventually(lambda: len(bench.http.posts) == 3)
     assert await _error(bench, "t3") == STALE_ATTEMPT
     assert bench.ran == ["a", "c"]
+
+
+async def test_an_answer_that_cannot_be_recorded_is_told_from_memory_until_it_is(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "BACK_OFF", (0.1,))
+    finish, tries = journal._finish, 0
+
+    def full(*given: Any) -> Any:
+        nonlocal tries
+        tries += 1
+        if tries < 3:
+            raise sqlite3.OperationalError("database or disk is full")
+        return finish(*given)
+
+    monkeypatch.setattr(journal, "_finish", full)
+    bench.gate.set()
+    assert await bench.submit("t1", wait=5) == TaskAnswer(result={}), "whoever listens is told"
+    assert await bench.submit("t1", wait=5) == TaskAnswer(result={}), "so is whoever repeats it"
+    assert (await bench.tasks.status("t1")).answer == TaskAnswer(result={})
+    assert (await bench.tasks.cancel("t1")).answer == TaskAnswer(result={})
+    assert (tries, bench.agent.answers_waiting(), bench.http.posts) == (1, 1, [])
+    await eventually(lambda: bench.http.bodies() == [{"result": {}}])
+    await _settled(bench)
+    assert (tries, (await bench.journal.status("t1")).answer, bench.ran) == (3, TaskAnswer(result={}), ["a"])
+
+
+async def test_an_agent_that_stops_does_not_wait_for_the_journal(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(journal, "_finish", full)
+    bench.gate.set()
+    await bench.submit("t1", wait=5)
+    await bench.tasks.close()
+    assert bench.agent.answers_waiting() == 0
+
+
+async def test_an_answer_is_recorded_though_the_journal_cannot_be_pruned(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: Any) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(journal, "_prune", full)
+    monkeypatch.setattr(journal, "PRUNE_EVERY", 1)
+    bench.gate.set()
+    assert await bench.submit("t1", wait=5) == TaskAnswer(result={})
+    assert (await bench.journal.status("t1")).state == "Done"
 
 
 async def test_too_much_work_is_refused_before_it_is_journaled(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

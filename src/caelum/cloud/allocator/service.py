@@ -79,7 +79,7 @@ class AllocatorService(Service):
                 # so may one that became Connected between the choice and this question.
                 if error.kind is CANCELED:
                     raise
-                waited = await self.node.bus.call(AwaitHosts(host_uuid=msg.host_uuid))
+                waited = await self.node.bus.call(_those_awaited(msg))
                 if not waited and MISSED not in error.facts:
                     raise
                 return await self._in_turn(msg)
@@ -177,6 +177,10 @@ class AllocatorService(Service):
             capacity_data=data,
             resource_type=kind,
         )
+
+
+def _those_awaited(msg: m.AllocateHost) -> AwaitHosts:
+    return AwaitHosts(host_uuid=msg.host_uuid, cluster_uuid=msg.cluster_uuid, zone_uuid=msg.zone_uuid)
 
 
 def _scope(msg: GetCpuMemoryCapacity) -> tuple[str, ColumnElement[str], list[str] | None]:

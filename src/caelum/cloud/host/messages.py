@@ -241,11 +241,13 @@ class AwaitLostHost(Message[bool], kw_only=True):
 class AwaitHosts(Message[bool], kw_only=True):
     """Return when the hosts are done that any node is connecting, or this one is to since its start; or after a while.
 
-    Tells whether that had to be waited for: hosts that were missing a moment ago may be there now. With `host_uuid`
-    only that one is waited for.
+    Tells whether that had to be waited for: hosts that were missing a moment ago may be there now. Only the given host
+    is waited for, or those of the given cluster and zone.
     """
 
     host_uuid: str | None = None
+    cluster_uuid: str | None = None
+    zone_uuid: str | None = None
 
 
 @message(route_by="host_uuid", timeout=60)

@@ -25,6 +25,8 @@ Also = Callable[[AsyncSession, str], Awaitable[None]]
 _HOST = cast("Table", HostModel.__table__)
 _THIS = _HOST.c.uuid == bindparam("key")
 _STANDING = Prepared(select(_HOST.c.status, _HOST.c.hypervisor_type).where(_THIS))
+_PLACE = (_HOST.c.uuid, _HOST.c.cluster_uuid, _HOST.c.zone_uuid)
+_CONNECTING = Prepared(select(*_PLACE).where(_HOST.c.status == CONNECTING))
 _LOCKED_STATUS = Prepared(select(_HOST.c.status).where(_THIS).with_for_update(key_share=True))
 
 
@@ -100,11 +102,36 @@ async def find(node: Node, *conditions: ColumnElement[bool]) -> list[HostInvento
         return views(rows)
 
 
-async def connecting(node: Node, host_uuid: str | None = None) -> set[str]:
-    """The hosts that are being connected by some node; of one host, whether it is."""
-    uuids = select(_HOST.c.uuid).where(_HOST.c.status == CONNECTING)
+class Place(NamedTuple):
+    """Where hosts are: in a cluster, in a zone, or exactly one of them. None is any."""
+
+    host_uuid: str | None = None
+    cluster_uuid: str | None = None
+    zone_uuid: str | None = None
+
+    def has(self, host: Place) -> bool:
+        """Whether a host, given by its own UUIDs, is there."""
+        return all(wanted in (None, its) for wanted, its in zip(self, host, strict=True))
+
+
+async def there(node: Node, host_uuids: set[str], place: Place) -> set[str]:
+    """Those of the hosts that are in a place."""
+    if not host_uuids or not any(place):
+        return host_uuids
+    conditions = [column == wanted for column, wanted in zip(_PLACE, place, strict=True) if wanted is not None]
     async with node.db.read() as session:
-        return set(await session.scalars(uuids if host_uuid is None else uuids.where(_HOST.c.uuid == host_uuid)))
+        return host_uuids & set(await session.scalars(select(_HOST.c.uuid).where(*conditions)))
+
+
+async def connecting(node: Node, place: Place) -> set[str]:
+    """The hosts in a place that are being connected by some node."""
+
+    async def load(session: AsyncSession) -> list[Place]:
+        return [Place(*row) for row in await _CONNECTING.rows(session)]
+
+    # Many look at once, again and again: what is read does not depend on who asks, so that they share it.
+    found = await node.db.remember((Place, CONNECTING), load)
+    return {host.host_uuid for host in found if host.host_uuid is not None and place.has(host)}
 
 
 async def move(

@@ -102,17 +102,22 @@ class HostService(Service):
 
     @handles(m.AwaitHosts)
     async def await_hosts(self, msg: m.AwaitHosts) -> bool:
-        waited = not self.tracker.is_settled
+        place = records.Place(msg.host_uuid, msg.cluster_uuid, msg.zone_uuid)
+        waited = not self.tracker.is_listed
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CONNECTS_PATIENCE):
-                await self.tracker.settled()
+                await self.tracker.listed()
+                untried = await records.there(self.node, self.tracker.untried, place)
+                waited |= bool(untried)
+                for host_uuid in untried:
+                    await self.tracker.tried(host_uuid)
                 # The rows tell of other nodes' connects too, and of those that a node will take over from a dead one.
                 # Those that begin later are not waited for: among many hosts there would always be one.
-                awaited = await records.connecting(self.node, msg.host_uuid)
+                awaited = await records.connecting(self.node, place)
                 waited |= bool(awaited)
                 while awaited:
                     await asyncio.sleep(_CONNECTS_LOOK)
-                    awaited &= await records.connecting(self.node, msg.host_uuid)
+                    awaited &= await records.connecting(self.node, place)
         return waited
 
     # --- public operations ------------------------------------------------------------------------------------------

@@ -65,8 +65,8 @@ class _Followed:
         self.wake = asyncio.Event()
         self.tried = asyncio.Event()
         self.failures = 0
-        self.connects = False
-        """Whether the tracker connects it now."""
+        self.acts = False
+        """Whether news of its status is of the tracker's own doing: it connects it, or has just found it lost."""
         self.task: asyncio.Task[None] | None = None
         self.watch: asyncio.Task[None] | None = None
 
@@ -105,20 +105,29 @@ class HostTracker:
         self._started.set()
 
     @property
-    def is_settled(self) -> bool:
-        """Whether every host that this node had at its start was tried once."""
-        return self._started.is_set() and all(one.tried.is_set() for one in self._followed.values())
+    def is_listed(self) -> bool:
+        """Whether this node follows all hosts that the ring gives to it."""
+        return self._started.is_set() and (self._scan is None or self._scan.done())
+
+    async def listed(self) -> None:
+        """Return when this node follows all hosts that the ring gives to it: after its start, or the ring's change."""
+        await self._started.wait()
+        if self._scan is not None:
+            await asyncio.wait([self._scan])
 
     async def settled(self) -> None:
-        """Return when every host that this node had at its start was tried once."""
-        await self._started.wait()
+        """Return when every host that this node has by now was tried once."""
+        await self.listed()
         await asyncio.gather(*(one.tried.wait() for one in list(self._followed.values())))
+
+    @property
+    def untried(self) -> set[str]:
+        """The hosts that this node had at its start, or got since, and has not tried once yet."""
+        return {uuid for uuid, one in self._followed.items() if not one.tried.is_set()}
 
     async def tried(self, host_uuid: str) -> None:
         """Return when the host was tried once since the start; at once when it is not followed here."""
-        await self._started.wait()
-        if self._scan is not None:
-            await asyncio.wait([self._scan])  # the ring has changed: it may give the host to this node
+        await self.listed()
         followed = self._followed.get(host_uuid)
         if followed is not None:
             await followed.tried.wait()
@@ -161,13 +170,13 @@ class HostTracker:
         """Follow a host that is Connected, and look at it now when somebody else has connected it."""
         self.follow(host_uuid)
         followed = self._followed.get(host_uuid)
-        if followed is not None and not followed.connects and not followed.watched:
+        if followed is not None and not followed.acts and not followed.watched:
             followed.wake.set()
 
     def lost(self, host_uuid: str) -> None:
         """Look at a host now that somebody else could not connect; what failed here is tried again in its time."""
         followed = self._followed.get(host_uuid)
-        if followed is not None and followed.failures == 0 and not followed.connects:
+        if followed is not None and followed.failures == 0 and not followed.acts:
             followed.wake.set()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -236,6 +245,7 @@ class HostTracker:
             return self._interval()
 
     async def _look_closely(self, followed: _Followed) -> float | None:
+        followed.acts = False
         if self._connector.connecting(followed.host_uuid):
             return 1.0
         try:
@@ -255,6 +265,7 @@ class HostTracker:
             if self._connector.connecting(host.uuid):
                 return 1.0  # a connect that began meanwhile finds out by itself
             self._watch(followed, None)
+            followed.acts = True  # until the next look, for the news comes after the deed
             await self._connector.lost(host.uuid, error)
             return _BACK_OFF[0]
         if not answer.adopted or answer.agent_uuid != agent_uuid:
@@ -299,13 +310,13 @@ class HostTracker:
 
     async def _reconnect(self, followed: _Followed, *, among: int = 1) -> float:
         """Connect a host, one of so many at this time; seconds until the next look."""
-        followed.connects = True
+        followed.acts = True
         try:
             host = await self._connector.connect(followed.host_uuid)
         except CloudError as error:
             return self._try_later(followed, error)
         finally:
-            followed.connects = False
+            followed.acts = False
         followed.failures = 0
         self._watch(followed, host)
         # A first ping soon notices an agent that restarted during the connect. Of thousands, others come first.

@@ -6,7 +6,6 @@ it stops, and a connect replaces everything. The DHCP server's address is an add
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Sequence
 
@@ -35,6 +34,7 @@ from caelum.kernel.errors import CloudError, invalid
 from caelum.kernel.ids import is_uuid
 from caelum.kernel.node import Node
 from caelum.kernel.service import Service, handles
+from caelum.kernel.together import together
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class FlatNetworkDriver(Service):
             facts = await self.networks.facts(l3)
             await send(self.node, host_uuid, apply(facts, guests[l3.uuid], rebuild=rebuild))
 
-        await asyncio.gather(*(one(l3) for l3 in networks))
+        await together(*(one(l3) for l3 in networks))
         return {l3.uuid for l3 in networks}
 
     async def _rebuild(self, host_uuid: str, l3_uuid: str) -> None:

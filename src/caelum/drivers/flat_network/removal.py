@@ -6,7 +6,6 @@ served there, or whether the guest is back.
 
 from __future__ import annotations
 
-from asyncio import gather
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from caelum.drivers.kvm.remote import all_on_host
 from caelum.kernel.errors import RESOURCE_NOT_FOUND, CloudError
 from caelum.kernel.gc import gc_runner
 from caelum.kernel.node import Node
+from caelum.kernel.together import together
 
 REMOVE = "flat.remove-services"
 RELEASE = "flat.release-guests"
@@ -43,7 +43,7 @@ async def remove_services(
     refusals = []
     for start in range(0, len(host_uuids), PARALLELISM):
         chunk = host_uuids[start : start + PARALLELISM]
-        refusals += await gather(*(_remove_on(node, host, l3.uuid, bridge, services) for host in chunk))
+        refusals += await together(*(_remove_on(node, host, l3.uuid, bridge, services) for host in chunk))
     errors = [one for one in refusals if one is not None]
     if errors:
         raise errors[0]

@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 A = TypeVar("A")
 
 _TASK = "taskuuid"
+_SHORTEST_DEADLINE = 0.1
+"""Seconds: what the header can say, which has one decimal."""
 _NETWORK_ERRORS = (aiohttp.ClientError, OSError, TimeoutError, ssl.SSLError)
 _NOT_CONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 """The network errors with which nothing was sent."""
@@ -302,6 +304,7 @@ class AgentClient:
                         waiting.resolve(_decode(address, command.path, text, TaskAnswer))
                     if status in (200, 202):
                         return
+                    _check_time(deadline)
                     failure = _refused(address, command.path, status, text)
             pause = next(pauses, None)
             if pause is None and perhaps_taken:
@@ -342,7 +345,7 @@ class AgentClient:
         return _decode(address, "/task", body, TaskStatus)
 
     async def _cancel(self, address: Address, task_uuid: str) -> None:
-        with contextlib.suppress(*_NETWORK_ERRORS):
+        with contextlib.suppress(CloudError, *_NETWORK_ERRORS):
             await self._request("DELETE", address, f"/task/{task_uuid}", time.monotonic() + self._pace.acknowledge)
 
     def _errand(self, work: Any) -> None:
@@ -351,7 +354,8 @@ class AgentClient:
         task.add_done_callback(self._errands.discard)
 
     def _headers(self, task_uuid: str, deadline: float, wait: float) -> dict[str, str]:
-        left = max(0.0, deadline - time.monotonic())
+        # What is over in a moment is for our own limit to end: an agent calls a deadline of zero invalid.
+        left = max(_SHORTEST_DEADLINE, deadline - time.monotonic())
         headers = {_TASK: task_uuid, "callbackurl": self.callback_url, "deadline": f"{left:.1f}"}
         if wait:
             headers["wait"] = f"{wait:g}"

@@ -22,6 +22,7 @@ from caelum.drivers.kvm.messages import CancelAgentCommand, RunAgentCommand
 from caelum.drivers.kvm.patience import patiently
 from caelum.kernel import context
 from caelum.kernel.bus import Bus
+from caelum.kernel.errors import INVALID_ARGUMENT, CloudError
 from caelum.kernel.ids import new_uuid
 
 A = TypeVar("A")
@@ -46,7 +47,18 @@ async def all_on_host(
         await on_host(bus, host_uuid, commands[0], timeout)
     elif commands:
         orders = [protocol.Order(path=one.path, body=msgspec.to_builtins(one)) for one in commands]
-        await on_host(bus, host_uuid, protocol.Series(orders=orders), timeout)
+        try:
+            await on_host(bus, host_uuid, protocol.Series(orders=orders), timeout)
+        except CloudError as error:
+            if not _is_unknown(error, protocol.Series):
+                raise
+            for command in commands:
+                await on_host(bus, host_uuid, command, timeout)
+
+
+def _is_unknown(error: CloudError, command: type[protocol.Command[Any]]) -> bool:
+    """Whether the host's owner does not know the command: a server of the version before, during an upgrade."""
+    return error.code == INVALID_ARGUMENT.code and error.facts.get("path") == command.path
 
 
 async def _once(bus: Bus, host_uuid: str, command: protocol.Command[Any], timeout: float | None) -> dict[str, Any]:
