@@ -192,5 +192,5 @@ def _compiler() -> float:
         conditions=[QueryCondition("vmNics.l3NetworkUuid", "=", "b" * 32), QueryCondition("state", "=", "Running")],
         sort_by="name", limit=100,
     )  # fmt: skip
-    found = Found(few=False, rare=True)
+    found = Found(few=False, rare=None)
     return _timed(lambda: compile_query(query, Actor("c" * 32, "d" * 32)).plan.page(found), 300)

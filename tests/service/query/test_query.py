@@ -209,12 +209,13 @@ class TestShape:
         statements: list[str] = []
         engine = zoo.cloud.node.db._reader.sync_engine
         event.listen(engine, "before_cursor_execute", lambda *a: statements.append(a[2]))
-        counts = []
-        for limit in (1, 40):
-            statements.clear()
-            reply = await zoo.cloud.api(QueryPet(limit=limit, reply_with_count=True))
-            counts.append(len([one for one in statements if one.startswith("SELECT")]))
-        assert counts == [3, 3]
+        toys = ",".join(uuid("toy", row["uuid"], 0) for row in zoo.rows)
+        looked_up = [QueryCondition("toys.uuid", "in", toys)]
+        for conditions, cost in ((looked_up, 4), ([], 3)):
+            for limit in (1, 40):
+                statements.clear()
+                reply = await zoo.cloud.api(QueryPet(conditions=conditions, limit=limit, reply_with_count=True))
+                assert len([one for one in statements if one.startswith("SELECT")]) == cost
         assert reply.total == 40
         with_toys = next(one for one in reply.inventories or [] if one.toys)
         assert {toy.pet_uuid for toy in with_toys.toys} == {with_toys.uuid}
@@ -369,8 +370,13 @@ class TestVisibility:
         assert await zoo.ask(tagged, actor=Actor(FRANK, FRANK)) == [mine]
         assert set(await zoo.ask(tagged)) == {mine, others}
 
-    async def test_conditions_on_what_is_joined_tell_nothing_of_others(self, zoo: Zoo) -> None:
+    @pytest.mark.parametrize("few", [0, visibility.FEW])
+    async def test_conditions_on_what_is_joined_tell_nothing_of_others(
+        self, zoo: Zoo, few: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Keepers are everybody's; whether one keeps a pet of another account is not."""
+        monkeypatch.setattr(visibility, "FEW", few)
+        monkeypatch.setattr(query_compile, "_plans", {})
         frank = Actor(FRANK, FRANK)
         shown = set(await zoo.ask(actor=frank))
 

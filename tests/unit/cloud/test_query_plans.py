@@ -2,67 +2,210 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, cast
 
 import pytest
-from sqlalchemy import Table
-from sqlalchemy.dialects import sqlite
-from sqlalchemy.schema import CreateIndex, CreateTable
+from sqlalchemy import Connection, Row, Select, Table, create_engine
+from sqlalchemy.orm import Session
 
 from caelum import builtin
 from caelum.cloud.ownership import AccountResourceRefModel, SharedResourceModel
-from caelum.cloud.query.compile import Found, compile_query
-from caelum.cloud.vm.api import QueryVmInstance
+from caelum.cloud.query import compile as query_compile
+from caelum.cloud.query import visibility
+from caelum.cloud.query.compile import Found, Junction, Query, compile_query, compile_tree
+from caelum.cloud.vm.api import QueryVmInstance, QueryVmNic, VmInstanceInventory
 from caelum.cloud.vm.model import VmInstanceModel, VmNicModel
+from caelum.cloud.volume.api import QueryVolume
+from caelum.cloud.volume.model import VolumeModel
 from caelum.kernel.context import SYSTEM, Actor
-from caelum.kernel.message import QueryCondition
+from caelum.kernel.database import Base, Resource
+from caelum.kernel.message import ApiQuery, QueryCondition
 
 _TENANT = Actor("a" * 32, "u" * 32)
 _OF_NETWORK = QueryCondition("vmNics.l3NetworkUuid", "=", "n" * 32)
 _STOPPED = QueryCondition("state", "=", "Stopped")
-_MANY, _RARE = Found(few=False, rare=False), Found(few=False, rare=True)
+_RUNNING = QueryCondition("state", "=", "Running")
+_ON_HOST = QueryCondition("hostUuid", "=", "h1")
+_OF_ADDRESS = QueryCondition("vmNics.ip", "=", "10.0.0.1")
+_OF_ADDRESSES = QueryCondition("vmNics.ip", "in", "10.0.0.1,10.0.0.2")
+_OF_VM = QueryCondition("vmInstance.uuid", "=", "vm1")
+_MANY, _RARE = Found(few=False, rare=None), Found(few=False, rare=0)
 
 
 @pytest.fixture(scope="module")
-def tables() -> Iterator[sqlite3.Connection]:
+def tables() -> Iterator[Connection]:
+    """Six machines, of which five run, on two hosts, with a NIC and two volumes each, all owned by one account."""
     builtin.import_declarations()
-    connection = sqlite3.connect(":memory:")
-    for model in (VmInstanceModel, VmNicModel, AccountResourceRefModel, SharedResourceModel):
-        table = cast("Table", model.__table__)
-        connection.execute(str(CreateTable(table).compile(dialect=sqlite.dialect())))
-        for index in table.indexes:
-            connection.execute(str(CreateIndex(index).compile(dialect=sqlite.dialect())))
-    yield connection
-    connection.close()
+    models = (VmInstanceModel, VmNicModel, VolumeModel, AccountResourceRefModel, SharedResourceModel)
+    engine = create_engine("sqlite://")
+    with engine.connect() as connection:
+        Base.metadata.create_all(connection, [cast("Table", model.__table__) for model in models])
+        with Session(connection) as session:
+            session.add_all([one for number in range(6) for one in _machine(number)])
+            session.flush()
+            yield connection
+    engine.dispose()
 
 
-def _plan(tables: sqlite3.Connection, found: Found, *conditions: QueryCondition, actor: Actor = _TENANT) -> list[str]:
-    query = compile_query(QueryVmInstance(conditions=list(conditions), sort_by="name"), actor)
-    compiled = query.plan.page(found).compile(dialect=sqlite.dialect(), compile_kwargs={"render_postcompile": True})
-    values = [None] * len(compiled.positiontup or ())
-    return [row[3] for row in tables.execute(f"EXPLAIN QUERY PLAN {compiled}", values)]
+def _machine(number: int) -> list[Resource | AccountResourceRefModel]:
+    name = f"vm{number}"
+    vm = VmInstanceModel(uuid=name, name=name, zone_uuid="z", internal_id=number, cpu_num=1, memory_size=1)
+    vm.state, vm.host_uuid = "Running" if number else "Stopped", f"h{number % 2}"
+    nic = VmNicModel(uuid=f"nic{number}", vm_instance_uuid=name, device_id=0, internal_name=name, mac=f"mac{number}")
+    nic.l3_network_uuid, nic.ip = "n" * 32, f"10.0.0.{number}"
+    volumes = [VolumeModel(uuid=f"volume{number}-{n}", name=name, type="Data", size=1) for n in range(2)]
+    for volume in volumes:
+        volume.vm_instance_uuid = name
+    parts = [vm, nic, *volumes]
+    return [*parts, *(_owned(part) for part in parts)]
 
 
-def test_what_is_joined_is_found_by_what_it_belongs_to(tables: sqlite3.Connection) -> None:
+def _owned(part: Resource) -> AccountResourceRefModel:
+    account, vo = _TENANT.account_uuid, part.__vo__
+    made = AccountResourceRefModel(account_uuid=account, owner_account_uuid=account, resource_uuid=part.uuid)
+    made.resource_type = made.concrete_resource_type = vo
+    return made
+
+
+@pytest.fixture
+def few_is_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(visibility, "FEW", 2)
+    monkeypatch.setattr(query_compile, "_plans", {})
+
+
+def _query(*conditions: QueryCondition, of: type[ApiQuery[Any]] = QueryVmInstance, actor: Actor = _TENANT) -> Query:
+    return compile_query(of(conditions=list(conditions), sort_by="uuid" if of is QueryVmNic else "name"), actor)
+
+
+def _plan(tables: Connection, found: Found, query: Query) -> list[str]:
+    statement = query.plan.page(found).params(**query.values, start=0, limit=20)
+    compiled = statement.compile(tables, compile_kwargs={"render_postcompile": True})
+    values = (None,) * len(compiled.positiontup or ())
+    return [row[3] for row in tables.exec_driver_sql(f"EXPLAIN QUERY PLAN {compiled}", values)]
+
+
+def _rows(tables: Connection, statement: Select[Any], query: Query) -> list[Row[Any]]:
+    return list(tables.execute(statement, {**query.values, "start": 0, "limit": 20}))
+
+
+def _asked(tables: Connection, *conditions: QueryCondition, of: type[ApiQuery[Any]] = QueryVmInstance) -> int | None:
+    """Which condition is found to be rare."""
+    query = _query(*conditions, of=of, actor=SYSTEM)
+    assert query.plan.ask is not None
+    (answer,) = _rows(tables, query.plan.ask, query)
+    rare: int | None = answer.rare
+    return rare
+
+
+def test_what_is_joined_is_found_by_what_it_belongs_to(tables: Connection) -> None:
     """A network has as many NICs as there are machines; a machine has few."""
-    plan = _plan(tables, _MANY, _OF_NETWORK)
+    plan = _plan(tables, _MANY, _query(_OF_NETWORK))
     assert any("vm_nic" in step and "(vm_instance_uuid=?)" in step for step in plan), plan
     assert not any("ix_vm_nic_l3_network" in step for step in plan), plan
 
 
-def test_a_state_of_nearly_all_is_checked_in_the_wanted_order(tables: sqlite3.Connection) -> None:
-    plan = _plan(tables, _MANY, _OF_NETWORK, _STOPPED)
+def test_a_state_of_nearly_all_is_checked_in_the_wanted_order(tables: Connection) -> None:
+    plan = _plan(tables, _MANY, _query(_OF_NETWORK, _STOPPED))
     assert plan[0] == "SCAN vm_instance USING INDEX ix_vm_instance_name", plan
 
 
-def test_a_state_of_few_is_looked_up(tables: sqlite3.Connection) -> None:
-    plan = _plan(tables, _RARE, _STOPPED)
+def test_a_state_of_few_is_looked_up(tables: Connection) -> None:
+    plan = _plan(tables, _RARE, _query(_STOPPED))
     assert plan[0] == "SEARCH vm_instance USING INDEX ix_vm_instance_state (state=?)", plan
 
 
-def test_whoever_names_one_row_is_asked_nothing(tables: sqlite3.Connection) -> None:
-    conditions = [QueryCondition("uuid", "=", "b" * 32), _STOPPED]
-    assert compile_query(QueryVmInstance(conditions=conditions), SYSTEM).plan.ask is None
-    assert "uuid=?" in _plan(tables, _RARE, *conditions)[0]
+@pytest.mark.parametrize("actor", [SYSTEM, _TENANT])
+@pytest.mark.parametrize("conditions", [(_ON_HOST, _RUNNING), (_RUNNING, _ON_HOST)])
+def test_only_the_index_of_the_rare_condition_is_used(
+    tables: Connection, conditions: tuple[QueryCondition, ...], actor: Actor
+) -> None:
+    of_host = "SEARCH vm_instance USING INDEX ix_vm_instance_host (host_uuid=?)"
+    of_state = "SEARCH vm_instance USING INDEX ix_vm_instance_state (state=?)"
+    query = _query(*conditions, actor=actor)
+    assert _plan(tables, Found(few=False, rare=conditions.index(_ON_HOST)), query)[0] == of_host
+    assert _plan(tables, Found(few=False, rare=conditions.index(_RUNNING)), query)[0] == of_state
+    assert _plan(tables, _MANY, query)[0] == "SCAN vm_instance USING INDEX ix_vm_instance_name"
+
+
+@pytest.mark.parametrize("actor", [SYSTEM, _TENANT])
+@pytest.mark.parametrize(
+    ("of", "condition", "joined", "own"),
+    [
+        (QueryVmInstance, _OF_ADDRESS, "ix_vm_nic_ip (ip=?)", "vm_instance USING INDEX sqlite_autoindex_vm_instance_1"),
+        (QueryVmInstance, _OF_ADDRESSES, "ix_vm_nic_ip (ip=?)", "vm_instance USING INDEX sqlite_autoindex_vm_instance"),
+        (QueryVmInstance, QueryCondition("allVolumes.uuid", "=", "volume1-0"), "volume_1 USING INDEX", "vm_instance"),
+        (QueryVmNic, _OF_VM, "(uuid=?)", "vm_nic USING INDEX sqlite_autoindex_vm_nic_2 (vm_instance_uuid=?)"),
+        (QueryVolume, _OF_VM, "(uuid=?)", "volume USING INDEX ix_volume_vm_instance_uuid (vm_instance_uuid=?)"),
+    ],
+)
+def test_what_rare_joined_rows_belong_to_is_looked_up(
+    tables: Connection, of: type[ApiQuery[Any]], condition: QueryCondition, joined: str, own: str, actor: Actor
+) -> None:
+    plan = _plan(tables, _RARE, _query(condition, of=of, actor=actor))
+    assert plan[0].startswith(f"SEARCH {own}"), plan
+    assert any(step.startswith("SEARCH") and joined in step for step in plan[1:]), plan
+    assert not any(step.startswith("SCAN") for step in plan), plan
+
+
+@pytest.mark.parametrize("actor", [SYSTEM, _TENANT])
+@pytest.mark.parametrize(
+    ("of", "conditions", "count"),
+    [
+        (QueryVmInstance, (_RUNNING, _ON_HOST, _OF_ADDRESSES), 1),
+        (QueryVmInstance, (_OF_ADDRESSES, _RUNNING), 2),
+        (QueryVmInstance, (_OF_NETWORK,), 6),
+        (QueryVmInstance, (QueryCondition("allVolumes.uuid", "in", "volume1-0,volume1-1,volume2-0"),), 2),
+        (QueryVmInstance, (QueryCondition("vmNics.ip", "=", "10.9.9.9"),), 0),
+        (QueryVmNic, (_OF_VM,), 1),
+        (QueryVolume, (_OF_VM,), 2),
+    ],
+)
+def test_all_ways_lead_to_the_same(
+    tables: Connection, of: type[ApiQuery[Any]], conditions: tuple[QueryCondition, ...], count: int, actor: Actor
+) -> None:
+    query = _query(*conditions, of=of, actor=actor)
+    ways = [Found(few, rare) for few in (False, True) for rare in (None, *range(len(conditions)))]
+    wanted = _rows(tables, query.plan.page(_MANY), query)
+    assert len(wanted) == count
+    for way in ways:
+        assert _rows(tables, query.plan.page(way), query) == wanted, way
+        assert _rows(tables, query.plan.total(way), query) == [(count,)], way
+
+
+def test_joined_rows_of_others_lead_nowhere(tables: Connection) -> None:
+    query = _query(_OF_ADDRESS, actor=Actor("b" * 32, "u" * 32))
+    for rare in (None, 0):
+        assert _rows(tables, query.plan.page(Found(few=False, rare=rare)), query) == []
+
+
+@pytest.mark.usefixtures("few_is_two")
+def test_the_first_rare_condition_is_found(tables: Connection) -> None:
+    stopped_on = [QueryCondition("hostUuid", "=", "h0"), _STOPPED]
+    assert _asked(tables, *stopped_on) == 1
+    assert _asked(tables, *reversed(stopped_on)) == 0
+    assert _asked(tables, _RUNNING, _OF_ADDRESS) == 1
+    assert _asked(tables, _RUNNING) is None
+    assert _asked(tables, _OF_VM, of=QueryVolume) == 0
+
+
+@pytest.mark.usefixtures("few_is_two")
+def test_joined_rows_are_not_rare_when_they_or_what_they_belong_to_are_many(tables: Connection) -> None:
+    assert _asked(tables, _OF_NETWORK) is None
+    assert _asked(tables, QueryCondition("allVolumes.vmInstanceUuid", "in", "vm1,vm2")) is None
+    two_machines = QueryCondition("vmInstance.uuid", "in", "vm1,vm2")
+    assert _asked(tables, two_machines, of=QueryVmNic) == 0
+    assert _asked(tables, two_machines, of=QueryVolume) is None
+
+
+def test_what_not_every_match_meets_is_not_asked(tables: Connection) -> None:
+    either = Junction("or", (_OF_ADDRESS, _STOPPED))
+    query = compile_tree(VmInstanceInventory, either, [("name", "asc")], (), SYSTEM)
+    assert query.plan.ask is None
+    assert len(_rows(tables, query.plan.page(_MANY), query)) == 2
+
+
+def test_whoever_names_one_row_is_asked_nothing(tables: Connection) -> None:
+    query = _query(QueryCondition("uuid", "=", "vm0"), _STOPPED, _OF_ADDRESS, actor=SYSTEM)
+    assert query.plan.ask is None
+    assert "uuid=?" in _plan(tables, _MANY, query)[0]

@@ -4,8 +4,9 @@ Invariant: each condition becomes one boolean expression over the target's row; 
 row is found once however many of its joined rows match. What a query may cost is bounded before it runs.
 Statements hold no values, and are built once for all queries that differ in nothing else.
 
-A condition on an indexed column (a state, a network) may leave few rows or nearly all. So it is asked first, and what
-leaves many rows is checked while going through in the wanted order, which finds a page sooner than sorting them.
+A condition that an index answers (a state, a network, the address of a NIC) may leave few rows or nearly all. So it is
+asked first which one leaves few, and only that one's index is used. Where all leave many, they are checked while going
+through in the wanted order, which finds a page sooner than sorting them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,22 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 import msgspec
-from sqlalchemy import ColumnElement, Integer, Select, and_, bindparam, exists, false, func, inspect, or_, select, true
+from sqlalchemy import (
+    ColumnElement,
+    Integer,
+    Select,
+    and_,
+    bindparam,
+    case,
+    exists,
+    false,
+    func,
+    inspect,
+    null,
+    or_,
+    select,
+    true,
+)
 from sqlalchemy.orm import aliased, selectinload, with_polymorphic
 from sqlalchemy.orm.interfaces import ORMOption
 
@@ -23,7 +39,7 @@ from caelum.cloud.query.rows import MAX_RELATION_DEPTH, sheet, shown
 from caelum.cloud.query.schema import SPECIAL, Target, child, snake, target, type_field
 from caelum.cloud.query.tags import tag_condition
 from caelum.cloud.query.values import Places, compare
-from caelum.cloud.query.visibility import ACCOUNT, has_few, is_few, listed, visible
+from caelum.cloud.query.visibility import ACCOUNT, has_few, is_few, leads_to_few, listed, visible
 from caelum.kernel.context import Actor
 from caelum.kernel.errors import invalid
 from caelum.kernel.message import ApiQuery, Inventory, QueryCondition, reply_type
@@ -57,18 +73,31 @@ class Found(NamedTuple):
 
     few: bool
     """The account sees so little that it is listed first."""
-    rare: bool
-    """A condition leaves so little that its index is worth it."""
+    rare: int | None
+    """Which of the doubtful conditions leaves so little that its index is worth it."""
+
+
+class Doubtful(NamedTuple):
+    """A condition that all matches meet, and that an index answers, which may find few rows or nearly all."""
+
+    indexed: ColumnElement[bool]
+    plain: ColumnElement[bool]
+    """The same without that index."""
+    few: ColumnElement[bool]
+    """Whether the index finds few."""
 
 
 class Where(NamedTuple):
     """The conditions of a query."""
 
-    indexed: ColumnElement[bool]
-    plain: ColumnElement[bool]
-    """The same without the indexes that may find nearly all rows."""
-    doubtful: list[ColumnElement[bool]]
-    """Those that these indexes answer; none, when it is known what will do."""
+    clear: ColumnElement[bool]
+    """Those of which it is known how they are best answered."""
+    doubtful: list[Doubtful]
+
+    def by(self, rare: int | None) -> list[ColumnElement[bool]]:
+        """All conditions, with the index of one doubtful condition and without those of the others."""
+        numbered = enumerate(self.doubtful)
+        return [self.clear, *(one.indexed if number == rare else one.plain for number, one in numbered)]
 
 
 class Plan:
@@ -89,17 +118,17 @@ class Plan:
         self._seen = listed(target.model) if restricted else None
         self._visible = visible(target.model) if restricted else None
         self.ask = self._asked()
-        """Asks whether the account sees few, and whether a condition leaves few; None: that would not help."""
+        """Asks whether the account sees few, and which condition leaves few; None: that would not help."""
         self.sheet = sheet(target.model, fields)
         self._statements: dict[tuple[str, Found], Select[Any]] = {}
 
     def _asked(self) -> Select[Any] | None:
-        doubtful, model = self._where.doubtful, self.target.model
-        if self._seen is None and not doubtful:
+        numbered = [(one.few, number) for number, one in enumerate(self._where.doubtful)]
+        if self._seen is None and not numbered:
             return None
         few = false() if self._seen is None else is_few(self._seen)
-        rare = or_(*(has_few(model, one) for one in doubtful)) if doubtful else true()
-        return cast("Select[Any]", select(few, rare))
+        rare = case(*numbered) if numbered else null()
+        return cast("Select[Any]", select(few.label("few"), rare.label("rare")))
 
     def page(self, found: Found) -> Select[Any]:
         """The statement that selects one page: rows of the sheet or, without one, entities with all that is shown."""
@@ -125,12 +154,12 @@ class Plan:
         return statement.where(*conditions).order_by(*self._order).limit(_LIMIT).offset(_START)
 
     def _conditions(self, found: Found) -> list[ColumnElement[bool]]:
-        where = self._where.indexed if found.rare else self._where.plain
+        where = self._where.by(found.rare)
         if self._visible is None:
-            return [where]
+            return where
         if found.few and self._seen is not None:
-            return [self.target.model.uuid.in_(self._seen), where]
-        return [where, self._visible]
+            return [self.target.model.uuid.in_(self._seen), *where]
+        return [*where, self._visible]
 
 
 class Query(NamedTuple):
@@ -177,12 +206,9 @@ def _planned(
 
 
 def _where(found: Target, whole: Junction, places: Places, *, restricted: bool) -> Where:
-    """The conditions, with and without the indexes that may find nearly all rows."""
-    indexed = _Compiler(places, restricted=restricted)
-    conditions = indexed.tree(found, whole)
-    # A place has its name by its order, so that the same conditions have the same places.
-    plain = _Compiler(Places(), restricted=restricted, avoids=True).tree(found, whole)
-    return Where(conditions, plain, [] if indexed.certain else indexed.doubtful)
+    compiler = _Compiler(places, restricted=restricted)
+    where = Where(compiler.tree(found, whole), compiler.doubtful)
+    return Where(and_(*where.by(None)), []) if compiler.certain else where
 
 
 def _shape(tree: Tree) -> Any:
@@ -224,14 +250,14 @@ class _Compiler:
     A condition on what a row is joined with looks only at rows that the account sees, or it would tell of the others.
     """
 
-    def __init__(self, places: Places, *, restricted: bool, avoids: bool = False) -> None:
-        self.joins, self._places, self._restricted, self._avoids = 0, places, restricted, avoids
+    def __init__(self, places: Places, *, restricted: bool) -> None:
+        self.joins, self._places, self._restricted = 0, places, restricted
         self.certain = False
         """Whether a condition names one row, or one of few."""
-        self.doubtful: list[ColumnElement[bool]] = []
+        self.doubtful: list[Doubtful] = []
 
     def tree(self, at: Target, tree: Tree, *, sure: bool = True) -> ColumnElement[bool]:
-        """The conditions; `sure` that every match meets all of them."""
+        """The conditions without the doubtful; `sure` that every match meets all of them."""
         if isinstance(tree, QueryCondition):
             return self.condition(at, tree, tree.name.split("."), sure=sure)
         sure = sure and (tree.op == "and" or len(tree.parts) == 1)
@@ -249,23 +275,23 @@ class _Compiler:
         if not rest and name in at.lists:
             return at.some_of(name, lambda value: compare(value, one, self._places))
         if not rest:
-            return self._own(at.column(name, restricted=self._restricted), one, sure=sure)
+            return self._own(at, at.column(name, restricted=self._restricted), one, sure=sure)
         if len(path) - 1 > MAX_JOIN_DEPTH:
             raise invalid(one.name, f"the path has {len(path) - 1} joins, at most {MAX_JOIN_DEPTH} may be")
-        return self._join(at, one, name, rest)
+        return self._join(at, one, name, rest, sure=sure)
 
-    def _own(self, column: Any, one: QueryCondition, *, sure: bool) -> ColumnElement[bool]:
+    def _own(self, at: Target, column: Any, one: QueryCondition, *, sure: bool) -> ColumnElement[bool]:
         """A condition on a column of the target itself."""
-        if not sure or one.op not in _LOOKS_UP or not is_indexed(column):
+        looked_up = sure and _is_looked_up(column, one)
+        self.certain = self.certain or (looked_up and finds_one(column))
+        if not looked_up or not finds_many(column):
             return compare(column, one, self._places)
-        self.certain = self.certain or finds_one(column)
-        if not finds_many(column):
-            return compare(column, one, self._places)
-        found = compare(unindexed(column) if self._avoids else column, one, self._places)
-        self.doubtful.append(found)
-        return found
+        plain = compare(unindexed(column), one, self._places.again())
+        indexed = compare(column, one, self._places)
+        self.doubtful.append(Doubtful(indexed, plain, has_few(at.model, indexed)))
+        return true()
 
-    def _join(self, at: Target, one: QueryCondition, name: str, rest: list[str]) -> ColumnElement[bool]:
+    def _join(self, at: Target, one: QueryCondition, name: str, rest: list[str], *, sure: bool) -> ColumnElement[bool]:
         self._pay(one)
         expand, leads_to = at.follow(name)
         # An alias of its own per join: a path may come back to a table that it started from.
@@ -273,7 +299,23 @@ class _Compiler:
         here = at.attribute(snake(expand.foreign_key))
         key = there.attribute(snake(expand.key))
         seen = [visible(there.model)] if self._restricted else []
-        return exists().where(key == here, self._beyond(there, one, rest, key), *seen).correlate(at.model)
+        keys = self._keys(there, one, rest, key) if sure and is_indexed(here) else None
+        plain = exists().where(key == here, self._beyond(there, one, rest, key), *seen).correlate(at.model)
+        if keys is None:
+            return plain
+        # Also what the account does not see is counted: how many rows are looked at to find what it sees?
+        self.doubtful.append(Doubtful(here.in_(keys.where(*seen)), plain, leads_to_few(keys, at.model, here)))
+        return true()
+
+    def _keys(self, there: Target, one: QueryCondition, rest: list[str], key: Any) -> Select[Any] | None:
+        """The keys of the joined rows that meet a condition, where an index knows them."""
+        name = rest[0]
+        if len(rest) > 1 or name not in there.columns:
+            return None
+        column = there.column(name, restricted=self._restricted)
+        if not _is_looked_up(column, one):
+            return None
+        return select(key).where(compare(column, one, self._places.again()))
 
     def _beyond(self, there: Target, one: QueryCondition, rest: list[str], key: Any) -> ColumnElement[bool]:
         """A condition on what is joined. The rows that belong to one row are few: no index is better than theirs."""
@@ -287,6 +329,11 @@ class _Compiler:
         self.joins += 1
         if self.joins > MAX_JOINS:
             raise invalid(one.name, f"the query has more than {MAX_JOINS} joins")
+
+
+def _is_looked_up(column: Any, one: QueryCondition) -> bool:
+    """Whether an index answers a condition on this column."""
+    return one.op in _LOOKS_UP and is_indexed(column)
 
 
 def _order(found: Target, wanted: Sequence[tuple[str, str]], *, restricted: bool) -> tuple[Any, ...]:

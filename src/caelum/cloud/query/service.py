@@ -117,9 +117,9 @@ def _check_window(msg: ApiQuery[Any]) -> None:
 
 async def _found(session: AsyncSession, query: Query) -> Found:
     if query.plan.ask is None:
-        return Found(few=False, rare=True)
+        return Found(few=False, rare=None)
     answer: Any = (await execute(session, query.plan.ask, query.values)).one()
-    return Found(few=bool(answer[0]), rare=bool(answer[1]))
+    return Found(few=bool(answer.few), rare=answer.rare)
 
 
 async def _total(session: AsyncSession, query: Query, known: Found) -> int:

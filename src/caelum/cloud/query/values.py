@@ -49,13 +49,22 @@ _Column = QueryableAttribute[Any] | ColumnElement[Any]
 class Places:
     """The places for values in a statement, in the order of the conditions."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: int = 0) -> None:
+        self._first = first
         self._reads: list[Read | None] = []
 
     def take(self, kind: TypeEngine[Any], read: Read, *, several: bool = False) -> BindParameter[Any]:
         """The place of the next condition's value."""
         self._reads.append(read)
-        return bindparam(f"value{len(self._reads) - 1}", type_=kind, expanding=several, required=True)
+        return bindparam(f"value{self._next - 1}", type_=kind, expanding=several, required=True)
+
+    @property
+    def _next(self) -> int:
+        return self._first + len(self._reads)
+
+    def again(self) -> Places:
+        """The place that comes next, for another form of the same condition."""
+        return Places(self._next)
 
     def skip(self) -> None:
         """The next condition needs no value."""

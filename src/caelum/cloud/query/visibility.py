@@ -99,6 +99,11 @@ def has_few(model: type[Any], condition: ColumnElement[bool]) -> ColumnElement[b
     return is_few(select(inspect(model).primary_key[0]).where(condition))
 
 
+def leads_to_few(keys: Select[Any], model: type[Any], column: Any) -> ColumnElement[bool]:
+    """Whether at most FEW rows of `model` have one of these keys in a column, and the keys are no more either."""
+    return and_(is_few(keys), has_few(model, column.in_(keys.limit(FEW + 1))))
+
+
 def _free(uuid: Any) -> ColumnElement[bool]:
     """Nobody owns the resource with this UUID column."""
     return not_(exists(select(1).where(AccountResourceRefModel.resource_uuid == uuid)))
