@@ -5,6 +5,11 @@ from __future__ import annotations
 import gc
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How quick examples come says more of what else the machine does than of the tests.
+settings.register_profile("caelum", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("caelum")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
