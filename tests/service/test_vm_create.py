@@ -12,11 +12,13 @@ import pytest
 from sqlalchemy import select
 from tests.service.vm_clouds import assert_nothing_wrong, chain, guests, owned, room, used, vm_of
 
+from caelum.cloud.allocator.messages import AllocateHost, DiskRequest, ReturnHost
 from caelum.cloud.allocator.model import HostReservationModel
 from caelum.cloud.identity.api import CreateAccount, ShareResource, UpdateQuota
 from caelum.cloud.image.api import AddImage
 from caelum.cloud.l3.model import UsedIpModel
 from caelum.cloud.offering.api import CreateInstanceOffering
+from caelum.cloud.primary_storage.messages import ReleaseStorage, ReserveStorage
 from caelum.cloud.primary_storage.model import StorageReservationModel
 from caelum.cloud.quota import QUOTA_EXCEEDING
 from caelum.cloud.vm.api import (
@@ -31,6 +33,7 @@ from caelum.cloud.vm.api import (
 from caelum.cloud.volume.api import QueryVolume
 from caelum.kernel.context import Actor
 from caelum.kernel.errors import CANCELED, INVALID_ARGUMENT, CloudError
+from caelum.kernel.ids import new_uuid
 from caelum.testing.simcloud import GIB, MIB, SimulatedCloud, empty_qcow2, simulated_cloud
 
 
@@ -115,6 +118,22 @@ async def test_what_is_cancelled_while_it_waits_for_a_host_takes_none(world: Sim
     assert (await vm_of(world, vm.uuid)).state == "Stopped"
     await assert_nothing_wrong(world)
     assert (await world.api(StartVmInstance(uuid=vm.uuid))).state == "Running"
+
+
+async def test_a_disk_that_a_dead_attempt_reserved_elsewhere_moves_to_the_only_host(world: SimulatedCloud) -> None:
+    bus, key = world.cloud.node.bus, new_uuid()
+    here, elsewhere = (one.uuid for one in world.hosts.hosts)
+    before = await room(world)
+    await bus.call(ReserveStorage(key, world.primary_storage, elsewhere, GIB))
+    disks = [DiskRequest(key=key, size=GIB)]
+    ask = AllocateHost(vm_uuid=new_uuid(), cpu_num=1, memory=MIB, host_uuid=here, disks=disks)
+    assert (await bus.call(ask)).disks == {key: world.primary_storage}
+    async with world.cloud.node.db.read() as session:
+        (reserved,) = await session.scalars(select(StorageReservationModel))
+    assert (reserved.key, reserved.host_uuid) == (key, here)
+    await bus.call(ReturnHost(vm_uuid=ask.vm_uuid))
+    await bus.call(ReleaseStorage(key))
+    assert await room(world) == before
 
 
 async def test_disks(world: SimulatedCloud) -> None:

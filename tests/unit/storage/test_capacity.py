@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import func, select
 
 from caelum.cloud.primary_storage.capacity import Place, Terms, is_recorded, move, pin, record, release, reserve
-from caelum.cloud.primary_storage.errors import ALLOCATE_ERROR
+from caelum.cloud.primary_storage.errors import ALLOCATE_ERROR, RESERVED_ELSEWHERE
 from caelum.cloud.primary_storage.extension import PhysicalCapacity
 from caelum.cloud.primary_storage.model import (
     LocalStorageHostRefModel,
@@ -90,12 +90,14 @@ async def test_a_refusal_has_the_numbers_and_changes_nothing(db: Database) -> No
         assert await session.scalar(select(func.count()).select_from(StorageReservationModel)) == 0
 
 
-async def test_a_key_cannot_be_in_two_places(db: Database) -> None:
+@pytest.mark.parametrize("host_bound", [True, False])
+async def test_a_key_cannot_be_in_two_places(db: Database, host_bound: bool) -> None:
     async with db.transaction() as tx:
-        await reserve(tx, here(), "v1", GIB, Terms())
-    with pytest.raises(CloudError, match="must be released"):
+        await reserve(tx, Place(PS, HOST, host_bound), "v1", GIB, Terms())
+    with pytest.raises(CloudError, match="must be released") as refused:
         async with db.transaction() as tx:
             await reserve(tx, here(OTHER), "v1", GIB, Terms())
+    assert refused.value.kind is RESERVED_ELSEWHERE
 
 
 async def test_a_host_bound_storage_wants_a_host() -> None:

@@ -24,6 +24,7 @@ from caelum.cloud.allocator.settings import CHECK_PHYSICAL_MEMORY, PAGE
 from caelum.cloud.allocator.strategies import full_name
 from caelum.cloud.l2.messages import GetL2
 from caelum.cloud.l3.messages import GetL3
+from caelum.cloud.primary_storage.errors import RESERVED_ELSEWHERE
 from caelum.cloud.primary_storage.messages import FindStorage, ReleaseStorage, ReserveStorage, StorageCandidates
 from caelum.kernel.errors import CloudError
 from caelum.kernel.journal import refuse_late
@@ -140,8 +141,13 @@ class Chooser:
 
     # --- taking -----------------------------------------------------------------------------------------------------
 
-    async def _take(self, candidate: Candidate, storages: Storages, physically: bool) -> dict[str, str] | None:
-        """Disks, CPU and memory on a host; None when somebody was faster. Raises CANCELED when nobody wants it."""
+    async def _take(
+        self, candidate: Candidate, storages: Storages, physically: bool, *, again: bool = True
+    ) -> dict[str, str] | None:
+        """Disks, CPU and memory on a host; None when somebody was faster. Raises CANCELED when nobody wants it.
+
+        Once more (`again`) when a disk had its space elsewhere, left by an attempt of this step that died.
+        """
         host_uuid = candidate.host_uuid
         try:
             disks = {disk.key: await self._take_disk(disk, host_uuid, storages[disk.key]) for disk in self._ask.disks}
@@ -150,6 +156,8 @@ class Chooser:
             await self._let_go()
             if error.kind is not NO_AVAILABLE_HOST:
                 raise
+            if again and any(_is_elsewhere(one) for one in error.causes):
+                return await self._take(candidate, storages, physically, again=False)
             self._without("HostPrimaryStorage", [], {host_uuid: error.details})
             return None
         if taken:
@@ -170,7 +178,7 @@ class Chooser:
             return await books.take(tx, wanted, physically=physically)
 
     async def _take_disk(self, disk: DiskRequest, host_uuid: str, storages: list[str]) -> str:
-        last: CloudError | None = None
+        refusals: list[CloudError] = []
         for storage_uuid in storages:
             try:
                 await self._node.bus.call(
@@ -179,11 +187,12 @@ class Chooser:
             except CloudError as error:
                 if error.kind.transient:
                     raise
-                last = error
+                refusals.append(error)
             else:
                 return storage_uuid
-        why = last.details if last is not None else "no storage"
-        raise CloudError(NO_AVAILABLE_HOST, f"host[{host_uuid}]: disk[{disk.key}] of {disk.size} bytes: {why}")
+        why = "; ".join(one.details for one in refusals) or "no storage"
+        details = f"host[{host_uuid}]: disk[{disk.key}] of {disk.size} bytes: {why}"
+        raise CloudError(NO_AVAILABLE_HOST, details, causes=list(refusals))
 
     async def _let_go(self) -> None:
         """Give back what was taken. When that is refused because the run has turned back, its undo does it."""
@@ -214,6 +223,10 @@ def _why(found: StorageCandidates, host_uuid: str, storage_uuid: str | None, siz
     ]
     what = f"{size} bytes" if size else f"its volumes on storage[{storage_uuid}]"
     return f"host[{host_uuid}] has no place for {what}: " + ("; ".join(reasons) or "no storage is attached")
+
+
+def _is_elsewhere(error: BaseException) -> bool:
+    return isinstance(error, CloudError) and error.kind is RESERVED_ELSEWHERE
 
 
 def _candidate(row: HostRow) -> Candidate:

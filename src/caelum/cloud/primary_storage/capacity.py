@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from caelum.cloud.primary_storage.errors import ALLOCATE_ERROR
+from caelum.cloud.primary_storage.errors import ALLOCATE_ERROR, RESERVED_ELSEWHERE
 from caelum.cloud.primary_storage.extension import PhysicalCapacity
 from caelum.cloud.primary_storage.model import (
     CONNECTED,
@@ -84,7 +84,9 @@ class Terms:
 
 
 async def reserve(tx: AsyncSession, place: Place, key: str, size: int, terms: Terms, *, scaled: bool = True) -> None:
-    """Take space under `key`; the same key again only adjusts the size. Refused with PS.1000 and the numbers."""
+    """Take space under `key`; the same key again only adjusts the size. Refused with PS.1000 and the numbers, and
+    with CAELUM.PS.1001 while the key has space at another place.
+    """
     charged = terms.charge(size, scaled)
     new = {"key": key, "primary_storage_uuid": place.ps_uuid, "host_uuid": place.host_uuid, "scaled": scaled}
     if await insert_new(tx, Reservation, **new, size=size, charged=charged):
@@ -92,10 +94,11 @@ async def reserve(tx: AsyncSession, place: Place, key: str, size: int, terms: Te
         return
     known = await tx.get_one(Reservation, key)
     if (known.primary_storage_uuid, known.host_uuid) != (place.ps_uuid, place.host_uuid):
+        elsewhere = Place(known.primary_storage_uuid, known.host_uuid, known.host_uuid != NO_HOST)
         raise CloudError(
-            ALLOCATE_ERROR,
-            f"{key} has reserved {known.size} bytes on {Place(known.primary_storage_uuid, known.host_uuid, True)}"
-            f" already; it must be released before it can reserve on {place}",
+            RESERVED_ELSEWHERE,
+            f"{key} has reserved {known.size} bytes on {elsewhere} already;"
+            f" it must be released before it can reserve on {place}",
             key=key,
         )
     await _take(tx, place, charged - known.charged, size, terms)

@@ -18,6 +18,9 @@ DETACH_ERROR = error_type(
 NO_CACHED_IMAGE = error_type(
     "CAELUM.PS.1000", "The cached image is not on the storage", "It is fetched again.", transient=True
 )
+RESERVED_ELSEWHERE = error_type(
+    "CAELUM.PS.1001", "The volume has its space reserved at another place", "Release it before it reserves anew."
+)
 DISCONNECTED = error_type(
     "PS.1003",
     "The primary storage is disconnected",
