@@ -14,6 +14,7 @@ import asyncpg
 import pytest
 from fault_proxy import Link
 from sqlalchemy import Table, make_url, text
+from sqlalchemy.exc import PendingRollbackError
 
 from caelum.cluster.postgres import Postgres
 from caelum.kernel import context, journal, lost_commits, postgresql, postgresql_sessions
@@ -220,6 +221,38 @@ async def test_a_question_on_connections_that_died_silently_waits_for_seconds_on
         assert connections._free == [], "what happened to one happened to all"
         await link.heal()
         assert await connections.ask("SELECT 7") == 7
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_who_is_cancelled_in_silence_leaves_at_once_and_commits_nothing(tmp_path: Path, again: bool) -> None:
+    """Also who goes on after a rollback, on another connection."""
+    async with (
+        Postgres(tmp_path / "pg") as postgres,
+        _through_a_network(postgres, "torn", Limits(statement=10, grace=0)) as (link, db),
+    ):
+        async with db.transaction() as tx:
+            await tx.execute(text("CREATE TABLE t (n int)"))
+
+        async def write() -> None:
+            async with db.transaction() as tx:
+                assert isinstance(tx, KeptSession)
+                await tx.execute(text("INSERT INTO t VALUES (1)"))
+                await link.stall()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(0.2):
+                        await tx.run("INSERT INTO t VALUES (2)", ())
+                if again:
+                    await tx.rollback()
+                    await link.heal()
+                    await tx.run("INSERT INTO t VALUES (3)", ())
+
+        begun = asyncio.get_running_loop().time()
+        with contextlib.nullcontext() if again else pytest.raises(PendingRollbackError):
+            await write()
+        assert asyncio.get_running_loop().time() - begun < 5
+        await link.heal()
+        async with db.read() as session:
+            assert list(await session.scalars(text("SELECT n FROM t"))) == ([3] if again else [])
 
 
 async def test_a_run_turns_back_before_its_steps_wish_is_granted_or_after(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 Invariant: a kept connection is in one session's hands at a time, and comes back without a transaction, or is thrown
 away. Its BEGIN, which is needed anyway, shows whether it still lives: one that does not is replaced, with all that lay
 unused beside it. What goes past SQLAlchemy runs in the same transaction as the rest, with the same errors. A
-transaction in which a statement failed goes on nowhere: neither by a new one in its place, nor by a commit that the
-server turns into a rollback.
+transaction in which a statement failed, or was left alone, goes on nowhere: neither by a new one in its place, nor by a
+commit that the server turns into a rollback.
 """
 
 from __future__ import annotations
@@ -268,8 +268,9 @@ class _Session(Session):
         self._taken: AsyncConnection | None = None
         self._adapter: Any = None
         self._torn = False
+        """Whether somebody left while the connection was at work, so that nobody knows what it is at."""
         self._failed = False
-        """Whether the transaction went with a statement that failed."""
+        """Whether the transaction went with a statement that failed, or that nobody waited for."""
 
     def get_bind(self, *_asked: Any, **_options: Any) -> Engine | Connection:
         """The connection, taken now if a statement is on its way; the engine for who only asks."""
@@ -314,7 +315,7 @@ class _Session(Session):
             self._failed = not self.begun
             raise
         except BaseException:
-            self._torn = True
+            self._torn = self._failed = True
             raise
 
     def _refuse_failed(self) -> None:
@@ -349,9 +350,13 @@ class _Session(Session):
 
     def rollback(self) -> None:
         """Undo what was done in either way."""
+        if self._torn:
+            await_(self._drop_torn())
         super().rollback()
         self._failed = False
-        if self.begun:
+        if self._torn:
+            await_(self._let_go())
+        elif self.begun:
             await_(self._rollback_past())
 
     async def _rollback_past(self) -> None:
@@ -370,6 +375,8 @@ class _Session(Session):
     async def end(self) -> None:
         """See `KeptSession`."""
         try:
+            if self._torn:
+                await self._drop_torn()
             if self.in_transaction() or self.changed:
                 await greenlet_spawn(self.close)
             if self.begun and not self._torn:
@@ -377,11 +384,19 @@ class _Session(Session):
         except SQLAlchemyError as error:
             log.info("a connection broke when it was given back: %s", error)
         finally:
-            if (taken := self._taken) is not None:
-                self._taken = self._adapter = None
-                if self._torn:
-                    await _throw_away(taken)
-                await self._connections.give_back(taken)
+            await self._let_go()
+
+    async def _drop_torn(self) -> None:
+        """Close the connection before it is told to roll back, which it may not answer for a minute. In the two seconds
+        that the driver takes at most for that, it asks the server to end the statement, which may hold locks."""
+        if self._taken is not None and not self._taken.invalidated:
+            await self._taken.invalidate()
+
+    async def _let_go(self) -> None:
+        """Give the connection back, if there is one."""
+        if (taken := self._taken) is not None:
+            self._taken, self._adapter, self._torn = None, None, False
+            await self._connections.give_back(taken)
 
 
 class _WritingSession(_Session, LockingSession):
