@@ -173,12 +173,6 @@ def test_all_ways_lead_to_the_same(
         assert _rows(tables, query.plan.total(way), query) == [(count,)], way
 
 
-def test_joined_rows_of_others_lead_nowhere(tables: Connection) -> None:
-    query = _query(_OF_ADDRESS, actor=Actor("b" * 32, "u" * 32))
-    for rare in (None, 0):
-        assert _rows(tables, query.plan.page(Found(few=False, rare=rare)), query) == []
-
-
 @pytest.mark.usefixtures("few_is_two")
 def test_the_first_rare_condition_is_found(tables: Connection) -> None:
     stopped_on = [QueryCondition("hostUuid", "=", "h0"), _STOPPED]
