@@ -101,11 +101,12 @@ async def test_what_this_node_works_on_is_known_to_be_open_until_its_answer_is_w
     uuid = new_uuid()
     assert not node.jobs.is_open(uuid)
     await node.jobs.create(uuid, "x")
-    before = node.db.statements
     assert node.jobs.is_open(uuid)
+    read, asked = node.db.read, []
+    monkeypatch.setattr(node.db, "read", lambda: asked.append(asyncio.current_task()) or read())
     waiting = asyncio.create_task(node.jobs.wait(uuid))
     await asyncio.sleep(0)
-    assert node.db.statements == before, "the database was asked"
+    assert waiting not in asked, "the database was asked"
     with monkeypatch.context() as patch:
         patch.setattr(node.db, "_commit", _refuse)
         finishing = asyncio.create_task(node.jobs.finish(uuid, "{}"))
