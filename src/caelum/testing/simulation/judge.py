@@ -69,7 +69,9 @@ class Judge:
         if missing:
             return missing
         left: list[str] = await self._on_node(_restless)
-        return left
+        alive = {one.node.uuid for one in self._cluster.ready() if one.node is not None}
+        # Until a node that died is evicted, what it owned can be asked of nobody.
+        return left + [f"dead node {uuid}" for uuid in sorted(await self._on_node(_members)) if uuid not in alive]
 
     async def _on_node(self, work: Any) -> Any:
         process = self._cluster.ready()[0]
@@ -134,6 +136,10 @@ async def _restless(node: Node) -> list[str]:
     left += [f"gc job {one}" for one in await node.gc.open_jobs()]
     hosts = (await node.bus.call(ListHosts())).hosts
     return left + [f"host {one.management_ip} {one.status}" for one in hosts if one.status != "Connected"]
+
+
+async def _members(node: Node) -> list[str]:
+    return list(node.ring.members)
 
 
 async def _vms(node: Node) -> list[dict[str, Any]]:
