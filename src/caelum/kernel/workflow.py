@@ -101,6 +101,11 @@ class Workflows:
         found = [one for one in self._live.values() if uuid == one.row.uuid or self._is_of_job(one, uuid)]
         return sum(one.cancel(reason) for one in found) > 0
 
+    def runs_of(self, name: str, subject: str) -> list[str]:
+        """The runs here of the workflow of this name on this subject."""
+        here = (*self._live.values(), *self._waiting.values())
+        return [one.row.uuid for one in here if one.row.subject == subject and one.row.name == name]
+
     def dump(self) -> list[dict[str, Any]]:
         """What runs here, for diagnosis."""
         return [_summary(one.row) for one in (*self._live.values(), *self._waiting.values())]

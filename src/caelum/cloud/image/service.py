@@ -165,11 +165,9 @@ class ImageService(Service):
 
     async def _stop_adding(self, uuid: str) -> None:
         """Cancel the addition of an image that is still being fetched, and wait until nothing is left of it."""
-        running = [
-            one for one in self.node.workflows.dump() if (one["name"], one["subject"]) == (AddImageFlow.name, uuid)
-        ]
-        for one in running:
-            self.node.workflows.cancel(one["uuid"], "the image is deleted")
+        running = self.node.workflows.runs_of(AddImageFlow.name, uuid)
+        for run in running:
+            self.node.workflows.cancel(run, "the image is deleted")
         end = asyncio.get_running_loop().time() + CANCEL_TIMEOUT
         while running and await self.node.resources.exists(IMAGE, uuid):
             if asyncio.get_running_loop().time() > end:

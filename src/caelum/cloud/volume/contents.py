@@ -152,9 +152,8 @@ class VolumeRecordsService(Service):
     def call_off(self, uuid: str) -> None:
         """Stop the making of a volume's bits: what is to be deleted need not be finished first."""
         self._filling.call_off(uuid)
-        for one in self.node.workflows.dump():
-            if (one["name"], one["subject"]) == (InstantiateFlow.name, uuid):
-                self.node.workflows.cancel(one["uuid"], "the volume is deleted")
+        for run in self.node.workflows.runs_of(InstantiateFlow.name, uuid):
+            self.node.workflows.cancel(run, "the volume is deleted")
 
     async def delete_by_policy(self, uuid: str, policy: str | None, answers: bool = False) -> None:
         """Delete a volume, in its queue. One without bits has nothing to keep."""
