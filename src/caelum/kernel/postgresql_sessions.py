@@ -22,8 +22,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util.concurrency import await_, greenlet_spawn, in_greenlet
 
-from caelum.kernel.errors import CloudError
-from caelum.kernel.postgresql import CONNECT_SECONDS, DATABASE_UNAVAILABLE, Limits, LockingSession
+from caelum.kernel.postgresql import CONNECT_SECONDS, Limits, LockingSession
+from caelum.kernel.turns import take_turn
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -83,7 +83,7 @@ class Connections:
 
     async def take(self, begin: str) -> AsyncConnection:
         """A connection on which a transaction has begun. Raises CloudError, and SQLAlchemy's errors."""
-        await self._turn()
+        await take_turn(self._turns, _TURN_SECONDS)
         try:
             connection, _ = await self._first(begin, lambda adapter: _start(adapter, begin))
         except BaseException:
@@ -94,7 +94,7 @@ class Connections:
     async def ask(self, statement: str) -> Any:
         """The one value that a short statement answers by itself, outside of any transaction: one trip. Raises as
         `take`, also when the answer takes longer than a connection may."""
-        await self._turn()
+        await take_turn(self._turns, _TURN_SECONDS)
         try:
             connection, value = await self._first(statement, lambda adapter: _ask(adapter, statement))
         except BaseException:
@@ -123,14 +123,6 @@ class Connections:
         except BaseException:
             await _throw_away(connection)
             raise
-
-    async def _turn(self) -> None:
-        try:
-            async with asyncio.timeout(_TURN_SECONDS if self._turns.locked() else None):
-                await self._turns.acquire()
-        except TimeoutError as error:
-            details = f"all connections to the database were in use for {_TURN_SECONDS:g} s"
-            raise CloudError(DATABASE_UNAVAILABLE, details) from error
 
     async def _drop_all(self, dead: AsyncConnection) -> None:
         """What happened to one while nobody used it happened to the others."""

@@ -32,6 +32,7 @@ from sqlalchemy.util.concurrency import await_, in_greenlet
 
 from caelum.kernel.errors import CloudError
 from caelum.kernel.postgresql import DATABASE_UNAVAILABLE
+from caelum.kernel.turns import take_turn
 
 log = logging.getLogger(__name__)
 
@@ -320,15 +321,7 @@ class Connections:
 
     async def take(self) -> AsyncConnection:
         """A connection outside of any transaction. Raises DATABASE_UNAVAILABLE when none becomes free in time."""
-        if self._turns.locked():
-            try:
-                async with asyncio.timeout(BUSY_TIMEOUT):
-                    await self._turns.acquire()
-            except TimeoutError as error:
-                details = f"all connections to the database were in use for {BUSY_TIMEOUT:g} s"
-                raise CloudError(DATABASE_UNAVAILABLE, details) from error
-        else:
-            await self._turns.acquire()
+        await take_turn(self._turns, BUSY_TIMEOUT)
         try:
             return self._free.pop() if self._free else await self._connect()
         except BaseException:
