@@ -24,15 +24,17 @@ NOT_STATE = frozenset(
         "api_job",
         "garbage_collector",
         "alembic_version",
+        "certificate_authority",
         "schema_compatibility",
         "used_ip.ip_in_long",
         "used_ip.ip_offset",
         "session",
         "account.password",
         "management_node",
+        "table_change",
     }
 )
-"""Tables and columns that tell of the past, or say again what another column says."""
+"""Tables and columns that tell of the past, say again what another column says, or are of each cloud's own making."""
 
 _IDENTITY = re.compile(
     r"\b[0-9a-f]{32}\b|\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b"

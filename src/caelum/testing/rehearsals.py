@@ -29,6 +29,7 @@ from typing import Any, Protocol
 import caelum.testing
 from caelum.kernel.node import Node, PartSpec
 from caelum.testing.cloud import EmbeddedCloud
+from caelum.testing.databases import on_postgresql
 
 
 class Cloud(Protocol):
@@ -102,8 +103,8 @@ class Stage:
         return None if self._hosts is None else await self._hosts()
 
     async def save(self) -> bool:
-        """Remember the directory and the hosts."""
-        if self._keep is None:
+        """Remember the directory and the hosts. PostgreSQL copies no database that is in use, so there it cannot."""
+        if self._keep is None or on_postgresql():
             return False
         self._saved = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="caelum-saved-")))
         self._put_back = self._keep()
