@@ -109,7 +109,7 @@ async def test_another_node_sends_the_answer_of_a_job_that_it_finishes(
     async def by_nobody(_tx: Any, _uuid: str) -> bool:
         return False
 
-    await cloud[0].node.jobs.fail_orphans(everybody, by_nobody)
+    await cloud[0].node.jobs.settle_orphans(everybody, by_nobody)
     answer = await asked
     assert (answer["success"], answer["error"]["code"]) == (False, jobs.MANAGEMENT_NODE_UNAVAILABLE.code)
 

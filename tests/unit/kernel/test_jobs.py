@@ -231,7 +231,7 @@ async def test_jobs_of_dead_nodes_are_answered_unless_a_workflow_does(node: Node
     async def answered(_tx: Any, uuid: str) -> bool:
         return uuid == alive
 
-    assert await node.jobs.fail_orphans(["dead"], answered) == [orphan]
+    assert await node.jobs.settle_orphans(["dead"], answered) == [orphan]
     error = (await _job(node, orphan)).error
     assert error is not None
     assert error.code == "SYS.1012"
