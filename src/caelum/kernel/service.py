@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import msgspec
 
-from caelum.kernel.message import Message
+from caelum.kernel.message import ApiMessage, Message
 
 if TYPE_CHECKING:
     from caelum.kernel.node import Node
@@ -53,6 +53,8 @@ def handles(
     (`Workflows.run` with `answers`), which the handler runs, or lets another handler run, after it has only looked. So
     while the job has no run nothing was done, and when the node dies that was to do it another one does it anew.
     """
+    if repeatable and not issubclass(cls, ApiMessage):
+        raise TypeError(f"{cls.__name__} is no operation of the API, so no job of it is ever done anew")
     handling = Handling(cls, None if queue is None else compile_signature(cls, queue), level, repeatable)
 
     def mark(function: F) -> F:
