@@ -211,11 +211,14 @@ class Workflows:
             context.current().remaining()
 
     async def _is_begun_elsewhere(self, row: JournalModel) -> bool:
-        """Whether the job that a run would answer has its run, which is why this one cannot begin."""
+        """Whether the job that a run would answer has its run, which is why this one cannot begin. CANCELED when that
+        is another workflow, because things had changed in between."""
         if not row.answers or row.job_uuid is None:
             return False
         kept = await self._node.db.read_surely(lambda session: session.get(JournalModel, row.uuid))
-        return kept is not None and kept.name == row.name
+        if kept is not None and kept.name != row.name:
+            raise CloudError(CANCELED, f"{row.name} does not begin: {kept.name} answers job[{row.job_uuid}] already")
+        return kept is not None
 
     async def _write_beginning(self, flow: Workflow[C, Any], row: JournalModel, ctx: C) -> bool:
         """Write the first row of a run; False, and nothing is written, while another node is at work in its queue."""

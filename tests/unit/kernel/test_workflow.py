@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 from sqlalchemy import select, update
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import OperationalError
 from tests.unit.kernel.bakery import (
     BakeCake,
     BakeContext,
@@ -617,8 +617,9 @@ async def test_another_workflow_does_not_begin_for_a_job_that_has_its_run(node: 
     job = new_uuid()
     with context.use(context.TaskContext(job_uuid=job, api="BakeCake")):
         await node.workflows.run(TraceFlow, TraceContext(), answers=True)
-        with pytest.raises(IntegrityError):
+        with pytest.raises(CloudError, match=r"test\.trace answers job") as refused:
             await node.workflows.run(IceFlow, IceContext(new_uuid()), answers=True)
+    assert refused.value.kind is CANCELED
 
 
 # --- crashes ----------------------------------------------------------------------------------------------------------
