@@ -133,14 +133,15 @@ class Runner:
         """
         while True:
             answer = await self._tried(request, until)
-            undone = self._node.ready and await self._is_left_undone(request, answer, until)
-            if again or undone or _says_nothing(answer):
-                try:
-                    if (truth := await self._node.workflows.answer_of_job(uuid)) is not None:
+            try:
+                undone = self._node.ready and await self._is_left_undone(request, answer, until)
+                if again or undone or _says_nothing(answer):
+                    truth = await self._node.workflows.answer_of_job(uuid)
+                    if truth is not None:
                         return truth
-                except CloudError as unknown:
-                    log.warning("what became of job %s cannot be found out: %s", uuid, unknown)
-                    return answer
+            except CloudError as unknown:
+                log.warning("what became of job %s cannot be found out: %s", uuid, unknown)
+                return answer
             if not undone:
                 return answer
             log.info("job %s (%s) is done anew, for nothing was done before: %s", uuid, request.meta.name, answer)
