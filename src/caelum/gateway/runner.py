@@ -114,7 +114,9 @@ class Runner:
 
     async def _run(self, uuid: str, request: Request, taken_over: bool) -> None:
         until = time.monotonic() + request.seconds
-        while taken_over and not self._node.serves:  # noqa: ASYNC110 - it is taken over while the node still starts
+        while taken_over and not self._node.serves:  # it is taken over while the node still starts
+            if self._node.stopping:
+                return
             await asyncio.sleep(_START_PAUSE)
         answer = await self._answer(uuid, request, until, again=taken_over)
         if isinstance(answer, CloudError) and not self._node.ready:

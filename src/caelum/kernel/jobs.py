@@ -424,6 +424,8 @@ class Jobs:
         # One at a time: what the one has taken over must not look like an orphan to the other.
         async with self._settling:
             for uuid in await self.orphans(dead):
+                if self._closed:
+                    break
                 if await self._settle(uuid, dead, is_answered):
                     failed.append(uuid)
         return sorted(failed)
@@ -436,8 +438,11 @@ class Jobs:
             nonlocal begin
             # Locked first: from here on no workflow begins that would answer it.
             row = await tx.get(JobModel, uuid, with_for_update=True)
-            if row is None or row.state != PROCESSING or row.node_uuid == self._node.uuid:
-                return None  # in the last case by a try of which it was not known that it had been committed
+            if row is None or row.state != PROCESSING:
+                begin = None
+                return None
+            if row.node_uuid == self._node.uuid:
+                return None  # taken over by a try of which it was not known that it had been committed
             begin = None
             if (dead is not None and row.node_uuid not in dead) or await is_answered(tx, uuid):
                 return None
