@@ -76,8 +76,8 @@ class LinkedBus(BusBase):
         peer = self._link.find(node) if self._link.find(self.ring.me) is self else None
         if peer is None:
             name = msg.__meta__.name
-            facts = {"node": node, "message": name, "left": True, "undelivered": True}
-            raise CloudError(UNDELIVERABLE, f"node[{node}] for message[{name}] is not there", **facts)
+            why = f"node[{node}] for message[{name}] is not there"
+            raise CloudError(UNDELIVERABLE, why, node=node, message=name, left=True, undelivered=True)
         return await self._ask(peer, msg, timeout)
 
     async def _ask(self, peer: LinkedBus, msg: Message[R], timeout: float | None) -> R:
