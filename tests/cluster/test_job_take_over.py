@@ -11,6 +11,7 @@ from tests.cluster.conftest import FAST
 from tests.service.gateway.lamps import BuildLamp, LampModel, LampService
 
 from caelum.cloud.identity.service import IdentityService
+from caelum.gateway import runner
 from caelum.gateway.portal import Request
 from caelum.gateway.runner import Runner
 from caelum.kernel.context import SYSTEM
@@ -34,8 +35,8 @@ class Lamps(Cluster):
         return cloud
 
     async def __aexit__(self, *error: object) -> None:
-        for runner in self.runners.values():
-            await runner.stop(0)
+        for one in self.runners.values():
+            await one.stop(0)
         await super().__aexit__(*error)
 
     async def accept(self, at: EmbeddedCloud, owner: EmbeddedCloud) -> tuple[str, str]:
@@ -174,6 +175,28 @@ async def test_a_node_that_was_slow_and_not_dead_does_not_do_it_again(tmp_path: 
         await cluster.until(lambda: not slow.node.bus.busy())
         await cluster.built_once(job, lamp)
         await slow.__aexit__(None, None, None)
+
+
+async def test_what_begins_at_the_last_moment_is_the_truth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing was found, and between that and the answer another node begins what a dead one had asked it for."""
+    async with Lamps(tmp_path, 2) as cluster:
+        accepting, doing = cluster.clouds
+        _service(doing).thinking.clear()
+        job, lamp = await cluster.accept(accepting, doing)
+        await _asked(cluster, doing)
+        workflows, finish = accepting.node.workflows, accepting.node.workflows.finish_job
+
+        async def late(job_uuid: str, answer: str | Exception) -> None:
+            _service(doing).thinking.set()
+            await cluster.until(doing.node.workflows.dump)
+            _service(doing).assembling.set()
+            await finish(job_uuid, answer)
+
+        _service(doing).assembling.clear()
+        monkeypatch.setattr(workflows, "finish_job", late)
+        accepting.node.bus.gone(doing.node.uuid)  # type: ignore[attr-defined]
+        monkeypatch.setattr(runner, "_EVICTED_WITHIN", 0.1)  # it is not, and nothing is done anew
+        await cluster.built_once(job, lamp)
 
 
 async def test_a_job_of_a_former_version_gets_an_error(tmp_path: Path) -> None:

@@ -118,18 +118,19 @@ class Runner:
             if self._node.stopping:
                 return
             await asyncio.sleep(_START_PAUSE)
-        answer = await self._answer(uuid, request, until, again=taken_over)
+        answer, certain = await self._answer(uuid, request, until, again=taken_over)
         if isinstance(answer, CloudError) and not self._node.ready:
             # What fails because the node stops is not the outcome: after the restart it is known.
             return
         try:
-            await self._node.jobs.finish(uuid, answer)
+            await (self._node.jobs.finish(uuid, answer) if certain else self._node.workflows.finish_job(uuid, answer))
         except Exception:
             # It stays open until this node starts anew, or others take it for dead.
             log.exception("the answer of job %s (%s) could not be written", uuid, request.meta.name)
 
-    async def _answer(self, uuid: str, request: Request, until: float, *, again: bool) -> str | Exception:
-        """The job's answer. What a node did not begin before it was evicted, another one does.
+    async def _answer(self, uuid: str, request: Request, until: float, *, again: bool) -> tuple[str | Exception, bool]:
+        """The job's answer, and whether it is true whatever else begins. What a node did not begin before it was
+        evicted, another one does.
 
         `again` says that somebody else may have begun; then only what became of a run is true, where there is one.
         """
@@ -140,12 +141,12 @@ class Runner:
                 if again or undone or _says_nothing(answer):
                     truth = await self._node.workflows.answer_of_job(uuid)
                     if truth is not None:
-                        return truth
+                        return truth, True
             except CloudError as unknown:
                 log.warning("what became of job %s cannot be found out: %s", uuid, unknown)
-                return answer
+                return answer, False
             if not undone:
-                return answer
+                return answer, not (again or _says_nothing(answer))
             log.info("job %s (%s) is done anew, for nothing was done before: %s", uuid, request.meta.name, answer)
             again = True
 

@@ -221,8 +221,11 @@ class Jobs:
         job = await self._node.db.read_surely(lambda session: session.get(JobModel, uuid))
         return job is not None and job.node_uuid == self._node.uuid
 
-    async def finish(self, uuid: str, answer: str | bytes | ErrorCode | BaseException) -> bool:
-        """Answer the job: the body's JSON text, or an error. False when it has its answer already (or is unknown).
+    async def finish(
+        self, uuid: str, answer: str | bytes | ErrorCode | BaseException, *, unless: IsAnswered | None = None
+    ) -> bool:
+        """Answer the job: the body's JSON text, or an error. False when it has its answer already (or is unknown), or
+        when `unless(tx, uuid)`: a workflow has begun that answers it.
 
         Tried until the database takes it: of a job whose answer is lost, nobody would ever hear. An error that does not
         say that it passes is raised when it came several times.
@@ -232,7 +235,9 @@ class Jobs:
         api = self._open.pop(uuid, None)  # from here on only the database knows
 
         async def write(tx: AsyncSession) -> Job | None:
-            return None if self._closed else await self._finish_in(tx, uuid, answer, api)
+            if self._closed or (unless is not None and await self._is_left_alone(tx, uuid, unless)):
+                return None
+            return await self._finish_in(tx, uuid, answer, api)
 
         finished = await self._write_stubbornly(uuid, write)
         if finished is not None:
@@ -240,6 +245,11 @@ class Jobs:
         elif uuid in self._waiting and (job := await self.get(uuid)) is not None and job.done:
             self._resolve(job)  # perhaps by a try of which it was not known that it had been committed
         return finished is not None
+
+    async def _is_left_alone(self, tx: AsyncSession, uuid: str, is_answered: IsAnswered) -> bool:
+        # Locked first: from here on no workflow begins that would answer it.
+        await tx.get(JobModel, uuid, with_for_update=True)
+        return await is_answered(tx, uuid)
 
     async def _write_stubbornly(self, uuid: str, write: Callable[[AsyncSession], Awaitable[T]]) -> T:
         for pause in _FINISH_PAUSES:

@@ -445,6 +445,13 @@ class Workflows:
                 return await self._answer_of(found)
             await asyncio.sleep(_LOOK_AGAIN)
 
+    async def finish_job(self, job_uuid: str, answer: str | Exception) -> None:
+        """Answer a job for which no run was found; with what a run comes to if one has begun meanwhile."""
+        if not await self._node.jobs.finish(job_uuid, answer, unless=_is_answered):
+            truth = await self.answer_of_job(job_uuid)
+            if truth is not None:
+                await self._node.jobs.finish(job_uuid, truth)
+
     async def take_up(self, uuid: str) -> bool:
         """Go on with a run whose end could not be written; True when it has ended."""
         if uuid in self._live or uuid in self._waiting:
