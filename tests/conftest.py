@@ -6,6 +6,9 @@ import gc
 
 import pytest
 from hypothesis import HealthCheck, settings
+from tests.repeatable import watch
+
+watch()
 
 # How quick examples come says more of what else the machine does than of the tests.
 settings.register_profile("caelum", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -6,13 +6,16 @@ import asyncio
 import collections
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from sqlalchemy import select
 from tests.cluster.clouds import AmqpClient, Member, nodes
 from tests.cluster.peers import until
+from tests.service.gateway.lamps import LampModel, LampService
 
+from caelum.cloud.identity.service import IdentityService
+from caelum.cloud.management.service import ManagementService
 from caelum.cluster.rabbitmq import RabbitMq
 from caelum.gateway.portal import Portal, Request
 from caelum.kernel import jobs
@@ -96,7 +99,7 @@ async def test_another_node_sends_the_answer_of_a_job_that_it_finishes(
 ) -> None:
     """As after a take-over: the node that took the operation never answers, another one finishes its job."""
 
-    async def dead(self: object, uuid: str, request: Request) -> None:
+    async def dead(self: object, uuid: str, request: Request, taken_over: bool) -> None:
         return None
 
     monkeypatch.setattr("caelum.gateway.runner.Runner._run", dead)
@@ -109,9 +112,35 @@ async def test_another_node_sends_the_answer_of_a_job_that_it_finishes(
     async def by_nobody(_tx: Any, _uuid: str) -> bool:
         return False
 
-    await cloud[0].node.jobs.fail_orphans(everybody, by_nobody)
+    await cloud[0].node.jobs.settle_orphans(everybody, by_nobody)
     answer = await asked
     assert (answer["success"], answer["error"]["code"]) == (False, jobs.MANAGEMENT_NODE_UNAVAILABLE.code)
+
+
+async def test_the_answer_of_a_job_that_is_taken_over_comes_by_amqp(tmp_path: Path, broker: RabbitMq) -> None:
+    services = [ManagementService, IdentityService, LampService]
+    async with nodes(tmp_path, broker.url, 3, services) as cloud, AmqpClient(broker.url) as client:
+        await client.log_in()
+        lamps = {one.node.uuid: cast("LampService", one.node.services["gateway"]) for one in cloud}
+        for one in cloud:
+            lamps[one.node.uuid].thinking.clear()
+            one.node.vault = cloud[0].node.vault  # a cluster's nodes have the same key
+        asked = asyncio.create_task(client.ask("org.zstack.header.lamp.APIBuildLampMsg", name="desk"))
+        await until(lambda: any(one.asked.is_set() for one in lamps.values()))
+        dead = next(uuid for uuid, one in lamps.items() if one.asked.is_set())
+        heir = next(one.node for one in cloud if one.node.uuid != dead)
+        lamps[heir.uuid].thinking.set()
+
+        async def by_nobody(_tx: Any, _uuid: str) -> bool:
+            return False
+
+        assert await heir.jobs.settle_orphans([dead], by_nobody) == []
+        answer = await asked
+        assert (answer["success"], answer["inventory"]["name"]) == (True, "desk")
+        lamps[dead].thinking.set()  # what it still does joins the same run
+        await until(lambda: not any(one.node.bus.busy() for one in cloud))
+        async with heir.db.read() as session:
+            assert len(list(await session.scalars(select(LampModel)))) == 1
 
 
 async def test_a_node_that_stops_hands_over_what_it_did_not_answer(tmp_path: Path, broker: RabbitMq) -> None:

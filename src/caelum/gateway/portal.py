@@ -17,7 +17,7 @@ import msgspec
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.identity.errors import PERMISSION_DENIED
-from caelum.cloud.identity.messages import CheckAccess, CheckSession
+from caelum.cloud.identity.messages import CheckAccess, CheckActor, CheckSession
 from caelum.gateway import syntax
 from caelum.gateway.reading import api_parameters
 from caelum.kernel import context, resources
@@ -50,8 +50,15 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     session_uuid: str | None = None
     signer: Actor | None = None
     """Who signed it with an access key; it has no session then."""
+    actor: Actor | None = None
+    """Who had asked for a job that is taken over, in which case nobody has the session's own UUID any more."""
     job_uuid: str | None = None
     timeout: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """How long it may take: what the client allows, at most what the operation does."""
+        return min(self.timeout or self.meta.timeout, self.meta.timeout)
 
 
 class Portal:
@@ -66,12 +73,14 @@ class Portal:
             return NOBODY
         if request.signer is not None:
             return request.signer
+        if request.actor is not None:
+            return await self._node.bus.call(CheckActor(actor=request.actor))
         return await self._node.bus.call(CheckSession(session_uuid=request.session_uuid))
 
     async def handle(self, request: Request) -> Any:
         """Check, route, and wait for the reply. Raises CloudError."""
         meta = request.meta
-        deadline = time.monotonic() + min(request.timeout or meta.timeout, meta.timeout)
+        deadline = time.monotonic() + request.seconds
         task = context.TaskContext(actor=NOBODY, job_uuid=request.job_uuid, api=meta.name, deadline=deadline)
         msg, actor = await self._checked(request, task)
         if msg is None or VALIDATION_ONLY in (msg.system_tags or ()):

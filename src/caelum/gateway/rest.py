@@ -115,9 +115,10 @@ class Rest:
             check_url(hook)
         base = base_url(http)
         accepted = await self._runner.submit(request, hook)
-        seconds = min(request.timeout or request.meta.timeout, request.meta.timeout)
         location = f"{base}{prefix}/{JOBS}/{accepted}"
-        return json_answer({"location": location, "apiTimeout": int(seconds * 1000)}, 202, {"Location": location})
+        return json_answer(
+            {"location": location, "apiTimeout": int(request.seconds * 1000)}, 202, {"Location": location}
+        )
 
     # --- polling ------------------------------------------------------------------------------------------------------
 

@@ -1,32 +1,45 @@
 """Running operations: at once for synchronous ones, as jobs for the others.
 
 Invariant: a job that this node accepted is answered by this node as long as it lives, also when the node that did the
-work died and another one finished it. When this node stops meanwhile the job stays open, so that a resumed workflow or
-the next start answers it truly.
+work died and another one finished it. When this node stops meanwhile the job stays open, so that a resumed workflow,
+or whoever takes the job over, answers it truly. What is declared to be repeatable is done anew only when it is certain
+that it was not begun: no run answers the job, and whoever might begin one is evicted or finds the job taken.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from caelum.cloud.identity.errors import AUTHENTICATION_ERROR
+from caelum.gateway.keeping import keep, restored
 from caelum.gateway.limits import LoginLimit
 from caelum.gateway.portal import NOBODY, Portal, Request
 from caelum.gateway.refusal import Refusal
 from caelum.kernel.context import Actor
 from caelum.kernel.errors import CANCELED, INVALID_ARGUMENT, CloudError, as_cloud_error
 from caelum.kernel.jobs import MANAGEMENT_NODE_UNAVAILABLE, reply_body
-from caelum.kernel.membership import is_of_cluster
+from caelum.kernel.membership import departed, is_of_cluster
+from caelum.kernel.message import api
 
 if TYPE_CHECKING:
+    from caelum.kernel.jobs import Begin, Job
     from caelum.kernel.node import Node
 
 log = logging.getLogger(__name__)
 
 _REROUTES = (0.5, 1.0, 2.0, 4.0)
 """Seconds until the others see that a node has gone; together longer than an eviction takes."""
+_EVICTED_WITHIN = 30.0
+"""Seconds within which a node that is said to be gone has no row any more, also one that ends its work in order."""
+_EVICTION_PAUSE = 0.2
+_START_PAUSE = 0.1
+_LEAST_SECONDS = 0.001
 
 
 class Runner:
@@ -37,6 +50,7 @@ class Runner:
         self._portal = Portal(node)
         self._logins = LoginLimit()
         self._tasks: set[asyncio.Task[None]] = set()
+        node.jobs.on_orphan(self._take_over)
 
     async def call(self, request: Request, client: str) -> Any:
         """The reply of a synchronous operation; `client` is who may log in wrongly so often. Raises CloudError."""
@@ -55,17 +69,33 @@ class Runner:
 
     async def submit(self, request: Request, web_hook: str | None = None) -> str:
         """Record the job of an asynchronous operation and begin to work on it."""
-        uuid = request.job_uuid or ""
+        uuid, meta = request.job_uuid or "", request.meta
+        kept = keep(request) if self._node.bus.is_repeatable(meta.cls) else None
         try:
-            await self._node.jobs.create(uuid, request.meta.name, await self._claimed(request), web_hook=web_hook)
+            await self._node.jobs.create(uuid, meta.name, await self._claimed(request), kept, web_hook=web_hook)
         except CloudError as error:
             if error.kind is INVALID_ARGUMENT:
                 raise Refusal(400, error.details) from None
             raise
-        task = asyncio.create_task(self._run(uuid, request), name=f"job:{uuid}")
+        self._begin(uuid, request)
+        return uuid
+
+    def _begin(self, uuid: str, request: Request, *, taken_over: bool = False) -> None:
+        task = asyncio.create_task(self._run(uuid, request, taken_over), name=f"job:{uuid}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return uuid
+
+    def _take_over(self, job: Job, kept: str) -> Begin | None:
+        """See `Jobs.on_orphan`: what this node knows how to do, and may do anew, for as long as the job has time."""
+        meta = api(job.api)
+        if meta is None or not self._node.bus.is_repeatable(meta.cls):
+            return None
+        try:
+            request = restored(meta, job, kept)
+        except (msgspec.MsgspecError, Refusal) as error:
+            log.warning("what job %s was to do cannot be read: %s", job.uuid, error)
+            return None
+        return None if request is None else partial(self._begin, job.uuid, request, taken_over=True)
 
     async def stop(self, seconds: float) -> None:
         """Let the running jobs end for a while, then leave them open."""
@@ -82,40 +112,86 @@ class Runner:
         except CloudError:
             return NOBODY
 
-    async def _run(self, uuid: str, request: Request) -> None:
-        try:
-            answer: str | Exception = reply_body(request.meta.name, await self._handled(request))
-        except CloudError as error:
-            answer = await self._truth(uuid, error)
-        except Exception as error:
-            log.exception("the operation %s failed in the portal", request.meta.name)
-            answer = as_cloud_error(error)
+    async def _run(self, uuid: str, request: Request, taken_over: bool) -> None:
+        until = time.monotonic() + request.seconds
+        while taken_over and not self._node.serves:  # it is taken over while the node still starts
+            if self._node.stopping:
+                return
+            await asyncio.sleep(_START_PAUSE)
+        answer, certain = await self._answer(uuid, request, until, again=taken_over)
         if isinstance(answer, CloudError) and not self._node.ready:
             # What fails because the node stops is not the outcome: after the restart it is known.
             return
         try:
-            await self._node.jobs.finish(uuid, answer)
+            await (self._node.jobs.finish(uuid, answer) if certain else self._node.workflows.finish_job(uuid, answer))
         except Exception:
             # It stays open until this node starts anew, or others take it for dead.
             log.exception("the answer of job %s (%s) could not be written", uuid, request.meta.name)
 
-    async def _handled(self, request: Request) -> Any:
+    async def _answer(self, uuid: str, request: Request, until: float, *, again: bool) -> tuple[str | Exception, bool]:
+        """The job's answer, and whether it is true whatever else begins. What a node did not begin before it was
+        evicted, another one does.
+
+        `again` says that somebody else may have begun; then only what became of a run is true, where there is one.
+        """
+        while True:
+            answer = await self._tried(request, until)
+            try:
+                undone = self._node.ready and await self._is_left_undone(request, answer, until)
+                if again or undone or _says_nothing(answer):
+                    truth = await self._node.workflows.answer_of_job(uuid)
+                    if truth is not None:
+                        return truth, True
+            except CloudError as unknown:
+                log.warning("what became of job %s cannot be found out: %s", uuid, unknown)
+                return answer, False
+            if not undone:
+                return answer, not (again or _says_nothing(answer))
+            log.info("job %s (%s) is done anew, for nothing was done before: %s", uuid, request.meta.name, answer)
+            again = True
+
+    async def _tried(self, request: Request, until: float) -> str | Exception:
+        try:
+            return reply_body(request.meta.name, await self._handled(request, until))
+        except CloudError as error:
+            return error
+        except Exception as error:
+            log.exception("the operation %s failed in the portal", request.meta.name)
+            return as_cloud_error(error)
+
+    async def _handled(self, request: Request, until: float) -> Any:
         """The reply. What certainly did not arrive, because its node has just left, is sent anew to the next owner."""
         for pause in _REROUTES:
             try:
-                return await self._portal.handle(request)
+                return await self._portal.handle(_within(request, until))
             except CloudError as error:
                 if not (error.facts.get("undelivered") and error.facts.get("message") == request.meta.name):
                     raise
                 await asyncio.sleep(pause)
-        return await self._portal.handle(request)
+        return await self._portal.handle(_within(request, until))
 
-    async def _truth(self, uuid: str, error: CloudError) -> str | Exception:
-        """The job's answer after an error: a node that went away says nothing of what becomes of its work."""
-        if error.kind not in (MANAGEMENT_NODE_UNAVAILABLE, CANCELED) and not is_of_cluster(error):
-            return error
-        try:
-            return await self._node.workflows.answer_of_job(uuid) or error
-        except CloudError as unknown:
-            log.warning("what became of job %s cannot be found out: %s", uuid, unknown)
-            return error
+    async def _is_left_undone(self, request: Request, answer: str | Exception, until: float) -> bool:
+        """Whether the answer is that a node went away, nothing more is to come from there, and nothing is lost if it is
+        done anew unless it has begun: then there is a run."""
+        if not isinstance(answer, CloudError) or not self._node.bus.is_repeatable(request.meta.cls):
+            return False
+        node = departed(answer)
+        if node is None or node == self._node.uuid:
+            return False
+        until = min(until, time.monotonic() + _EVICTED_WITHIN)
+        while time.monotonic() < until:
+            if not await self._node.db.read_surely(partial(self._node.membership.is_member, uuid=node)):
+                return True
+            await asyncio.sleep(_EVICTION_PAUSE)
+        return False
+
+
+def _says_nothing(answer: str | Exception) -> bool:
+    """Whether it is an error that does not say what becomes of the work: a node that did it went away."""
+    if not isinstance(answer, CloudError):
+        return False
+    return answer.kind in (MANAGEMENT_NODE_UNAVAILABLE, CANCELED) or is_of_cluster(answer)
+
+
+def _within(request: Request, until: float) -> Request:
+    return msgspec.structs.replace(request, timeout=max(_LEAST_SECONDS, until - time.monotonic()))

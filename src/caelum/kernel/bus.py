@@ -84,7 +84,10 @@ ApiHandler = Callable[[ApiCall], Awaitable[bytes | None]]
 class Endpoint:
     """A handler in the dispatch table, with all that a call needs looked up."""
 
-    __slots__ = ("handler", "level", "name", "owner", "reply", "service", "setting", "signature", "stats", "timeout")
+    __slots__ = (
+        "handler", "level", "name", "owner", "repeatable", "reply",
+        "service", "setting", "signature", "stats", "timeout",
+    )  # fmt: skip
 
     def __init__(self, handling: Handling, handler: Handler, owner: object) -> None:
         meta = handling.cls.__meta__
@@ -97,6 +100,7 @@ class Endpoint:
         self.signature = handling.signature
         self.level = handling.level if isinstance(handling.level, int) else 1
         self.setting = None if isinstance(handling.level, int) else handling.level
+        self.repeatable = handling.repeatable
         self.stats = CallStats()
 
 
@@ -143,6 +147,11 @@ class BusBase:
     def serves(self, cls: type[Message[Any]]) -> bool:
         """Whether a local service handles this message class."""
         return cls in self._table
+
+    def is_repeatable(self, cls: type[Message[Any]]) -> bool:
+        """Whether a local service handles this message class and declares that it may be done anew (`handles`)."""
+        endpoint = self._table.get(cls)
+        return endpoint is not None and endpoint.repeatable
 
     def reaches(self, cls: type[Message[Any]]) -> bool:
         """Whether a message of this class may find a handler, here or in another process."""
@@ -267,7 +276,8 @@ class BusBase:
         if isinstance(error, CloudError):
             return error
         if isinstance(error, asyncio.CancelledError):
-            return CloudError(CANCELED, f"message {endpoint.name} was cancelled: its node is stopping")
+            details = f"message {endpoint.name} was cancelled: its node is stopping"
+            return CloudError(CANCELED, details, node=self.ring.me, stopping=True)
         if not isinstance(error, TimeoutError):
             log.error("the handler of message %s failed", endpoint.name, exc_info=error)
         return as_cloud_error(error)

@@ -1,8 +1,9 @@
 """API jobs: what clients poll. A job lives in the database, so any node can answer for it, also after a crash.
 
 Invariant: a job is finished exactly once: the first answer counts. A job whose work nobody does any more (its node
-died before a durable workflow took it over) is answered with an error, never left Processing. A job that this node
-works on is known to be open without a look into the database, until its answer is about to be written.
+died before a durable workflow took it over) is taken over by another node when what was asked for is kept with it, and
+otherwise answered with an error, never left Processing. A job that this node works on is known to be open without a
+look into the database, until its answer is about to be written.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import msgspec
@@ -106,6 +108,7 @@ class JobModel(Base):
     api: Mapped[str] = mapped_column(String(255))
     actor: Mapped[dict[str, Any]]
     body: Mapped[str | None] = mapped_column(Text)
+    """What was asked for, sealed, of a job that another node may take over; nothing once it is Done."""
     web_hook: Mapped[str | None] = mapped_column(Text)
     """Where the answer is still to be sent; nothing once it was."""
     node_uuid: Mapped[str] = mapped_column(String(32))
@@ -127,7 +130,6 @@ class Job(msgspec.Struct, frozen=True):
     actor: Actor
     state: str
     create_date: datetime
-    body: str | None = None
     web_hook: str | None = None
     result: str | None = None
     error: ErrorCode | None = None
@@ -143,6 +145,10 @@ class Job(msgspec.Struct, frozen=True):
 
 Listener = Callable[[Job], None]
 IsAnswered = Callable[["AsyncSession", str], Awaitable[bool]]
+Begin = Callable[[], None]
+Heir = Callable[[Job, str], Begin | None]
+"""Given a job that a dead node left undone, and what was asked for: what begins with it here, or None when it must not
+be done any more."""
 
 
 class Jobs:
@@ -151,6 +157,8 @@ class Jobs:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._closed = False
+        self._heir: Heir | None = None
+        self._settling = asyncio.Lock()
         self._open: dict[str, str] = {}
         """The operation of each job that this node works on."""
         self._waiting: dict[str, asyncio.Future[Job]] = {}
@@ -174,9 +182,14 @@ class Jobs:
         self._untold.clear()
 
     async def create(
-        self, uuid: str, api: str, actor: Actor = SYSTEM, body: str | None = None, *, web_hook: str | None = None
+        self, uuid: str, api: str, actor: Actor = SYSTEM, request: str | None = None, *, web_hook: str | None = None
     ) -> None:
-        """Record a new job; from here on it gets an answer. INVALID_ARGUMENT when the UUID is used already."""
+        """Record a new job; from here on it gets an answer. INVALID_ARGUMENT when the UUID is used already.
+
+        `request` is what was asked for, for a node that takes the job over (`on_orphan`); it is kept sealed, because it
+        may hold secrets, for as long as the job is open.
+        """
+        body = None if request is None else self._node.vault.seal(request, _request_of(uuid))
         try:
             async with self._node.db.transaction() as tx:
                 await _INSERT.run(
@@ -208,8 +221,11 @@ class Jobs:
         job = await self._node.db.read_surely(lambda session: session.get(JobModel, uuid))
         return job is not None and job.node_uuid == self._node.uuid
 
-    async def finish(self, uuid: str, answer: str | bytes | ErrorCode | BaseException) -> bool:
-        """Answer the job: the body's JSON text, or an error. False when it has its answer already (or is unknown).
+    async def finish(
+        self, uuid: str, answer: str | bytes | ErrorCode | BaseException, *, unless: IsAnswered | None = None
+    ) -> bool:
+        """Answer the job: the body's JSON text, or an error. False when it has its answer already (or is unknown), or
+        when `unless(tx, uuid)`: a workflow has begun that answers it.
 
         Tried until the database takes it: of a job whose answer is lost, nobody would ever hear. An error that does not
         say that it passes is raised when it came several times.
@@ -219,7 +235,9 @@ class Jobs:
         api = self._open.pop(uuid, None)  # from here on only the database knows
 
         async def write(tx: AsyncSession) -> Job | None:
-            return None if self._closed else await self._finish_in(tx, uuid, answer, api)
+            if self._closed or (unless is not None and await self._is_left_alone(tx, uuid, unless)):
+                return None
+            return await self._finish_in(tx, uuid, answer, api)
 
         finished = await self._write_stubbornly(uuid, write)
         if finished is not None:
@@ -227,6 +245,11 @@ class Jobs:
         elif uuid in self._waiting and (job := await self.get(uuid)) is not None and job.done:
             self._resolve(job)  # perhaps by a try of which it was not known that it had been committed
         return finished is not None
+
+    async def _is_left_alone(self, tx: AsyncSession, uuid: str, is_answered: IsAnswered) -> bool:
+        # Locked first: from here on no workflow begins that would answer it.
+        await tx.get(JobModel, uuid, with_for_update=True)
+        return await is_answered(tx, uuid)
 
     async def _write_stubbornly(self, uuid: str, write: Callable[[AsyncSession], Awaitable[T]]) -> T:
         for pause in _FINISH_PAUSES:
@@ -247,7 +270,9 @@ class Jobs:
         else:
             error = msgspec.json.encode(to_wire(answer)).decode()
         # The job's web hook is this node's business from now on.
-        values = {"finish_date": utcnow(), "node_uuid": self._node.uuid, "result": result, "error": error}
+        values = {
+            "finish_date": utcnow(), "node_uuid": self._node.uuid, "result": result, "error": error, "body": None,
+        }  # fmt: skip
         found = await update_row(tx, JobModel, uuid, {"state": DONE, "percent": 100, **values}, state=PROCESSING)
         return None if found is None else self._job(found)
 
@@ -268,8 +293,8 @@ class Jobs:
             except CloudError as unreadable:
                 result, error = None, unreadable.to_wire()
         return Job(
-            row.uuid, row.api, msgspec.convert(row.actor, Actor), row.state, row.create_date, row.body, row.web_hook,
-            result, error, row.percent, row.text, row.finish_date,
+            row.uuid, row.api, msgspec.convert(row.actor, Actor), row.state, row.create_date, row.web_hook, result,
+            error, row.percent, row.text, row.finish_date,
         )  # fmt: skip
 
     def tell(self, job: Job) -> None:
@@ -396,21 +421,69 @@ class Jobs:
         async with self._node.db.read() as session:
             return list(await session.scalars(select(row.uuid).where(row.state == PROCESSING, theirs)))
 
-    async def fail_orphans(self, dead: Sequence[str] | None, is_answered: IsAnswered) -> list[str]:
-        """Answer the jobs that dead nodes left, except those for which `is_answered(tx, uuid)`: a workflow does it."""
-        error = CloudError(
-            MANAGEMENT_NODE_UNAVAILABLE, "the management node was restarted before it had done what was asked"
-        )
+    def on_orphan(self, heir: Heir) -> None:
+        """Have this node take over jobs of dead nodes of which nothing was done yet. `heir` says which, and begins."""
+        self._heir = heir
+
+    async def settle_orphans(self, dead: Sequence[str] | None, is_answered: IsAnswered) -> list[str]:
+        """Take over the jobs that dead nodes left, or else answer them with an error; which ones got that.
+
+        Left alone are those for which `is_answered(tx, uuid)`: a workflow does it.
+        """
         failed = []
-        for uuid in await self.orphans(dead):
-            async with self._node.db.transaction() as tx:
-                # Locked first: from here on no workflow begins that would answer it.
-                await tx.get(JobModel, uuid, with_for_update=True)
-                job = None if await is_answered(tx, uuid) else await self._finish_in(tx, uuid, error)
-            if job is not None:
-                failed.append(uuid)
-                self.tell(job)
+        # One at a time: what the one has taken over must not look like an orphan to the other.
+        async with self._settling:
+            for uuid in await self.orphans(dead):
+                if self._closed:
+                    break
+                if await self._settle(uuid, dead, is_answered):
+                    failed.append(uuid)
         return sorted(failed)
+
+    async def _settle(self, uuid: str, dead: Sequence[str] | None, is_answered: IsAnswered) -> bool:
+        """Settle one; whether it was answered with an error."""
+        begin: Begin | None = None
+
+        async def settle(tx: AsyncSession) -> Job | None:
+            nonlocal begin
+            # Locked first: from here on no workflow begins that would answer it.
+            row = await tx.get(JobModel, uuid, with_for_update=True)
+            if row is None or row.state != PROCESSING:
+                begin = None
+                return None
+            if row.node_uuid == self._node.uuid:
+                return None  # taken over by a try of which it was not known that it had been committed
+            begin = None
+            if (dead is not None and row.node_uuid not in dead) or await is_answered(tx, uuid):
+                return None
+            begin = self._inherited(row)
+            if begin is None:
+                return await self._finish_in(tx, uuid, _restarted())
+            await update_row(tx, JobModel, uuid, {"node_uuid": self._node.uuid})
+            return None
+
+        failed = await self._node.db.write_surely(settle)
+        if failed is not None:
+            self.tell(failed)
+        elif begin is not None:
+            log.info("job %s is taken over: its node died before anything of it was done", uuid)
+            begin()
+        return failed is not None
+
+    def _inherited(self, row: JobModel) -> Begin | None:
+        """What begins with a dead node's job here; `is_open` from then on."""
+        if self._heir is None or row.body is None:
+            return None
+        try:
+            begin = self._heir(self._job(row), self._node.vault.open(row.body, _request_of(row.uuid)))
+        except CloudError as error:
+            log.warning("job %s is not taken over: %s", row.uuid, error)
+            return None
+        return None if begin is None else partial(self._begin, row.uuid, row.api, begin)
+
+    def _begin(self, uuid: str, api: str, begin: Begin) -> None:
+        self._open[uuid] = api
+        begin()
 
     async def is_given_up(self, tx: AsyncSession, uuid: str) -> bool:
         """Whether the job has its answer already, given for a node that died; it stays as it is while `tx` is open.
@@ -464,6 +537,17 @@ _OPEN = (_HERE.uuid == bindparam("key_uuid"), _HERE.state == PROCESSING)
 _PERCENT = bindparam("percent", type_=BigInteger)
 _TOLD = func.coalesce(bindparam("text", type_=Text), _HERE.text)
 _PROGRESS = Prepared(update(_TABLE).where(*_OPEN, _HERE.percent <= _PERCENT).values(percent=_PERCENT, text=_TOLD))
+
+
+def _request_of(uuid: str) -> str:
+    """What a job's request is sealed for: it must not open as the job's answer."""
+    return f"{uuid}/request"
+
+
+def _restarted() -> CloudError:
+    return CloudError(
+        MANAGEMENT_NODE_UNAVAILABLE, "the management node was restarted before it had done what was asked"
+    )
 
 
 def reply_body(api: str, reply: Any) -> str:

@@ -41,7 +41,7 @@ from caelum.kernel.errors import UNDELIVERABLE, CloudError, ErrorCode, error_typ
 from caelum.kernel.events import CanonicalEvent, canonical
 from caelum.kernel.gc import DONE as GC_DONE
 from caelum.kernel.gc import GarbageCollectorModel
-from caelum.kernel.jobs import PROCESSING, JobModel
+from caelum.kernel.jobs import MANAGEMENT_NODE_UNAVAILABLE, PROCESSING, JobModel
 from caelum.kernel.journal import JournalModel
 from caelum.kernel.settings import Seconds, setting
 from caelum.kernel.work_queue import WorkQueueEntryModel
@@ -67,6 +67,7 @@ EVICTED = error_type(
 )  # fmt: skip
 
 _CLUSTER_CODES = frozenset({EVICTED.code, BUS_UNAVAILABLE.code, *(one.code for one in postgresql.PASSING)})
+_DEPARTED_CODES = frozenset({EVICTED.code, MANAGEMENT_NODE_UNAVAILABLE.code})
 JOINING, RUNNING, LEAVING = "Joining", "Running", "Leaving"
 BEATS_PER_LEASE = 3
 """A node of a cluster writes its heartbeat at least so often in the time of its lease, whatever the setting says."""
@@ -477,6 +478,18 @@ def is_of_cluster(error: BaseException) -> bool:
             return True
         below = below.cause
     return False
+
+
+def departed(error: BaseException) -> str | None:
+    """The node that went away, or is about to, before it had done what was asked: what the error at the bottom says."""
+    below: BaseException | ErrorCode | None = error
+    while isinstance(below, (CloudError, ErrorCode)):
+        facts = below.facts if isinstance(below, CloudError) else below.opaque or {}
+        went = below.code in _DEPARTED_CODES or facts.get("left") or facts.get("stopping")
+        if went and isinstance(node := facts.get("node"), str):
+            return node
+        below = below.cause
+    return None
 
 
 def _clock() -> Any:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
 
 from caelum.kernel import context, journal
 from caelum.kernel.crashpoints import Crashpoints, ProcessDied
@@ -73,6 +74,7 @@ class Workflows:
         self._tasks: dict[str, asyncio.Task[Any]] = {}
         self._waiting: dict[str, Execution] = {}
         self._queued: set[asyncio.Task[Any]] = set()
+        self._beginning: set[str] = set()
         self._stopping = False
         self._purging = False
 
@@ -80,20 +82,25 @@ class Workflows:
         """Run a workflow to its end: its result, or the first error after everything was undone.
 
         `answers` says that the result answers the API job of the current context, so that a run that is resumed after a
-        crash answers it. Inside a step of another workflow, a run that the step had started before is joined, and one
-        that it had finished is not repeated; one that was undone is tried anew. A caller that is cancelled cancels the
-        workflow and waits until it is undone.
+        crash answers it. A job has one such run: whoever would begin another one, because a node died and what was
+        asked for is done anew, joins that one. Inside a step of another workflow, a run that the step had started
+        before is joined, and one that it had finished is not repeated; one that was undone is tried anew. A caller that
+        is cancelled cancels the workflow and waits until it is undone.
         """
         refuse_in_transaction(f"run workflow {cls.name}")
         if self._stopping:
-            raise CloudError(UNDELIVERABLE, f"node[{self._node.uuid}] is stopping and begins no {cls.name}")
+            details = f"node[{self._node.uuid}] is stopping and begins no {cls.name}"
+            raise CloudError(UNDELIVERABLE, details, node=self._node.uuid, stopping=True)
         flow = cls(self._node)
         known = await self._known(flow, ctx)
         if known is not None and known.state == DONE:
             return await self._outcome(flow, known)
         if known is not None and known.state in LIVE:
             return await self._join(flow, known.uuid)
-        execution = await self._begin(flow, ctx, known, answers)
+        row = self._row(flow, ctx, known, answers)
+        execution = await self._begin(flow, row, ctx)
+        if execution is None:
+            return await self._join(flow, row.uuid)
         return await self._wait(flow, execution.row.uuid, self._start(execution))
 
     def cancel(self, uuid: str, reason: str = "on request") -> bool:
@@ -115,7 +122,8 @@ class Workflows:
 
         `dead` are nodes whose lease is over; of theirs, this node takes what the ring gives it. None means that this is
         the only node, so that nobody but a former process can own anything. When this returns, every run is in the
-        queue of its subject, before any new work of it, and every job that nobody will answer has got an error.
+        queue of its subject, before any new work of it, and every job that nobody would answer is taken over or has got
+        an error.
         """
         if not self._purging:
             self._purging = True
@@ -157,31 +165,60 @@ class Workflows:
         async with self._node.db.read() as session:
             return await journal.latest_child(session, parent, flow.name, flow.identity(ctx))
 
-    async def _begin(self, flow: Workflow[C, Any], ctx: C, former: JournalModel | None, answers: bool) -> Execution:
+    def _row(self, flow: Workflow[C, Any], ctx: C, former: JournalModel | None, answers: bool) -> JournalModel:
+        """The journal's row of a new run."""
         inside = context.current()
-        subject, parent = flow.subject(ctx), inside.step_key
+        parent = inside.step_key
+        answers = answers and parent is None
         uuid, identity = new_uuid(), None
         if parent is not None:
             identity = flow.identity(ctx)
             uuid = derived_uuid(parent, flow.name, identity, "" if former is None else former.uuid)
-        row = JournalModel(
-            uuid=uuid, name=flow.name, subject=subject, queue=flow.queue(ctx), parent=parent, identity=identity,
-            owner=self._node.uuid, attempt=1, steps=flow.step_names(), position=0, skipped=[], state=journal.RUNNING,
-            job_uuid=inside.job_uuid, api=inside.api, answers=answers and parent is None,
+        elif answers and inside.job_uuid is not None:
+            uuid = derived_uuid("answer", inside.job_uuid)
+        return JournalModel(
+            uuid=uuid, name=flow.name, subject=flow.subject(ctx), queue=flow.queue(ctx), parent=parent,
+            identity=identity, owner=self._node.uuid, attempt=1, steps=flow.step_names(), position=0, skipped=[],
+            state=journal.RUNNING, job_uuid=inside.job_uuid, api=inside.api, answers=answers,
             actor=msgspec.to_builtins(inside.actor), trace=inside.trace,
         )  # fmt: skip
+
+    async def _begin(self, flow: Workflow[C, Any], row: JournalModel, ctx: C) -> Execution | None:
+        """Write a new run down; None when the job that it would answer has its run already."""
+        while row.uuid in self._beginning:  # noqa: ASYNC110 - nodes died, so that two do the same: nobody waits long
+            context.current().remaining()
+            await asyncio.sleep(_LOOK_AGAIN)
+        self._beginning.add(row.uuid)
+        try:
+            return await self._begin_alone(flow, row, ctx)
+        finally:
+            self._beginning.discard(row.uuid)
+
+    async def _begin_alone(self, flow: Workflow[C, Any], row: JournalModel, ctx: C) -> Execution | None:
         before, away = msgspec.json.encode(ctx), Patience(is_passing)
         while True:
             try:
                 if await self._write_beginning(flow, row, ctx):
                     return Execution(self._node, flow, row, ctx, resumed=False)
                 await asyncio.sleep(_LOOK_AGAIN)
-            except CloudError as error:
+            except (CloudError, IntegrityError) as error:
                 if not away.bears(error):
+                    if await self._is_begun_elsewhere(row):
+                        return None
                     raise
                 restore(ctx, before)
                 await away.pause()
-            inside.remaining()
+            context.current().remaining()
+
+    async def _is_begun_elsewhere(self, row: JournalModel) -> bool:
+        """Whether the job that a run would answer has its run, which is why this one cannot begin. CANCELED when that
+        is another workflow, because things had changed in between."""
+        if not row.answers or row.job_uuid is None:
+            return False
+        kept = await self._node.db.read_surely(lambda session: session.get(JournalModel, row.uuid))
+        if kept is not None and kept.name != row.name:
+            raise CloudError(CANCELED, f"{row.name} does not begin: {kept.name} answers job[{row.job_uuid}] already")
+        return kept is not None
 
     async def _write_beginning(self, flow: Workflow[C, Any], row: JournalModel, ctx: C) -> bool:
         """Write the first row of a run; False, and nothing is written, while another node is at work in its queue."""
@@ -196,13 +233,14 @@ class Workflows:
                 row.ctx = msgspec.json.encode(ctx).decode()
                 await journal.insert(tx, row)
         except CloudError as error:
-            if "ambiguous" not in error.facts or not await self._has_begun(row.uuid):
+            if "ambiguous" not in error.facts or not await self._has_begun(row):
                 raise
         return True
 
-    async def _has_begun(self, uuid: str) -> bool:
-        """Whether the row was committed before the connection was lost."""
-        return await self._node.db.read_surely(lambda session: session.get(JournalModel, uuid)) is not None
+    async def _has_begun(self, row: JournalModel) -> bool:
+        """Whether the row was committed before the connection was lost, and is not another one of the same job."""
+        kept = await self._node.db.read_surely(lambda session: session.get(JournalModel, row.uuid))
+        return kept is not None and kept.owner == row.owner and kept.state in LIVE and row.uuid not in self._live
 
     def _start(self, execution: Execution) -> asyncio.Task[Any]:
         uuid = execution.row.uuid
@@ -366,7 +404,7 @@ class Workflows:
         await self._node.jobs.finish(job_uuid, reply_body(api, task.result()) if error is None else error)
 
     async def _settle_jobs(self, dead: Sequence[str] | None) -> None:
-        """Answer the jobs of dead nodes, except those that a resumed run will answer."""
+        """Answer the jobs of dead nodes, or take them over, except those that a resumed run will answer."""
         orphans = await self._node.jobs.orphans(dead)
         async with self._node.db.read() as session:
             rows = await session.scalars(
@@ -376,7 +414,7 @@ class Workflows:
         for row in answering:
             if row.state in (DONE, UNDONE):
                 await self._answer_ended(row)
-        await self._node.jobs.fail_orphans(dead, _is_answered)
+        await self._node.jobs.settle_orphans(dead, _is_answered)
         await self._node.jobs.inherit_hooks(dead)
 
     async def _answer_ended(self, row: JournalModel) -> None:
@@ -406,6 +444,13 @@ class Workflows:
             if found.state not in LIVE:
                 return await self._answer_of(found)
             await asyncio.sleep(_LOOK_AGAIN)
+
+    async def finish_job(self, job_uuid: str, answer: str | Exception) -> None:
+        """Answer a job for which no run was found; with what a run comes to if one has begun meanwhile."""
+        if not await self._node.jobs.finish(job_uuid, answer, unless=_is_answered):
+            truth = await self.answer_of_job(job_uuid)
+            if truth is not None:
+                await self._node.jobs.finish(job_uuid, truth)
 
     async def take_up(self, uuid: str) -> bool:
         """Go on with a run whose end could not be written; True when it has ended."""

@@ -75,7 +75,9 @@ class LinkedBus(BusBase):
         refuse_in_transaction(f"call {type(msg).__name__}")
         peer = self._link.find(node) if self._link.find(self.ring.me) is self else None
         if peer is None:
-            raise CloudError(UNDELIVERABLE, f"node[{node}] for message[{msg.__meta__.name}] is not there", node=node)
+            name = msg.__meta__.name
+            why = f"node[{node}] for message[{name}] is not there"
+            raise CloudError(UNDELIVERABLE, why, node=node, message=name, left=True, undelivered=True)
         return await self._ask(peer, msg, timeout)
 
     async def _ask(self, peer: LinkedBus, msg: Message[R], timeout: float | None) -> R:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import msgspec
 from sqlalchemy import String
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
 from caelum.cloud.ownership import disown, own
@@ -27,9 +28,11 @@ from caelum.kernel.message import (
     inventory,
     rest,
 )
+from caelum.kernel.node import Node
 from caelum.kernel.service import Service, handles, intercepts
 from caelum.kernel.tag import save_tags, system_tag
 from caelum.kernel.views import view
+from caelum.kernel.workflow import Run, Workflow, step
 
 _PACKAGE = "org.zstack.header.lamp"
 system_tag("glow::{colour}", "LampVO")
@@ -88,6 +91,15 @@ class CreateLamp(CreateMessage[LampInventory], kw_only=True):
     serial: Annotated[str | None, Param(regex=r"[A-Z]{2}\d+")] = None
     labels: Annotated[list[str] | None, Param(nonempty=True)] = None
     bulbs: list[Bulb] | None = None
+    key: Annotated[str | None, Param(secret=True)] = None
+
+
+@rest("POST /lamps/built", package=_PACKAGE, route_by="resource_uuid")
+class BuildLamp(CreateMessage[LampInventory], kw_only=True):
+    """Make a lamp by a workflow, after a while."""
+
+    name: str
+    seconds: float = 0
     key: Annotated[str | None, Param(secret=True)] = None
 
 
@@ -153,10 +165,54 @@ class QueryLamp(ApiQuery[LampInventory]):
     """Query lamps."""
 
 
+class BuildContext(msgspec.Struct, kw_only=True):
+    uuid: str
+    name: str
+    account_uuid: str
+
+
+class BuildLampFlow(Workflow[BuildContext, LampInventory]):
+    """Build a lamp."""
+
+    name = "lamp.build"
+    rehearsal = "test_lamp"
+
+    def subject(self, ctx: BuildContext) -> str:
+        return ctx.uuid
+
+    async def begin(self, tx: AsyncSession, ctx: BuildContext) -> None:
+        tx.add(LampModel(uuid=ctx.uuid, name=ctx.name))
+        await own(tx, ctx.account_uuid, ctx.uuid, "LampVO")
+
+    async def result(self, ctx: BuildContext) -> LampInventory:
+        async with self.node.db.read() as session:
+            return view(await session.get(LampModel, ctx.uuid))
+
+    @step(no_undo="nothing is glued")
+    async def assemble(self, run: Run[BuildContext]) -> None:
+        await run.node.services["gateway"].assembling.wait()  # type: ignore[attr-defined]
+
+
 class LampService(Service):
-    """Owns lamps."""
+    """Owns lamps. While `thinking` or `assembling` is cleared, what builds one waits before or in its workflow."""
 
     name = "gateway"
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self.thinking, self.assembling, self.asked = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.thinking.set()
+        self.assembling.set()
+
+    @handles(BuildLamp, repeatable=True)
+    async def build(self, msg: BuildLamp) -> LampInventory:
+        self.asked.set()
+        await self.thinking.wait()
+        await asyncio.sleep(msg.seconds)
+        ctx = BuildContext(
+            uuid=msg.resource_uuid or new_uuid(), name=msg.name, account_uuid=context.current().actor.account_uuid
+        )
+        return await self.node.workflows.run(BuildLampFlow, ctx, answers=True)
 
     @intercepts(CreateLamp)
     async def no_bombs(self, msg: CreateLamp) -> None:

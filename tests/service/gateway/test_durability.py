@@ -105,14 +105,23 @@ async def test_a_killed_server_answers_its_jobs_after_the_restart(tmp_path: Path
             body = {"waitForLamp": {"seconds": 60}}
             status, accepted = await server.send("PUT", "/v1/lamps/x/waiting/actions", body, session)
             assert status == 202
-            # Killed as soon as the 202 is here: the job must be in the database already.
+            lamp = {"params": {"name": "anew", "seconds": 2}}
+            status, anew = await server.send("POST", "/v1/lamps/built", lamp, session)
+            assert status == 202
+            # Killed as soon as the 202 is here: the jobs must be in the database already.
             assert await server.end(signal.SIGKILL) == -signal.SIGKILL
             await server.start()
             path = accepted["location"].removeprefix(server.base)
             status, answer = await server.send("GET", path)
             assert (status, answer["error"]["code"]) == (503, "SYS.1012")
+            # What may be done anew, is.
+            path = anew["location"].removeprefix(server.base)
+            async with asyncio.timeout(20):
+                while (status := (await server.send("GET", path))[0]) == 202:  # noqa: ASYNC110 - it is another process
+                    await asyncio.sleep(0.1)
             # The session is still there too.
-            assert (await server.send("GET", "/v1/lamps", None, session))[0] == 200
+            found, lamps = await server.send("GET", "/v1/lamps", None, session)
+            assert (status, found, [one["name"] for one in lamps["inventories"]]) == (200, 200, ["anew"])
         finally:
             code = await server.end(signal.SIGTERM)
         assert code == 0

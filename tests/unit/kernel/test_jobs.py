@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import msgspec
@@ -80,13 +80,7 @@ async def test_the_life_of_a_job(node: Node) -> None:
     uuid = new_uuid()
     await node.jobs.create(uuid, "APICreateTestNoteMsg", ACTOR, '{"a":1}', web_hook="http://x/")
     job = await _job(node, uuid)
-    assert (job.state, job.actor, job.body, job.web_hook, job.done) == (
-        "Processing",
-        ACTOR,
-        '{"a":1}',
-        "http://x/",
-        False,
-    )
+    assert (job.state, job.actor, job.web_hook, job.done) == ("Processing", ACTOR, "http://x/", False)
     assert await node.jobs.finish(uuid, '{"inventory":{}}')
     assert not await node.jobs.finish(uuid, CloudError(INVALID_ARGUMENT, "late"))
     job = await _job(node, uuid)
@@ -231,11 +225,137 @@ async def test_jobs_of_dead_nodes_are_answered_unless_a_workflow_does(node: Node
     async def answered(_tx: Any, uuid: str) -> bool:
         return uuid == alive
 
-    assert await node.jobs.fail_orphans(["dead"], answered) == [orphan]
+    assert await node.jobs.settle_orphans(["dead"], answered) == [orphan]
     error = (await _job(node, orphan)).error
     assert error is not None
     assert error.code == "SYS.1012"
     assert [(await _job(node, uuid)).done for uuid in (mine, alive)] == [False, False]
+
+
+async def _nobody(_tx: Any, _uuid: str) -> bool:
+    return False
+
+
+class Heir:
+    """Takes jobs over, and tells which, with what was asked."""
+
+    def __init__(self, node: Node, *, willing: bool = True) -> None:
+        self.began: list[tuple[str, str]] = []
+        self._willing = willing
+        node.jobs.on_orphan(self.asked)
+
+    def asked(self, job: Job, request: str) -> Callable[[], None] | None:
+        return (lambda: self.began.append((job.uuid, request))) if self._willing else None
+
+
+async def _orphan(node: Node, request: str | None = '{"a":1}', owner: str = "dead") -> str:
+    uuid = new_uuid()
+    await node.jobs.create(uuid, "x", ACTOR, request)
+    node.jobs._open.clear()
+    async with node.db.transaction() as tx:
+        await update_where(tx, JobModel, {"node_uuid": owner}, JobModel.uuid == uuid)
+    return uuid
+
+
+async def test_what_was_asked_is_kept_sealed_and_only_while_the_job_is_open(node: Node) -> None:
+    one, other = new_uuid(), new_uuid()
+    for uuid in (one, other):
+        await node.jobs.create(uuid, "x", ACTOR, '{"password":"hush"}')
+    kept = (await _row(node, one)).body or ""
+    assert kept
+    assert "hush" not in kept
+    with pytest.raises(CloudError):  # nobody reads it as the answer of a job
+        node.vault.open(kept, one)
+    await node.jobs.finish(one, "{}")
+    assert (await _row(node, one)).body is None
+    await node.jobs.finish(other, CloudError(INVALID_ARGUMENT, "no"))
+    assert (await _row(node, other)).body is None
+
+
+async def test_a_job_of_a_dead_node_is_taken_over_once(node: Node) -> None:
+    uuid, heir = await _orphan(node), Heir(node)
+    passes = [node.jobs.settle_orphans(["dead"], _nobody) for _ in range(3)]
+    assert await asyncio.gather(*passes) == [[], [], []]
+    assert heir.began == [(uuid, '{"a":1}')]
+    row = await _row(node, uuid)
+    assert (row.node_uuid, row.state) == (node.uuid, "Processing")
+    assert row.body, "this node may die too"
+    assert node.jobs.is_open(uuid)
+    assert (await _job(node, uuid)).actor == ACTOR
+
+
+@pytest.mark.parametrize("meanwhile", ["taken over", "answered"])
+async def test_a_job_that_others_have_settled_meanwhile_is_left_alone(
+    node: Node, monkeypatch: pytest.MonkeyPatch, meanwhile: str
+) -> None:
+    uuid, heir = await _orphan(node, owner="alive" if meanwhile == "taken over" else "dead"), Heir(node)
+
+    async def seen_before(_dead: object) -> list[str]:
+        return [uuid]
+
+    if meanwhile == "answered":
+        await node.jobs.finish(uuid, "{}")
+    monkeypatch.setattr(node.jobs, "orphans", seen_before)
+    assert await node.jobs.settle_orphans(["dead"], _nobody) == []
+    job, row = await _job(node, uuid), await _row(node, uuid)
+    assert (heir.began, job.error) == ([], None)
+    assert (row.state, row.node_uuid) == (("Processing", "alive") if meanwhile == "taken over" else ("Done", node.uuid))
+
+
+async def test_a_job_that_a_workflow_answers_is_not_taken_over(node: Node) -> None:
+    uuid, heir = await _orphan(node), Heir(node)
+
+    async def answered(_tx: Any, _uuid: str) -> bool:
+        return True
+
+    assert await node.jobs.settle_orphans(["dead"], answered) == []
+    row = await _row(node, uuid)
+    assert (row.node_uuid, row.state, heir.began) == ("dead", "Processing", [])
+
+
+@pytest.mark.parametrize("why", ["of a former version", "of another key", "not any more", "nobody here"])
+async def test_what_cannot_be_taken_over_is_answered_with_an_error(node: Node, why: str) -> None:
+    uuid = await _orphan(node, None if why == "of a former version" else "{}")
+    heir = None if why == "nobody here" else Heir(node, willing=why != "not any more")
+    if why == "of another key":
+        async with node.db.transaction() as tx:
+            foreign = {"body": node.vault.seal("{}", "another job")}
+            await update_where(tx, JobModel, foreign, JobModel.uuid == uuid)
+    assert await node.jobs.settle_orphans(["dead"], _nobody) == [uuid]
+    job = await _job(node, uuid)
+    assert job.error is not None
+    assert job.error.code == "SYS.1012"
+    assert heir is None or heir.began == []
+    assert (await _row(node, uuid)).body is None
+
+
+@pytest.mark.parametrize("outcome", ["committed", "not committed", "not committed, and another node did it"])
+async def test_a_take_over_whose_commit_is_unknown_is_one(
+    node: Node, monkeypatch: pytest.MonkeyPatch, outcome: str
+) -> None:
+    uuid, heir, tries = await _orphan(node), Heir(node), 0
+    transaction = node.db.transaction
+    done = {"state": "Done", "result": "{}", "node_uuid": "alive"}
+
+    @contextlib.asynccontextmanager
+    async def lost_at_commit() -> AsyncIterator[AsyncSession]:
+        nonlocal tries
+        tries += 1
+        async with transaction() as tx:
+            yield tx
+            if tries == 1 and outcome != "committed":
+                await tx.rollback()
+        if tries == 1:
+            if outcome.endswith("did it"):
+                async with transaction() as tx:
+                    await update_where(tx, JobModel, done, JobModel.uuid == uuid)
+            raise CloudError(DATABASE_UNAVAILABLE, "connection lost", ambiguous=True)
+
+    monkeypatch.setattr(node.db, "transaction", lost_at_commit)
+    assert await node.jobs.settle_orphans(["dead"], _nobody) == []
+    ours = not outcome.endswith("did it")
+    assert [one for one, _ in heir.began] == [uuid] * ours
+    assert (await _row(node, uuid)).node_uuid == (node.uuid if ours else "alive")
 
 
 async def test_old_jobs_are_forgotten(node: Node) -> None:

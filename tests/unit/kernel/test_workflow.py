@@ -18,6 +18,7 @@ from tests.unit.kernel.bakery import (
     CakeModel,
     FlourModel,
     IceCake,
+    IceContext,
     IceFlow,
     oven_of,
 )
@@ -574,6 +575,51 @@ async def test_runs_about_the_same_subject_with_another_partner_are_other_runs(n
         answers = [await node.workflows.run(PairFlow, PairContext(left, right)) for right in (one, two, one, two)]
     assert answers == [one, two, one, two]
     assert len(TRACE) == 2
+
+
+async def test_a_job_has_one_run_that_answers_it(node: Node) -> None:
+    """As when what a dead node was to do is done anew while another node that it had asked begins it all the same."""
+    cake, job = new_uuid(), new_uuid()
+
+    async def bake(name: str, cake: str) -> str:
+        ctx = BakeContext(uuid=cake, name=name, flour=3, ice=True, burn=False)
+        with context.use(context.TaskContext(job_uuid=job, api="BakeCake")):
+            return (await node.workflows.run(BakeFlow, ctx, answers=True)).uuid
+
+    # The second fails in its `begin`, the third would make a cake of its own; the fourth comes when all is over.
+    first = [bake("sacher", cake), bake("sacher", cake), bake("linzer", new_uuid())]
+    assert await asyncio.gather(*first) == [cake] * 3
+    assert await bake("sacher", cake) == cake
+    async with node.db.read() as session:
+        assert [one.uuid for one in await session.scalars(select(CakeModel))] == [cake]
+        assert (await session.get_one(FlourModel, "wheat")).used == 3
+        runs = list(
+            await session.scalars(select(JournalModel).where(JournalModel.job_uuid == job, JournalModel.answers))
+        )
+    assert len(runs) == 1
+    assert oven_of(node).log.count("heat") == 1
+
+
+async def test_an_error_of_the_run_is_that_of_all_who_join_it(node: Node) -> None:
+    job = new_uuid()
+
+    async def bake() -> None:
+        ctx = BakeContext(uuid=new_uuid(), name="burnt", flour=3, ice=False, burn=True)
+        with context.use(context.TaskContext(job_uuid=job, api="BakeCake")):
+            await node.workflows.run(BakeFlow, ctx, answers=True)
+
+    errors = await asyncio.gather(bake(), bake(), return_exceptions=True)
+    assert [isinstance(one, CloudError) and one.details for one in errors] == ["burnt", "burnt"]
+    assert oven_of(node).log.count("heat") == 1
+
+
+async def test_another_workflow_does_not_begin_for_a_job_that_has_its_run(node: Node) -> None:
+    job = new_uuid()
+    with context.use(context.TaskContext(job_uuid=job, api="BakeCake")):
+        await node.workflows.run(TraceFlow, TraceContext(), answers=True)
+        with pytest.raises(CloudError, match=r"test\.trace answers job") as refused:
+            await node.workflows.run(IceFlow, IceContext(new_uuid()), answers=True)
+    assert refused.value.kind is CANCELED
 
 
 # --- crashes ----------------------------------------------------------------------------------------------------------

@@ -16,6 +16,15 @@ class CheckSession(Message[Actor], kw_only=True):
 
 
 @message(timeout=30)
+class CheckActor(Message[Actor], kw_only=True):
+    """Who asked for something before, as they are now; extends no session. INVALID_SESSION when the session is over by
+    which they asked, or else when the account is gone whose access key signed.
+    """
+
+    actor: Actor
+
+
+@message(timeout=30)
 class CheckSignature(Message[Actor], kw_only=True):
     """Whose access key signed one of these texts. ACCESS_KEY_REFUSED when it is unknown, disabled, or did not."""
 

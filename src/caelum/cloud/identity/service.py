@@ -50,6 +50,7 @@ from caelum.cloud.identity.events import AccountLoggedIn
 from caelum.cloud.identity.messages import (
     Access,
     CheckAccess,
+    CheckActor,
     CheckSession,
     CheckSignature,
     DropOwner,
@@ -162,6 +163,11 @@ class IdentityService(Service):
     async def check_session(self, msg: CheckSession) -> Actor:
         """Who asks."""
         return await self.sessions.check(msg.session_uuid)
+
+    @handles(CheckActor)
+    async def check_actor(self, msg: CheckActor) -> Actor:
+        """Who asked."""
+        return await self.sessions.check_actor(msg.actor)
 
     # --- access keys --------------------------------------------------------------------------------------------------
 

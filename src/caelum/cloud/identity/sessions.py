@@ -100,6 +100,19 @@ class Sessions:
             await self._save(digest, known, now)
         return known.actor
 
+    async def check_actor(self, actor: Actor) -> Actor:
+        """See `CheckActor`."""
+        if actor.session_uuid is not None:
+            known = await self._find(actor.session_uuid)
+            if known.expires <= utcnow():
+                raise invalid_session(actor.session_uuid)
+            return known.actor
+        async with self._node.db.read() as session:
+            account = await session.get(AccountModel, actor.account_uuid)
+        if account is None:
+            raise invalid_session(None)
+        return Actor(account.uuid, actor.user_uuid, None, account.type == SYSTEM_ADMIN)
+
     async def is_valid(self, session_uuid: str) -> bool:
         """Whether the session is valid, without extending it."""
         try:

@@ -96,7 +96,7 @@ class ImageService(Service):
         for uuid in msg.backup_storage_uuids:
             await self.bus.call(CheckImageSource(uuid, msg.url, actor.is_admin))
 
-    @handles(AddImage)
+    @handles(AddImage, repeatable=True)
     async def add(self, msg: AddImage) -> ImageInventory:
         is_iso = msg.media_type == "ISO" or msg.format == "iso"
         ctx = AddImageContext(
@@ -196,7 +196,7 @@ class ImageService(Service):
             storages = [one.backup_storage_uuid for one in going]
             await self.node.workflows.run(ExpungeImageFlow, ExpungeContext(uuid, storages))
 
-    @handles(ExpungeImage, queue="image-{image_uuid}")
+    @handles(ExpungeImage, queue="image-{image_uuid}", repeatable=True)
     async def expunge(self, msg: ExpungeImage) -> None:
         image = await find(self.node, msg.image_uuid)
         deleted = [one.backup_storage_uuid for one in image.backup_storage_refs if one.status == DELETED]

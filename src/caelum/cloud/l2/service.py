@@ -102,7 +102,7 @@ class L2Service(Service):
         """Delete a network and the L3 networks on it."""
         await self.node.cascade.delete("L2NetworkVO", [msg.uuid], mode=msg.delete_mode)
 
-    @handles(AttachL2NetworkToCluster, queue="l2-{l2_network_uuid}")
+    @handles(AttachL2NetworkToCluster, queue="l2-{l2_network_uuid}", repeatable=True)
     async def attach(self, msg: AttachL2NetworkToCluster) -> L2NetworkInventory:
         """Realise a network in a cluster."""
         cluster = await self.node.bus.call(GetCluster(cluster_uuid=msg.cluster_uuid))
@@ -117,7 +117,7 @@ class L2Service(Service):
         ctx = ClusterContext(l2_network_uuid=l2.uuid, cluster_uuid=cluster.uuid, l2_provider_type=msg.l2_provider_type)
         return await self.node.workflows.run(AttachL2Flow, ctx, answers=True)
 
-    @handles(DetachL2NetworkFromCluster, queue="l2-{l2_network_uuid}")
+    @handles(DetachL2NetworkFromCluster, queue="l2-{l2_network_uuid}", repeatable=True)
     async def detach(self, msg: DetachL2NetworkFromCluster) -> L2NetworkInventory:
         """Take a network out of a cluster."""
         ctx = ClusterContext(l2_network_uuid=msg.l2_network_uuid, cluster_uuid=msg.cluster_uuid)

@@ -52,7 +52,7 @@ class NetworkServiceService(Service):
             for kind, driver in self.node.drivers.all(NetworkServiceDriver).items():
                 await _ensure_provider(tx, kind, driver)
 
-    @handles(AttachNetworkServiceToL3Network, queue="network-service-{l3_network_uuid}")
+    @handles(AttachNetworkServiceToL3Network, queue="network-service-{l3_network_uuid}", repeatable=True)
     async def attach(self, msg: AttachNetworkServiceToL3Network) -> L3NetworkInventory:
         """Let providers serve; what they serve already stays as it is."""
         l3 = await self._l3(msg.l3_network_uuid)
@@ -64,7 +64,7 @@ class NetworkServiceService(Service):
                 fresh.append(msgspec.structs.replace(one, services=services))
         return await self._run(AttachServicesFlow, l3, fresh)
 
-    @handles(DetachNetworkServiceFromL3Network, queue="network-service-{l3_network_uuid}")
+    @handles(DetachNetworkServiceFromL3Network, queue="network-service-{l3_network_uuid}", repeatable=True)
     async def detach(self, msg: DetachNetworkServiceFromL3Network) -> L3NetworkInventory:
         """Let providers end; what they do not serve counts as detached."""
         l3 = await self._l3(msg.l3_network_uuid)

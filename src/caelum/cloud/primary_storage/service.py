@@ -162,7 +162,7 @@ class PrimaryStorageService(StorageContentsService):
 
     # --- clusters -----------------------------------------------------------------------------------------------------
 
-    @handles(AttachPrimaryStorageToCluster, queue="primary-storage-{primary_storage_uuid}")
+    @handles(AttachPrimaryStorageToCluster, queue="primary-storage-{primary_storage_uuid}", repeatable=True)
     async def attach(self, msg: AttachPrimaryStorageToCluster) -> PrimaryStorageInventory:
         ps = await self.storages.find(msg.primary_storage_uuid)
         cluster = await self.node.bus.call(GetCluster(cluster_uuid=msg.cluster_uuid))
@@ -174,7 +174,7 @@ class PrimaryStorageService(StorageContentsService):
             )
         return await self.node.workflows.run(AttachFlow, AttachContext(ps.uuid, cluster.uuid), answers=True)
 
-    @handles(DetachPrimaryStorageFromCluster, queue="primary-storage-{primary_storage_uuid}")
+    @handles(DetachPrimaryStorageFromCluster, queue="primary-storage-{primary_storage_uuid}", repeatable=True)
     async def detach(self, msg: DetachPrimaryStorageFromCluster) -> PrimaryStorageInventory:
         ps = await self.storages.find(msg.primary_storage_uuid)
         if msg.cluster_uuid not in ps.attached_cluster_uuids:

@@ -119,12 +119,12 @@ class VmService(VmQuestions):
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
-    @handles(CreateVmInstance)
+    @handles(CreateVmInstance, repeatable=True)
     async def create(self, msg: CreateVmInstance) -> VmInstanceInventory:
         ctx = await plan_create(self.node, msg)
         return await self._run(CreateVmFlow, ctx, CREATE_FAILED)
 
-    @handles(StartVmInstance, queue=QUEUE)
+    @handles(StartVmInstance, queue=QUEUE, repeatable=True)
     async def start_vm(self, msg: StartVmInstance) -> VmInstanceInventory:
         state = await self._state(msg.uuid)
         if state == VmState.RUNNING:
@@ -134,7 +134,7 @@ class VmService(VmQuestions):
         ctx = StartContext(vm_uuid=msg.uuid, want_host=msg.host_uuid, want_cluster=msg.cluster_uuid)
         return await self._run(StartVmFlow, ctx, START_FAILED)
 
-    @handles(StopVmInstance, queue=QUEUE)
+    @handles(StopVmInstance, queue=QUEUE, repeatable=True)
     async def stop_vm(self, msg: StopVmInstance) -> VmInstanceInventory:
         if await self._state(msg.uuid) == VmState.STOPPED:
             return await inventory_of(self.node, msg.uuid)
@@ -147,21 +147,21 @@ class VmService(VmQuestions):
         if await self._state(msg.vm_uuid) != VmState.STOPPED:
             await self._run(StopVmFlow, StopContext(vm_uuid=msg.vm_uuid, kind=msg.kind), STOP_FAILED, answers=False)
 
-    @handles(RebootVmInstance, queue=QUEUE)
+    @handles(RebootVmInstance, queue=QUEUE, repeatable=True)
     async def reboot(self, msg: RebootVmInstance) -> VmInstanceInventory:
         return await self._run(RebootVmFlow, VmContext(vm_uuid=msg.uuid), REBOOT_FAILED)
 
-    @handles(PauseVmInstance, queue=QUEUE)
+    @handles(PauseVmInstance, queue=QUEUE, repeatable=True)
     async def pause(self, msg: PauseVmInstance) -> VmInstanceInventory:
         return await self._run(PauseVmFlow, VmContext(vm_uuid=msg.uuid), PAUSE_FAILED)
 
-    @handles(ResumeVmInstance, queue=QUEUE)
+    @handles(ResumeVmInstance, queue=QUEUE, repeatable=True)
     async def resume(self, msg: ResumeVmInstance) -> VmInstanceInventory:
         return await self._run(ResumeVmFlow, VmContext(vm_uuid=msg.uuid), RESUME_FAILED)
 
     # --- end ----------------------------------------------------------------------------------------------------------
 
-    @handles(DestroyVmInstance, queue=QUEUE)
+    @handles(DestroyVmInstance, queue=QUEUE, repeatable=True)
     async def destroy(self, msg: DestroyVmInstance) -> None:
         await self._destroy(msg.uuid, None, answers=True)
 
@@ -189,11 +189,11 @@ class VmService(VmQuestions):
         await self.bus.call(DestroyVmOnHost(host_uuid=msg.host_uuid, vm_uuid=msg.vm_uuid))
         return True
 
-    @handles(RecoverVmInstance, queue=QUEUE)
+    @handles(RecoverVmInstance, queue=QUEUE, repeatable=True)
     async def recover(self, msg: RecoverVmInstance) -> VmInstanceInventory:
         return await self._run(RecoverVmFlow, VmContext(vm_uuid=msg.uuid), DESTROY_FAILED)
 
-    @handles(ExpungeVmInstance, queue=QUEUE)
+    @handles(ExpungeVmInstance, queue=QUEUE, repeatable=True)
     async def expunge(self, msg: ExpungeVmInstance) -> None:
         async with self.db.read() as session:
             require_state(await read_vm(session, msg.uuid), "ExpungeVmInstance", {VmState.DESTROYED})
@@ -213,7 +213,7 @@ class VmService(VmQuestions):
 
     # --- devices ------------------------------------------------------------------------------------------------------
 
-    @handles(AttachDataVolumeToVm, queue="vm-{vm_instance_uuid}")
+    @handles(AttachDataVolumeToVm, queue="vm-{vm_instance_uuid}", repeatable=True)
     async def attach_volume(self, msg: AttachDataVolumeToVm) -> VolumeInventory:
         async with self.db.read() as session:
             require_state(await read_vm(session, msg.vm_instance_uuid), "AttachDataVolumeToVm", ATTACHABLE)
@@ -231,7 +231,7 @@ class VmService(VmQuestions):
             raise CloudError(ATTACH_VOLUME_FAILED, f"vm[uuid:{vm_uuid}] has no root volume on any primary storage")
         return root
 
-    @handles(DetachDataVolumeFromVm)
+    @handles(DetachDataVolumeFromVm, repeatable=True)
     async def detach_volume(self, msg: DetachDataVolumeFromVm) -> VolumeInventory:
         volume = await volume_of(self.node, msg.uuid)
         if volume.vm_instance_uuid is None:
@@ -246,7 +246,7 @@ class VmService(VmQuestions):
         ctx = VolumeContext(vm_uuid=msg.vm_uuid, volume_uuid=msg.volume_uuid, device_id=volume.device_id or 0)
         return await self._run(DetachVolumeFlow, ctx, DETACH_VOLUME_FAILED, answers=msg.answers)
 
-    @handles(AttachL3NetworkToVm, queue="vm-{vm_instance_uuid}")
+    @handles(AttachL3NetworkToVm, queue="vm-{vm_instance_uuid}", repeatable=True)
     async def attach_nic(self, msg: AttachL3NetworkToVm) -> VmInstanceInventory:
         async with self.db.read() as session:
             account = await owner_of(session, msg.vm_instance_uuid) or ADMIN_ACCOUNT_UUID
@@ -262,7 +262,7 @@ class VmService(VmQuestions):
         ctx = NicContext(vm_uuid=msg.vm_instance_uuid, account_uuid=account, plan=plan)
         return await self._run(AttachNicFlow, ctx, ATTACH_NETWORK_FAILED)
 
-    @handles(DetachL3NetworkFromVm)
+    @handles(DetachL3NetworkFromVm, repeatable=True)
     async def detach_nic(self, msg: DetachL3NetworkFromVm) -> VmInstanceInventory:
         vm_uuid = await self._vm_of(msg.vm_nic_uuid)
         return await self.bus.call(DetachNicFromVm(vm_uuid=vm_uuid, vm_nic_uuid=msg.vm_nic_uuid))
@@ -351,7 +351,7 @@ class VmService(VmQuestions):
             await self._drop_tag(tags.BOOT_ORDER, msg.uuid)
         return await inventory_of(self.node, msg.uuid)
 
-    @handles(SetVmStaticIp, queue="vm-{vm_instance_uuid}")
+    @handles(SetVmStaticIp, queue="vm-{vm_instance_uuid}", repeatable=True)
     async def set_static_ip(self, msg: SetVmStaticIp) -> None:
         async with self.db.read() as session:
             vm = await read_vm(session, msg.vm_instance_uuid)

@@ -76,7 +76,7 @@ class VolumeService(VolumeRecordsService):
         if (msg.disk_offering_uuid is None) == (msg.disk_size <= 0):
             raise invalid("diskSize", "give either a disk offering or a size in bytes greater than 0")
 
-    @handles(CreateDataVolume)
+    @handles(CreateDataVolume, repeatable=True)
     async def create(self, msg: CreateDataVolume) -> VolumeInventory:
         size = msg.disk_size
         if msg.disk_offering_uuid is not None:
@@ -129,7 +129,7 @@ class VolumeService(VolumeRecordsService):
         await self._require_deleted(msg.uuid)
         return await self.recover_now(msg.uuid)
 
-    @handles(ExpungeDataVolume, queue="volume-{uuid}")
+    @handles(ExpungeDataVolume, queue="volume-{uuid}", repeatable=True)
     async def expunge(self, msg: ExpungeDataVolume) -> None:
         if await self.lookup(msg.uuid) is not None:
             await self._require_deleted(msg.uuid)

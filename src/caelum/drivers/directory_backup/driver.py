@@ -173,7 +173,7 @@ class DirectoryBackupService(Service):
         node.drivers.add(BackupStorageDriver, TYPE, driver)
         node.extensions.add(ImageRoutes(node, driver))
 
-    @handles(AddDirectoryBackupStorage)
+    @handles(AddDirectoryBackupStorage, repeatable=True)
     async def add(self, msg: AddDirectoryBackupStorage) -> BackupStorageInventory:
         return await self.bus.call(
             AddBackupStorage(

@@ -60,7 +60,7 @@ class KvmService(Service):
         await self.agents.stop()
         await self._program.stop()
 
-    @handles(AddKVMHost)
+    @handles(AddKVMHost, repeatable=True)
     async def add(self, msg: AddKVMHost) -> HostInventory:
         """Add a host; who it is says its certificate."""
         host_uuid = await self.agents.who_is_at(msg.management_ip)

@@ -151,7 +151,7 @@ class LocalStorageService(Service):
         super().__init__(node)
         node.drivers.add(PrimaryStorageDriver, TYPE, LocalStorage(node))
 
-    @handles(AddLocalPrimaryStorage)
+    @handles(AddLocalPrimaryStorage, repeatable=True)
     async def add(self, msg: AddLocalPrimaryStorage) -> PrimaryStorageInventory:
         return await self.node.bus.call(
             AddPrimaryStorage(
