@@ -16,9 +16,10 @@ _LARGE = 128 << 10
 """Bytes from which on memory is taken from the system by itself and goes back to it. glibc begins so, but raises this
 with what is freed, and then the 256 KB that the event loop reserves for each TLS connection and hardly touches lie
 among the rest, in memory that others have used before."""
-_GARBAGE = (10_000, 20, 20)
+_GARBAGE = (5_000, 5, 160)
 """How many new objects, and collections of younger ones, come before a collection: Python's own numbers suit programs
-of a few objects, and a collection of old ones holds everything up."""
+of a few objects, and a collection of old ones holds everything up. One of the middle generation looks at 25,000 objects
+that no processor's cache has lost yet, which takes a few milliseconds."""
 _OLDEST = 2
 _LONG = 0.02
 """Seconds of the processor that a collection may take before what it left is no longer looked at."""
