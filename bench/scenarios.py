@@ -37,7 +37,7 @@ CLUSTERS = "Several management nodes on PostgreSQL and RabbitMQ"
 CUT = "Given up"
 SPENT = "Where the server's time goes"
 _FEW_HOSTS = 20
-_PATIENCE = 900
+_PATIENCE = 1800
 
 
 class Mode(NamedTuple):
@@ -527,8 +527,8 @@ SCENARIOS = [
     Scenario("create-steadily", create_steadily, True),
     Scenario("create-at-once", create_at_once, True),
     Scenario("spent", where_time_goes, True),
-    Scenario("in-flight", tasks_in_flight, True, 1800),
-    Scenario("hosts", many_hosts, True, 1200),
+    Scenario("in-flight", tasks_in_flight, True, 3600),
+    Scenario("hosts", many_hosts, True, 3600),
     Scenario("lists", lists, True),
     Scenario("bus", bus_over_rabbitmq, True),
     Scenario("clusters", clusters, True, 2400),

@@ -18,6 +18,7 @@ from aiohttp import web
 from caelum.agent import protocol as p
 from caelum.agent.news import Report
 from caelum.cloud.host.errors import HOST_DISCONNECTED
+from caelum.drivers.kvm import client
 from caelum.drivers.kvm.client import Address, AgentClient, Pace
 from caelum.drivers.kvm.errors import STALE_ATTEMPT
 from caelum.drivers.kvm.listener import AgentListener, KnownHosts
@@ -470,21 +471,51 @@ async def test_reports_come_in_order_once_and_only_from_their_host(rig: Rig) -> 
 
 async def test_a_watch_ends_at_once_when_the_agent_dies(rig: Rig) -> None:
     await rig.client.run(rig.address(), p.Ping())
-    watch = asyncio.create_task(rig.client.watch(rig.address()))
+    gone = asyncio.Event()
+    rig.client.watch(rig.hosts[0].uuid, gone.set)
     await asyncio.sleep(0.2)
-    assert not watch.done()
+    assert not gone.is_set()
     await rig.hosts[0].die()
-    await asyncio.wait_for(watch, 1)
+    await asyncio.wait_for(gone.wait(), 1)
+
+
+async def test_a_watch_that_was_ended_tells_nothing(rig: Rig) -> None:
+    await rig.client.run(rig.address(), p.Ping())
+    told: list[str] = []
+    rig.client.watch(rig.hosts[0].uuid, lambda: told.append("ended"))()
+    rig.client.watch(rig.hosts[0].uuid, lambda: told.append("kept"))
+    await rig.hosts[0].die()
+    await asyncio.sleep(0.3)
+    assert told == ["kept"]
+
+
+async def test_a_host_without_a_connection_cannot_be_watched(rig: Rig) -> None:
+    gone = asyncio.Event()
+    rig.client.watch(rig.hosts[0].uuid, gone.set)
+    assert not gone.is_set()
+    await asyncio.wait_for(gone.wait(), 1)
+
+
+async def test_an_idle_connection_keeps_no_read_buffer_and_is_used_again(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_go = []
+    drop = client._drop_read_buffer
+    monkeypatch.setattr(client, "_drop_read_buffer", lambda transport: (let_go.append(transport), drop(transport)))
+    for _ in range(3):
+        await rig.client.run(rig.address(), p.Ping())
+    assert let_go == [let_go[0]] * 3
+    assert not let_go[0].is_closing()
 
 
 async def test_a_watch_does_not_end_because_this_node_does(rig: Rig) -> None:
     await rig.client.run(rig.address(), p.Ping())
-    watch = asyncio.create_task(rig.client.watch(rig.address()))
+    gone = asyncio.Event()
+    rig.client.watch(rig.hosts[0].uuid, gone.set)
     await asyncio.sleep(0.1)
     await rig.client.close()
     await asyncio.sleep(0.3)
-    assert not watch.done()
-    watch.cancel()
+    assert not gone.is_set()
 
 
 async def test_only_management_nodes_command_hosts(rig: Rig) -> None:

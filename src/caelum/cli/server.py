@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import signal
@@ -21,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from caelum import __version__
+from caelum.cli.memory import Collections, map_large_blocks
 from caelum.gateway.server import Gateway
 from caelum.kernel.config import Config, load
 from caelum.kernel.node import Node
@@ -30,10 +30,6 @@ log = logging.getLogger(__name__)
 
 EVICTED = 75
 """The exit code of a node that others took for dead, or that lost its database for long."""
-
-GARBAGE = (10_000, 20, 20)
-"""How many new objects, and collections of younger ones, come before a collection: Python's own numbers suit programs
-of a few objects, and a collection of old ones holds everything up."""
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -59,20 +55,18 @@ async def serve(config: Config) -> None:
     node = Node(config)
     node.on_lost = lambda reason: _end(node, reason)
     gateway = Gateway(node)
-    stopped = asyncio.Event()
+    stopped, collections = asyncio.Event(), Collections()
     _on_signals(stopped)
     await gateway.start()
     try:
         if not await _started(node, stopped):
             return
-        # What was loaded stays; collecting it again and again would only cost time.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*GARBAGE)
+        collections.start()
         scheme = "http" if config.api_tls_certificate is None else "https"
         print(f"caelum is ready: {scheme}://{config.resolved_host()}:{gateway.port}/ (node {node.uuid})", flush=True)
         await stopped.wait()
     finally:
+        collections.stop()
         await gateway.stop(config.stop_seconds / 2)
         await node.stop()
 
@@ -122,6 +116,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(config: Config) -> None:
+    map_large_blocks()
     try:
         import uvloop
     except ImportError:

@@ -35,6 +35,8 @@ class Remembered:
         self._versions: Mapping[str, int] = {}
         self._shared = False
         self._written: set[str] = set()
+        self._noted_from: Mapping[str, int] = {}
+        self._noted: dict[frozenset[str], Mapping[str, int]] = {}
 
     def sent(self, statement: str) -> None:
         """A statement is sent: note what it reads for whoever remembers, and what it changes."""
@@ -84,17 +86,25 @@ class Remembered:
 
     def put(self, key: Hashable, answer: Any, reader: Reader) -> None:
         """Keep an answer that was read inside the reader's block."""
-        named = set[str]().union(*(words_in(one) for one in reader.statements))
-        tables = named & self._metadata.tables.keys()
+        statements = _the_same(frozenset(reader.statements))
+        tables = _named_in(statements) & self._metadata.tables.keys()
         if not self._shared:
             tables |= {EVERYTHING}
         elif not tables <= reader.versions.keys():
             return
-        versions = {table: reader.versions.get(table, 0) for table in tables}
-        self._kept[key] = answer, versions, frozenset(reader.statements)
+        self._kept[key] = answer, self._versions_of(frozenset(tables), reader.versions), statements
         self._kept.move_to_end(key)
         while len(self._kept) > _MOST:
             self._kept.popitem(last=False)
+
+    def _versions_of(self, tables: frozenset[str], versions: Mapping[str, int]) -> Mapping[str, int]:
+        """The versions of these tables; one object for all answers that were read from them as they were then."""
+        if versions is not self._noted_from:
+            self._noted_from, self._noted = versions, {}
+        noted = self._noted.get(tables)
+        if noted is None:
+            noted = self._noted[tables] = {table: versions.get(table, 0) for table in tables}
+        return noted
 
     def _affected(self) -> Iterable[str]:
         followers = _followers(self._metadata, len(self._metadata.tables))
@@ -123,6 +133,17 @@ class Reader:
 def words_in(statement: str) -> frozenset[str]:
     """Every word of a statement, the tables' names among them."""
     return frozenset(re.findall(r"\w+", statement))
+
+
+@lru_cache(maxsize=1024)
+def _named_in(statements: frozenset[str]) -> frozenset[str]:
+    return frozenset().union(*map(words_in, statements))
+
+
+@lru_cache(maxsize=1024)
+def _the_same(statements: frozenset[str]) -> frozenset[str]:
+    """One object for equal sets: thousands of answers come from the same statements."""
+    return statements
 
 
 @lru_cache(maxsize=4096)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -61,9 +61,11 @@ class HypervisorDriver(ABC):
     async def ping(self, host: HostInventory, timeout: float) -> HostPing:
         """Ask once whether the host is there."""
 
-    async def watch(self, host: HostInventory) -> None:
-        """Return when there is reason to believe that the host is gone; a driver that cannot tell waits for ever."""
-        await asyncio.Event().wait()
+    def watch(self, host_uuid: str, gone: Callable[[], None]) -> Callable[[], None]:  # noqa: ARG002
+        """Call `gone` once, later, when there is reason to believe that the host is gone; a driver that cannot tell
+        never does. What is returned ends the watch.
+        """
+        return lambda: None
 
     @abstractmethod
     async def start_vm(self, host_uuid: str, spec: VmSpec) -> VmStarted:

@@ -1,21 +1,23 @@
 """Following hosts: pings, and connecting again what was lost.
 
-Invariant: every host that the ring gives to this node, and no other, is followed by one task here. A host is lost after
-`ping.maxFailure` failed pings in a row; a lost one is tried again soon and then less and less often, for ever. A ping
-that is answered by another agent than the last connect's means that the agent restarted: the host is connected anew.
+Invariant: every host that the ring gives to this node, and no other, is followed here: a task works on it, or it waits
+for its first connect, or a timer is set for its next look. One of thousands that only waits costs no more than that. A
+host is lost after `ping.maxFailure` failed pings in a row; a lost one is tried again soon and then less and less often,
+for ever. A ping that is answered by another agent than the last connect's means that the agent restarted: the host is
+connected anew.
 
-The driver may watch a host (`HypervisorDriver.watch`): when the watch ends, or somebody says that a host does not
+The driver may watch a host (`HypervisorDriver.watch`): when it gives a sign, or somebody says that a host does not
 answer, it is pinged at once rather than at its next turn. So the death of an agent is noticed within a second.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable, Coroutine
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
 from sqlalchemy import select
@@ -60,25 +62,51 @@ _STEADY_WATCH = 60.0
 class _Followed:
     """One host that is followed."""
 
+    __slots__ = ("acts", "end_watch", "failures", "host_uuid", "next_look", "task", "tried", "watch_pause", "woken")
+
     def __init__(self, host_uuid: str) -> None:
         self.host_uuid = host_uuid
-        self.wake = asyncio.Event()
-        self.tried = asyncio.Event()
+        self.tried: asyncio.Future[None] | None = asyncio.get_running_loop().create_future()
+        """Until it was tried once."""
+        self.task: asyncio.Task[None] | None = None
+        self.next_look: asyncio.TimerHandle | None = None
+        self.woken = False
+        """Whether there was reason to look at it since the last look began."""
         self.failures = 0
         self.acts = False
         """Whether news of its status is of the tracker's own doing: it connects it, or has just found it lost."""
-        self.task: asyncio.Task[None] | None = None
-        self.watch: asyncio.Task[None] | None = None
+        self.end_watch: Callable[[], None] | None = None
+        self.watch_pause = 1.0
 
     @property
     def watched(self) -> bool:
         """Whether its driver watches it."""
-        return self.watch is not None and not self.watch.done()
+        return self.end_watch is not None
+
+    def was_tried(self) -> None:
+        """Nobody waits for it any longer."""
+        if self.tried is not None:
+            if not self.tried.done():
+                self.tried.set_result(None)
+            self.tried = None
+
+    def unwatch(self) -> None:
+        if self.end_watch is not None:
+            self.end_watch()
+            self.end_watch = None
+
+    def rest(self) -> None:
+        """Plan no further look, and watch it no longer."""
+        if self.next_look is not None:
+            self.next_look.cancel()
+            self.next_look = None
+        self.unwatch()
 
     def stop(self) -> None:
-        for task in (self.task, self.watch):
-            if task is not None and task is not asyncio.current_task():
-                task.cancel()
+        self.rest()
+        self.was_tried()
+        if self.task is not None and self.task is not asyncio.current_task():
+            self.task.cancel()
 
 
 class HostTracker:
@@ -92,12 +120,14 @@ class HostTracker:
         self._started = asyncio.Event()
         self._deaf: Callable[[], None] = lambda: None
         self._scan: asyncio.Task[None] | None = None
-        self._loading = asyncio.Semaphore(1)
+        self._unconnected: deque[_Followed] = deque()
+        """Those whose first connect has not begun: at a start, nearly all."""
+        self._loading = 0
+        """How many first connects go on."""
         self._pinging = asyncio.Semaphore(1)
 
     async def start(self) -> None:
         """Follow every host of this node; those that it has from the start are connected first, in parallel."""
-        self._loading = asyncio.Semaphore(self._node.settings.get(LOAD_PARALLELISM))
         self._pinging = asyncio.Semaphore(self._node.settings.get(PING_PARALLELISM))
         self._deaf = self._node.ring.on_change(self._on_ring)
         settings = self._node.settings
@@ -118,31 +148,31 @@ class HostTracker:
     async def settled(self) -> None:
         """Return when every host that this node has by now was tried once."""
         await self.listed()
-        await asyncio.gather(*(one.tried.wait() for one in list(self._followed.values())))
+        await _all_of(one.tried for one in self._followed.values())
 
     @property
     def untried(self) -> set[str]:
         """The hosts that this node had at its start, or got since, and has not tried once yet."""
-        return {uuid for uuid, one in self._followed.items() if not one.tried.is_set()}
+        return {uuid for uuid, one in self._followed.items() if one.tried is not None}
 
     async def tried(self, host_uuid: str) -> None:
         """Return when the host was tried once since the start; at once when it is not followed here."""
         await self.listed()
         followed = self._followed.get(host_uuid)
         if followed is not None:
-            await followed.tried.wait()
+            await _all_of([followed.tried])
 
     async def stop(self) -> None:
         """Follow no host any more."""
         self._stopping = True
         self._deaf()
         all_followed = list(self._followed.values())
-        for followed in all_followed:
-            followed.wake.set()
-        tasks = {one for followed in all_followed for one in (followed.task, followed.watch) if one}
+        tasks = {one.task for one in all_followed if one.task is not None}
         tasks |= {self._scan} if self._scan is not None else set()
+        for followed in all_followed:
+            followed.rest()
         if tasks:
-            # Most only wait; one that is at work may finish it, so that no database call is torn.
+            # One that is at work may finish it, so that no database call is torn.
             await asyncio.wait(tasks, timeout=_STOP_PATIENCE)
         for followed in all_followed:
             followed.stop()
@@ -150,9 +180,15 @@ class HostTracker:
 
     def follow(self, host_uuid: str, *, connect: bool = False) -> None:
         """Follow a host that the ring gives to this node."""
-        if host_uuid not in self._followed and self._node.ring.owns(host_uuid):
-            followed = self._followed[host_uuid] = _Followed(host_uuid)
-            followed.task = self._spawn(self._follow(followed, connect))
+        if self._stopping or host_uuid in self._followed or not self._node.ring.owns(host_uuid):
+            return
+        followed = self._followed[host_uuid] = _Followed(host_uuid)
+        if connect:
+            self._unconnected.append(followed)
+            self._connect_more()
+        else:
+            followed.was_tried()
+            self._look_in(followed, self._interval())
 
     def forget(self, host_uuid: str) -> None:
         """Follow a host no longer."""
@@ -164,20 +200,20 @@ class HostTracker:
         """There is reason to look at a host now."""
         followed = self._followed.get(host_uuid)
         if followed is not None:
-            followed.wake.set()
+            self._wake(followed)
 
     def connected(self, host_uuid: str) -> None:
         """Follow a host that is Connected, and look at it now when somebody else has connected it."""
         self.follow(host_uuid)
         followed = self._followed.get(host_uuid)
         if followed is not None and not followed.acts and not followed.watched:
-            followed.wake.set()
+            self._wake(followed)
 
     def lost(self, host_uuid: str) -> None:
         """Look at a host now that somebody else could not connect; what failed here is tried again in its time."""
         followed = self._followed.get(host_uuid)
         if followed is not None and followed.failures == 0 and not followed.acts:
-            followed.wake.set()
+            self._wake(followed)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         return asyncio.get_running_loop().create_task(work, context=outside(deadline=False))
@@ -206,25 +242,55 @@ class HostTracker:
 
     # --- one host ---------------------------------------------------------------------------------------------------
 
-    async def _follow(self, followed: _Followed, connect: bool) -> None:
-        pause: float | None = self._interval()
+    def _connect_more(self) -> None:
+        """Begin first connects, as many as may go on at once."""
+        most = self._node.settings.get(LOAD_PARALLELISM)
+        while self._unconnected and self._loading < most and not self._stopping:
+            followed = self._unconnected.popleft()
+            if self._is_followed(followed):
+                self._loading += 1
+                followed.task = self._spawn(self._load(followed))
+
+    async def _load(self, followed: _Followed) -> None:
         try:
-            if connect:
-                async with self._loading:
-                    pause = await self._connect_first(followed)
-            followed.tried.set()
-            while pause is not None and not self._stopping:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(pause):
-                        await followed.wake.wait()
-                followed.wake.clear()
-                pause = None if self._stopping else await self._look(followed)
+            await self._work(followed, self._connect_first)
         finally:
-            followed.tried.set()
-            if followed.watch is not None:
-                followed.watch.cancel()
-            if self._followed.get(followed.host_uuid) is followed:
-                del self._followed[followed.host_uuid]
+            self._loading -= 1
+            self._connect_more()
+
+    def _is_followed(self, followed: _Followed) -> bool:
+        return self._followed.get(followed.host_uuid) is followed
+
+    def _wake(self, followed: _Followed) -> None:
+        """Look at a host now, or once more when something is done with it already."""
+        followed.woken = True
+        if followed.next_look is not None:
+            self._look_in(followed, 0.0)
+
+    def _look_in(self, followed: _Followed, seconds: float) -> None:
+        if followed.next_look is not None:
+            followed.next_look.cancel()
+        loop = asyncio.get_running_loop()
+        followed.next_look = loop.call_later(seconds, self._look_now, followed, context=outside(deadline=False))
+
+    def _look_now(self, followed: _Followed) -> None:
+        followed.next_look, followed.woken = None, False
+        followed.task = self._spawn(self._work(followed, self._look))
+
+    async def _work(self, followed: _Followed, work: Callable[[_Followed], Awaitable[float | None]]) -> None:
+        """Do something with a host, and plan the next look at it."""
+        pause: float | None = None
+        try:
+            pause = await work(followed)
+        finally:
+            followed.task = None
+            followed.was_tried()
+            if pause is None or self._stopping or not self._is_followed(followed):
+                followed.rest()
+                if self._is_followed(followed):
+                    del self._followed[followed.host_uuid]
+            else:
+                self._look_in(followed, 0.0 if followed.woken else pause)
 
     async def _connect_first(self, followed: _Followed) -> float | None:
         try:
@@ -264,14 +330,14 @@ class HostTracker:
         except CloudError as error:
             if self._connector.connecting(host.uuid):
                 return 1.0  # a connect that began meanwhile finds out by itself
-            self._watch(followed, None)
+            followed.unwatch()
             followed.acts = True  # until the next look, for the news comes after the deed
             await self._connector.lost(host.uuid, error)
             return _BACK_OFF[0]
         if not answer.adopted or answer.agent_uuid != agent_uuid:
             log.info("the agent of host %s at %s has restarted", host.name, host.management_ip)
             return await self._reconnect(followed)
-        self._watch(followed, host)
+        self._watch(followed, host.hypervisor_type)
         if self._node.settings.get(VM_SYNC_ON_PING):
             self._connector.tell(HostVmsSeen(host_uuid=host.uuid, states=answer.vm_states))
         return self._interval()
@@ -318,29 +384,31 @@ class HostTracker:
         finally:
             followed.acts = False
         followed.failures = 0
-        self._watch(followed, host)
+        self._watch(followed, host.hypervisor_type)
         # A first ping soon notices an agent that restarted during the connect. Of thousands, others come first.
         return random.uniform(_FIRST_LOOK, min(self._interval(), _FIRST_LOOK + among * _FIRST_LOOK_EACH))  # noqa: S311
 
     # --- watching ---------------------------------------------------------------------------------------------------
 
-    def _watch(self, followed: _Followed, host: HostInventory | None) -> None:
-        if host is None:
-            if followed.watch is not None:
-                followed.watch.cancel()
-                followed.watch = None
-        elif not followed.watched:
-            followed.watch = self._spawn(self._keep_watching(followed, host))
+    def _watch(self, followed: _Followed, hypervisor_type: str) -> None:
+        if not followed.watched:
+            self._begin_watch(followed, hypervisor_type)
 
-    async def _keep_watching(self, followed: _Followed, host: HostInventory) -> None:
-        driver = self._node.drivers.get(HypervisorDriver, host.hypervisor_type)
-        pause = 1.0
-        while True:
-            begun = time.monotonic()
-            try:
-                await driver.watch(host)
-            except Exception as error:
-                log.debug("cannot watch host %s: %s", followed.host_uuid, error)
-            followed.wake.set()
-            pause = 1.0 if time.monotonic() - begun > _STEADY_WATCH else min(pause * 2, _STEADY_WATCH)
-            await asyncio.sleep(pause)
+    def _begin_watch(self, followed: _Followed, hypervisor_type: str) -> None:
+        begun, loop = time.monotonic(), asyncio.get_running_loop()
+
+        def gone() -> None:
+            held = time.monotonic() - begun > _STEADY_WATCH
+            followed.watch_pause = 1.0 if held else min(followed.watch_pause * 2, _STEADY_WATCH)
+            again = loop.call_later(followed.watch_pause, self._begin_watch, followed, hypervisor_type)
+            followed.end_watch = again.cancel
+            self._wake(followed)
+
+        driver = self._node.drivers.get(HypervisorDriver, hypervisor_type)
+        followed.end_watch = driver.watch(followed.host_uuid, gone)
+
+
+async def _all_of(futures: Iterable[asyncio.Future[None] | None]) -> None:
+    """Return when all are done that there are."""
+    if waiting := [one for one in futures if one is not None]:
+        await asyncio.wait(waiting)

@@ -16,11 +16,12 @@ import contextlib
 import logging
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol, TypeVar
 
 import aiohttp
 import msgspec
+from aiohttp.client_proto import ResponseHandler
 
 from caelum.agent import protocol
 from caelum.agent.protocol import Command, TaskAnswer, TaskStatus
@@ -131,7 +132,7 @@ class Lines(aiohttp.TCPConnector):
     """The connections to all agents; `latest` is when the connection last used to each host closes.
 
     A process may hold only so many sockets, and each costs memory, so a host is watched by the connection that its
-    pings keep open anyway.
+    pings keep open anyway, and a connection keeps no buffer while nothing is said on it.
     """
 
     def __init__(self, tls: ssl.SSLContext, member: Member) -> None:
@@ -154,11 +155,32 @@ class Lines(aiohttp.TCPConnector):
             closed.add_done_callback(lambda _closed: self._forget(host_uuid, _closed))
         return connection
 
+    def _release(self, key: Any, protocol: ResponseHandler, *, should_close: bool = False) -> None:
+        """See `aiohttp.BaseConnector._release`: an exchange is over."""
+        super()._release(key, protocol, should_close=should_close)
+        transport = protocol.transport
+        if transport is not None and not transport.is_closing():
+            _drop_read_buffer(transport)
+
     def _forget(self, host_uuid: str, closed: asyncio.Future[None]) -> None:
         if not closed.cancelled():
             closed.exception()  # seen: a broken connection is reported by whoever used it
         if self.latest.get(host_uuid) is closed:
             del self.latest[host_uuid]
+
+
+def _drop_read_buffer(transport: asyncio.Transport) -> None:
+    """Have OpenSSL let go of the 16 KB into which it reads a record, which it takes anew within a microsecond.
+
+    It does so when it is asked for more than there is; uvloop asks only for what there is.
+    """
+    tls = transport.get_extra_info("ssl_object")
+    try:
+        unasked = b"" if tls is None else tls.read(1)
+    except ssl.SSLError:
+        return  # nothing to read, or nothing more to come, which the transport notices by itself
+    if unasked:
+        transport.abort()  # what comes next could not be understood
 
 
 class AgentClient:
@@ -213,13 +235,24 @@ class AgentClient:
             if waiting.host_uuid == host_uuid:
                 waiting.fail(CloudError(HOST_DISCONNECTED, f"host {host_uuid} is lost", cause=reason))
 
-    async def watch(self, address: Address) -> None:
-        """Return when the connection last used to the agent breaks, which tells of its death at once."""
-        closed = self._lines.latest.get(address.host_uuid)
-        if closed is not None:
-            await asyncio.wait([closed])
-        if self._closing:
-            await asyncio.get_running_loop().create_future()  # it is this node that ends, not the agent
+    def watch(self, host_uuid: str, gone: Callable[[], None]) -> Callable[[], None]:
+        """Call `gone` when the connection last used to a host's agent breaks, which tells of its death at once, or soon
+        when there is none. What is returned ends the watch.
+        """
+        closed = self._lines.latest.get(host_uuid)
+        if closed is None:
+            return asyncio.get_running_loop().call_soon(gone).cancel
+
+        def broken(_closed: asyncio.Future[None]) -> None:
+            if not self._closing:  # else it is this node that ends, not the agent
+                gone()
+
+        closed.add_done_callback(broken)
+
+        def end() -> None:
+            closed.remove_done_callback(broken)
+
+        return end
 
     async def first_contact(self, tls: ssl.SSLContext, ip: str, port: int) -> Identity | None:
         """Whom the certificate at an address names; `tls` must not check the name."""

@@ -6,6 +6,7 @@ not reached is HOST.1010 and nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeVar
 
 from caelum.agent import protocol as p
@@ -64,9 +65,9 @@ class KvmDriver(HypervisorDriver):
         answer = await self._agents.client.run(self._agents.address(host.uuid, host.management_ip), p.Ping(), timeout)
         return HostPing(agent_uuid=answer.agent_uuid, vm_states=answer.vm_states, adopted=answer.host_uuid == host.uuid)
 
-    async def watch(self, host: HostInventory) -> None:
-        """Hold a connection to the agent until it breaks."""
-        await self._agents.client.watch(self._agents.address(host.uuid, host.management_ip))
+    def watch(self, host_uuid: str, gone: Callable[[], None]) -> Callable[[], None]:
+        """Notice when the connection to the agent breaks."""
+        return self._agents.client.watch(host_uuid, gone)
 
     # --- virtual machines -------------------------------------------------------------------------------------------
 
