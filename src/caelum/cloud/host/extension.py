@@ -69,7 +69,7 @@ class HypervisorDriver(ABC):
 
     @abstractmethod
     async def start_vm(self, host_uuid: str, spec: VmSpec) -> VmStarted:
-        """Start a machine."""
+        """Carry out the orders that come before, and start a machine."""
 
     @abstractmethod
     async def stop_vm(self, host_uuid: str, vm_uuid: str, kind: str, grace_seconds: float) -> None:

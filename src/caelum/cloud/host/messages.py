@@ -48,6 +48,14 @@ class StartVmOnHost(Message[VmStarted], kw_only=True):
 
 
 @message(route_by="host_uuid")
+class PrepareAndStartVmOnHost(Message[VmStarted], kw_only=True):
+    """Have the host carry out what its description says comes before, and start the machine, in one go."""
+
+    host_uuid: str
+    spec: VmSpec
+
+
+@message(route_by="host_uuid")
 class StopVmOnHost(Message[None], kw_only=True):
     """Stop a machine: "grace" asks the guest first, "cold" pulls the plug."""
 

@@ -271,6 +271,11 @@ class HostService(Service):
         """Start a machine."""
         return await (await self._driver(msg.host_uuid)).start_vm(msg.host_uuid, msg.spec)
 
+    @handles(m.PrepareAndStartVmOnHost, queue=_OPERATIONS, level=SYNC_LEVEL)
+    async def prepare_and_start_vm(self, msg: m.PrepareAndStartVmOnHost) -> VmStarted:
+        """The same as its description says."""
+        return await (await self._driver(msg.host_uuid)).start_vm(msg.host_uuid, msg.spec)
+
     @handles(m.StopVmOnHost, queue=_OPERATIONS, level=SYNC_LEVEL)
     async def stop_vm(self, msg: m.StopVmOnHost) -> None:
         """Stop a machine."""

@@ -5,7 +5,7 @@ A `VmSpec` is complete: a driver needs no database to start the machine that it 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -74,6 +74,13 @@ class CdromSpec(_Spec):
     install_path: str | None = None
 
 
+class HostOrder(_Spec):
+    """A command for a host in the protocol of its hypervisor's driver, made by a driver that speaks it too."""
+
+    path: str
+    body: dict[str, Any] = {}
+
+
 class VmSpec(_Spec):
     """A virtual machine to start."""
 
@@ -99,6 +106,8 @@ class VmSpec(_Spec):
     account_uuid: str | None = None
     cidata: dict[str, str] | None = None
     """NoCloud files, set when no metadata service reaches the guest."""
+    before: list[HostOrder] = []
+    """What the host does right before the start, in this order; the first that fails fails the start."""
 
     def nic_name(self, nic: NicSpec) -> str:
         """The name of one of its NICs on the host."""

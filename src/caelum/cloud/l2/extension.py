@@ -6,6 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
+from caelum.cloud.host.spec import HostOrder
 from caelum.cloud.l2.api import L2NetworkInventory
 from caelum.kernel.extension import ExtensionPoint
 
@@ -52,6 +53,11 @@ class L2Driver(ABC):
     @abstractmethod
     async def realise(self, l2: L2NetworkInventory, bridge: str, host_uuid: str) -> None:
         """Make the network on the host."""
+
+    async def realise_with_start(self, l2: L2NetworkInventory, bridge: str, host_uuid: str) -> list[HostOrder]:
+        """What makes the network on the host right before a machine starts there; empty: it is made already."""
+        await self.realise(l2, bridge, host_uuid)
+        return []
 
     @abstractmethod
     async def remove(self, l2: L2NetworkInventory, bridge: str, host_uuid: str) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import msgspec
 
+from caelum.cloud.host.spec import HostOrder
 from caelum.cloud.l2.api import L2NetworkInventory
 from caelum.kernel.message import Message, message
 
 
 class L2OnHost(msgspec.Struct, frozen=True, rename="camel"):
-    """Where an L2 network is on a host."""
+    """Where an L2 network is on a host, and what the host has yet to do for that."""
 
     bridge: str
+    orders: list[HostOrder] = []
 
 
 class L2Facts(msgspec.Struct, frozen=True, rename="camel"):
@@ -31,10 +33,14 @@ class L2HostsReply(msgspec.Struct, frozen=True, rename="camel"):
 
 @message(route_by="l2_network_uuid")
 class RealiseL2(Message[L2OnHost], kw_only=True):
-    """Make sure that an L2 network exists on a host."""
+    """Make sure that an L2 network exists on a host.
+
+    `with_start`: a machine is started there next, and what the answer orders is done right before.
+    """
 
     l2_network_uuid: str
     host_uuid: str
+    with_start: bool = False
 
 
 @message(route_by="l2_network_uuid")

@@ -169,9 +169,12 @@ class L2Service(Service):
 
     @handles(RealiseL2)
     async def realise(self, msg: RealiseL2) -> L2OnHost:
-        """Make the network on a host."""
+        """Make the network on a host, or say what makes it."""
         l2, bridge = await self._found(msg.l2_network_uuid)
-        await self._driver(l2).realise(l2, bridge, msg.host_uuid)
+        driver = self._driver(l2)
+        if msg.with_start:
+            return L2OnHost(bridge, await driver.realise_with_start(l2, bridge, msg.host_uuid))
+        await driver.realise(l2, bridge, msg.host_uuid)
         return L2OnHost(bridge)
 
     @handles(RemoveL2)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from caelum.cloud.host.spec import NicSpec, VmSpec
+from collections.abc import Sequence
+
+from caelum.cloud.host.spec import HostOrder, NicSpec, VmSpec
 from caelum.kernel.extension import ExtensionPoint
 
 
@@ -14,6 +16,11 @@ class VmResourceProvider(ExtensionPoint):
 
     async def prepare(self, spec: VmSpec, host_uuid: str) -> None:
         """Before the VM starts on the host; an exception fails the start."""
+
+    async def prepare_start(self, spec: VmSpec, host_uuid: str) -> Sequence[HostOrder]:
+        """The same when the VM starts next: what is left for the host to do right before, in one go with the start."""
+        await self.prepare(spec, host_uuid)
+        return ()
 
     async def release(self, spec: VmSpec, host_uuid: str) -> None:
         """After the VM has stopped, moved away, or failed to start. Work that a host cannot do now goes to the

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from caelum.cloud.host.spec import CdromSpec, NicIp, NicSpec, VmSpec, VolumeSpec
+from caelum.cloud.host.spec import CdromSpec, HostOrder, NicIp, NicSpec, VmSpec, VolumeSpec
 from caelum.cloud.l2.messages import RealiseL2
 from caelum.cloud.l3.api import L3NetworkInventory
 from caelum.cloud.l3.messages import GetL3, GetMtu
@@ -80,13 +80,20 @@ async def build_spec(node: Node, vm_uuid: str, *, realise_on: str | None = None,
 
 
 async def describe(
-    node: Node, records: VmRecords, *, realise_on: str | None = None, with_leaving: bool = True
+    node: Node,
+    records: VmRecords,
+    *,
+    realise_on: str | None = None,
+    with_leaving: bool = True,
+    orders: list[HostOrder] | None = None,
 ) -> VmSpec:
-    """The same from records that are at hand."""
+    """The same from records that are at hand. With `orders`, for a VM that is started next, it gets what makes the
+    networks on the host.
+    """
     vm, volumes, texts, account = records
     clean = texts.get("cleanTraffic", str(node.settings.get(CLEAN_TRAFFIC))).lower() == "true"
     there = [one for one in vm.vm_nics if with_leaving or one.state != NIC_LEAVING]
-    nics = await nic_specs(node, vm, there, anti_spoofing=clean, realise_on=realise_on)
+    nics = await nic_specs(node, vm, there, anti_spoofing=clean, realise_on=realise_on, orders=orders)
     return VmSpec(
         vm_uuid=vm.uuid,
         name=vm.name,
@@ -140,6 +147,7 @@ async def nic_specs(
     *,
     anti_spoofing: bool,
     realise_on: str | None,
+    orders: list[HostOrder] | None = None,
 ) -> list[NicSpec]:
     """Descriptions of some of a VM's NICs."""
     if not nics:
@@ -148,7 +156,7 @@ async def nic_specs(
     networks = {one.uuid: one for one in (await node.bus.call(GetL3(l3_network_uuids=uuids))).networks}
     answers = await asyncio.gather(*(node.bus.call(GetMtu(l3_network_uuid=one)) for one in uuids))
     mtus = dict(zip(uuids, answers, strict=True))
-    bridges = await _bridges(node, list(networks.values()), realise_on)
+    bridges = await _bridges(node, list(networks.values()), realise_on, orders)
     default = vm.default_l3_network_uuid or nics[0].l3_network_uuid
     return [
         NicSpec(
@@ -169,17 +177,24 @@ async def nic_specs(
     ]
 
 
-async def _bridges(node: Node, networks: list[L3NetworkInventory], host_uuid: str | None) -> dict[str, str]:
-    """Bridge by L2 network, made on the host."""
+async def _bridges(
+    node: Node, networks: list[L3NetworkInventory], host_uuid: str | None, orders: list[HostOrder] | None
+) -> dict[str, str]:
+    """Bridge by L2 network, made on the host, or by the `orders`."""
     if host_uuid is None:
         return {}
     uuids = list(dict.fromkeys(one.l2_network_uuid for one in networks))
-    answers = await node.bus.call_all([RealiseL2(l2_network_uuid=one, host_uuid=host_uuid) for one in uuids])
+    later = orders is not None
+    answers = await node.bus.call_all(
+        [RealiseL2(l2_network_uuid=one, host_uuid=host_uuid, with_start=later) for one in uuids]
+    )
     found = {}
     for uuid, answer in zip(uuids, answers, strict=True):
         if isinstance(answer, CloudError):
             raise answer
         found[uuid] = answer.bridge
+        if orders is not None:
+            orders += answer.orders
     return found
 
 

@@ -13,7 +13,7 @@ from caelum.agent.protocol import DumpHost
 from caelum.cloud.host.api import HostInventory
 from caelum.cloud.host.extension import HostConnect
 from caelum.cloud.host.messages import ListHosts
-from caelum.cloud.host.spec import NicSpec, VmSpec
+from caelum.cloud.host.spec import HostOrder, NicSpec, VmSpec
 from caelum.cloud.l2.api import L2NetworkInventory
 from caelum.cloud.l2.extension import L2BeforeDetach
 from caelum.cloud.l2.messages import GetL2, GetL2Hosts
@@ -29,7 +29,7 @@ from caelum.drivers.flat_network.messages import EnsureDhcpServer, RefreshL3
 from caelum.drivers.flat_network.networks import TYPE, Networks, holder
 from caelum.drivers.flat_network.removal import release_guests, remove_services, send
 from caelum.drivers.flat_network.tags import DHCP_SERVER
-from caelum.drivers.kvm.remote import on_host
+from caelum.drivers.kvm.remote import on_host, order
 from caelum.kernel.errors import CloudError, invalid
 from caelum.kernel.ids import is_uuid
 from caelum.kernel.node import Node
@@ -96,6 +96,11 @@ class FlatNetworkDriver(Service):
         await together(*(one(l3) for l3 in networks))
         return {l3.uuid for l3 in networks}
 
+    async def orders(self, guests: dict[str, list[Guest]]) -> list[HostOrder]:
+        """What a host does to serve guests, by L3 network."""
+        facts = [await self.networks.facts(l3) for l3 in await self.networks.served(guests)]
+        return [order(command) for one in facts for command in apply(one, guests[one.l3.uuid], rebuild=False)]
+
     async def _rebuild(self, host_uuid: str, l3_uuid: str) -> None:
         """Replace what a host serves on one network."""
         specs = (await self.node.bus.call(GetVmSpecs(host_uuid=host_uuid))).specs
@@ -160,6 +165,9 @@ class FlatVmResources(VmResourceProvider):
 
     async def prepare(self, spec: VmSpec, host_uuid: str) -> None:
         await self._flat.serve_guests(host_uuid, guests_by_network([spec]))
+
+    async def prepare_start(self, spec: VmSpec, host_uuid: str) -> Sequence[HostOrder]:  # noqa: ARG002
+        return await self._flat.orders(guests_by_network([spec]))
 
     async def release(self, spec: VmSpec, host_uuid: str) -> None:
         await self._release(guests_by_network([spec]), host_uuid)

@@ -297,7 +297,7 @@ class AgentClient:
             async with asyncio.timeout_at(_loop_time(deadline)):
                 await self._deliver(address, command, task_uuid, waiting, deadline)
                 answer = await self._await_answer(address, command, task_uuid, waiting, deadline)
-            self._promptness.learn(command.path, time.monotonic() - begun)
+            self._promptness.learn(_kind(command), time.monotonic() - begun)
             return answer
         except TimeoutError:
             self._errand(self._cancel(address, task_uuid))
@@ -319,7 +319,7 @@ class AgentClient:
         while not waiting.answer.done():
             if not self._member.acts:
                 await self._member.admit()
-            with self._promptness.waiting(address.host_uuid, command.path) as wait:
+            with self._promptness.waiting(address.host_uuid, _kind(command)) as wait:
                 headers = self._headers(task_uuid, deadline, wait)
                 try:
                     async with waiting.requesting():
@@ -422,6 +422,11 @@ class AgentClient:
             allow_redirects=False,
         ) as response:
             return response.status, await response.read()
+
+
+def _kind(command: Command[Any]) -> str:
+    """What commands take about the same time; of a series, its last command tells."""
+    return f"{command.path} {command.orders[-1].path}" if isinstance(command, protocol.Series) else command.path
 
 
 def _stopping() -> CloudError:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+import msgspec
+
 from caelum.agent import protocol as p
 from caelum.cloud.host.api import HostInventory
 from caelum.cloud.host.errors import (
@@ -25,6 +27,7 @@ from caelum.drivers.kvm import tags
 from caelum.drivers.kvm.agents import Agents
 from caelum.drivers.kvm.errors import wrap
 from caelum.drivers.kvm.program import AgentProgram, check_protocol
+from caelum.drivers.kvm.remote import order
 from caelum.drivers.kvm.settings import CACHE_MODE, CPU_MODE
 from caelum.drivers.kvm.translate import Choices, disk, nic, start_command
 from caelum.kernel.errors import OPERATION_ERROR, CloudError, ErrorType
@@ -72,10 +75,14 @@ class KvmDriver(HypervisorDriver):
     # --- virtual machines -------------------------------------------------------------------------------------------
 
     async def start_vm(self, host_uuid: str, spec: VmSpec) -> VmStarted:
-        """Define and start."""
+        """Define and start, after what comes before."""
         command = start_command(spec, await self._choices(spec.vm_uuid))
-        answer = await self._run(host_uuid, command, FAILED_TO_START_VM, f"start vm[uuid:{spec.vm_uuid}]")
-        return _started(answer)
+        what = f"start vm[uuid:{spec.vm_uuid}]"
+        if not spec.before:
+            return _started(await self._run(host_uuid, command, FAILED_TO_START_VM, what))
+        orders = [p.Order(path=one.path, body=one.body) for one in [*spec.before, order(command)]]
+        done = await self._run(host_uuid, p.Series(orders=orders), FAILED_TO_START_VM, what)
+        return _started(msgspec.convert(done.results[-1], p.StartVmAnswer))
 
     async def stop_vm(self, host_uuid: str, vm_uuid: str, kind: str, grace_seconds: float) -> None:
         """Stop, with or without asking."""

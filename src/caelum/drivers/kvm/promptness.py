@@ -19,7 +19,7 @@ _ENOUGH = 0.5
 
 
 class Promptness:
-    """Waits at most `seconds`; learns by path how often that is enough."""
+    """Waits at most `seconds`; learns by kind of command how often that is enough."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -28,9 +28,9 @@ class Promptness:
         self._in_all = 0
 
     @contextmanager
-    def waiting(self, host_uuid: str, path: str) -> Iterator[float]:
+    def waiting(self, host_uuid: str, kind: str) -> Iterator[float]:
         """Seconds to wait for a command's answer in the block; 0 for one that is better called back."""
-        usual = self._prompt.get(path, 1.0) >= _ENOUGH
+        usual = self._prompt.get(kind, 1.0) >= _ENOUGH
         if not usual or self._in_all >= _IN_ALL or self._to_host[host_uuid] >= _TO_A_HOST:
             yield 0.0
             return
@@ -40,10 +40,10 @@ class Promptness:
         finally:
             self._count(host_uuid, -1)
 
-    def learn(self, path: str, took: float) -> None:
-        """A command took so many seconds, however its answer came."""
-        former = self._prompt.get(path, 1.0)
-        self._prompt[path] = former + _WEIGHT * ((took <= self._seconds) - former)
+    def learn(self, kind: str, took: float) -> None:
+        """A command of a kind took so many seconds, however its answer came."""
+        former = self._prompt.get(kind, 1.0)
+        self._prompt[kind] = former + _WEIGHT * ((took <= self._seconds) - former)
 
     def _count(self, host_uuid: str, change: int) -> None:
         self._in_all += change

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from caelum.agent import protocol
+from caelum.cloud.host.spec import HostOrder
 from caelum.drivers.kvm.messages import CancelAgentCommand, RunAgentCommand
 from caelum.drivers.kvm.patience import patiently
 from caelum.kernel import context
@@ -54,6 +55,11 @@ async def all_on_host(
                 raise
             for command in commands:
                 await on_host(bus, host_uuid, command, timeout)
+
+
+def order(command: protocol.Command[Any]) -> HostOrder:
+    """A command as part of what a host does right before it starts a machine."""
+    return HostOrder(path=command.path, body=msgspec.to_builtins(command))
 
 
 def _is_unknown(error: CloudError, command: type[protocol.Command[Any]]) -> bool:

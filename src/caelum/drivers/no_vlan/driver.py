@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 
 from caelum.agent.protocol import CheckInterface, CreateBridge, DeleteBridge
+from caelum.cloud.host.spec import HostOrder
 from caelum.cloud.l2.api import L2NetworkInventory
 from caelum.cloud.l2.extension import L2Driver, short_name
-from caelum.drivers.kvm.remote import on_host
+from caelum.drivers.kvm.remote import on_host, order
 from caelum.drivers.no_vlan.settings import DEFAULT_MTU
 from caelum.kernel.errors import invalid
 from caelum.kernel.node import Node
@@ -51,9 +52,14 @@ class NoVlanDriver(L2Driver):
             await on_host(self._node.bus, host_uuid, CheckInterface(name=l2.physical_interface), timeout=TIMEOUT)
 
     async def realise(self, l2: L2NetworkInventory, bridge: str, host_uuid: str) -> None:
+        await on_host(self._node.bus, host_uuid, self._create(l2, bridge), timeout=TIMEOUT)
+
+    async def realise_with_start(self, l2: L2NetworkInventory, bridge: str, host_uuid: str) -> list[HostOrder]:  # noqa: ARG002
+        return [order(self._create(l2, bridge))]
+
+    def _create(self, l2: L2NetworkInventory, bridge: str) -> CreateBridge:
         uplink = None if self.private(l2) else l2.physical_interface
-        command = CreateBridge(l2_uuid=l2.uuid, bridge=bridge, interface=uplink, mtu=self.mtu(l2))
-        await on_host(self._node.bus, host_uuid, command, timeout=TIMEOUT)
+        return CreateBridge(l2_uuid=l2.uuid, bridge=bridge, interface=uplink, mtu=self.mtu(l2))
 
     async def remove(self, l2: L2NetworkInventory, bridge: str, host_uuid: str) -> None:
         await on_host(self._node.bus, host_uuid, DeleteBridge(l2_uuid=l2.uuid, bridge=bridge), timeout=TIMEOUT)

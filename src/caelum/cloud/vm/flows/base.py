@@ -8,8 +8,14 @@ import msgspec
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.host.events import HostStatusChanged
-from caelum.cloud.host.messages import AwaitHost, DestroyVmOnHost, GetVmStatesOnHost
-from caelum.cloud.host.spec import VmSpec
+from caelum.cloud.host.messages import (
+    AwaitHost,
+    DestroyVmOnHost,
+    GetVmStatesOnHost,
+    PrepareAndStartVmOnHost,
+    StartVmOnHost,
+)
+from caelum.cloud.host.spec import HostOrder, VmSpec
 from caelum.cloud.primary_storage.messages import CacheImage
 from caelum.cloud.vm.api import VmInstanceInventory
 from caelum.cloud.vm.extension import VmResourceProvider
@@ -17,7 +23,7 @@ from caelum.cloud.vm.messages import DestroyLeftover
 from caelum.cloud.vm.model import VmCdRomModel, VmInstanceModel, VmState
 from caelum.cloud.vm.specs import VmRecords, describe, read_vm, records_of
 from caelum.cloud.volume.messages import GetVolumes
-from caelum.kernel.errors import CloudError
+from caelum.kernel.errors import UNDELIVERABLE, CloudError
 from caelum.kernel.gc import gc_runner
 from caelum.kernel.node import Node
 from caelum.kernel.rows import read_rows, update_rows
@@ -85,6 +91,30 @@ async def prepare_on(node: Node, vm_uuid: str, host_uuid: str, records: VmRecord
     spec = await describe(node, records or await records_of(node, vm_uuid), realise_on=host_uuid)
     await node.extensions.each(VmResourceProvider, "prepare", spec, host_uuid)
     return spec
+
+
+async def plan_start(node: Node, vm_uuid: str, host_uuid: str, records: VmRecords | None = None) -> VmSpec:
+    """The same for a VM that is started next: what its host can do in one go with that is left to `start_on`."""
+    await node.bus.call(AwaitHost(host_uuid=host_uuid))
+    orders: list[HostOrder] = []
+    spec = await describe(node, records or await records_of(node, vm_uuid), realise_on=host_uuid, orders=orders)
+    for left in await node.extensions.each(VmResourceProvider, "prepare_start", spec, host_uuid):
+        orders += left
+    return msgspec.structs.replace(spec, before=orders)
+
+
+async def start_on(node: Node, host_uuid: str, planned: VmSpec) -> None:
+    """Start a VM as `plan_start` described it."""
+    if planned.before:
+        try:
+            await node.bus.call(PrepareAndStartVmOnHost(host_uuid=host_uuid, spec=planned))
+            return
+        except CloudError as error:
+            if error.kind is not UNDELIVERABLE:
+                raise
+        # The host's owner is a server of the version before, during an upgrade.
+        planned = await prepare_on(node, planned.vm_uuid, host_uuid)
+    await node.bus.call(StartVmOnHost(host_uuid=host_uuid, spec=planned))
 
 
 async def bring_isos(node: Node, vm_uuid: str, host_uuid: str) -> None:

@@ -13,14 +13,22 @@ import msgspec
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.allocator.messages import AllocateHost, DiskRequest, ReturnHost
-from caelum.cloud.host.messages import StartVmOnHost
 from caelum.cloud.host.spec import VmSpec, nic_name
 from caelum.cloud.l3.api import UsedIpInventory
 from caelum.cloud.l3.messages import AllocateIp, ReturnIp
 from caelum.cloud.ownership import own_all
 from caelum.cloud.primary_storage.messages import ReleaseStorage
 from caelum.cloud.vm.api import CreateVmInstance, VmInstanceInventory
-from caelum.cloud.vm.flows.base import LONG, VmContext, VmFlow, bring_isos, destroy_on_host, leave_host, prepare_on
+from caelum.cloud.vm.flows.base import (
+    LONG,
+    VmContext,
+    VmFlow,
+    bring_isos,
+    destroy_on_host,
+    leave_host,
+    plan_start,
+    start_on,
+)
 from caelum.cloud.vm.model import VM_STATES, VmCdRomModel, VmInstanceModel, VmNicModel, VmState
 from caelum.cloud.vm.records import (
     announce,
@@ -124,8 +132,8 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
         self._vm: VmInstanceModel | None = None
         """The VM's row as it began, with its NICs and drives as they are; None after a crash."""
         self._volumes: list[VolumeInventory] = []
-        self._prepared: VmSpec | None = None
-        """What the host is prepared for."""
+        self._planned: VmSpec | None = None
+        """What is to be started."""
 
     async def begin(self, tx: AsyncSession, ctx: CreateVmContext) -> None:
         vm = self._vm = _row(ctx, await internal_id(tx, ctx.vm_uuid))
@@ -186,7 +194,7 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
             return
         if any(ctx.isos):
             await bring_isos(run.node, ctx.vm_uuid, _host(ctx))
-        self._prepared = await prepare_on(run.node, ctx.vm_uuid, _host(ctx), await self._records(run))
+        self._planned = await plan_start(run.node, ctx.vm_uuid, _host(ctx), await self._records(run))
 
     async def _records(self, run: Run[CreateVmContext]) -> VmRecords | None:
         """What the VM's description is made of, unless it must be read."""
@@ -201,11 +209,11 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
         if run.ctx.starts:
             await leave_host(run.node, run.ctx.vm_uuid, _host(run.ctx))
 
-    @step(progress=95, skip=lambda ctx: not ctx.starts)
+    @step(retry=Retry(times=2), progress=95, skip=lambda ctx: not ctx.starts)
     async def start_on_host(self, run: Run[CreateVmContext]) -> None:
-        # After a crash the host is prepared again: it may have been restarted since.
-        spec = self._prepared or await prepare_on(run.node, run.ctx.vm_uuid, _host(run.ctx))
-        await run.bus.call(StartVmOnHost(host_uuid=_host(run.ctx), spec=spec))
+        # After a crash it is planned again: the host may have been restarted since.
+        planned = self._planned or await plan_start(run.node, run.ctx.vm_uuid, _host(run.ctx))
+        await start_on(run.node, _host(run.ctx), planned)
 
     @start_on_host.undo
     async def destroy_domain(self, run: Run[CreateVmContext]) -> None:

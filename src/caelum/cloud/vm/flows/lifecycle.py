@@ -15,7 +15,6 @@ from caelum.cloud.host.messages import (
     PauseVmOnHost,
     RebootVmOnHost,
     ResumeVmOnHost,
-    StartVmOnHost,
     StopVmOnHost,
 )
 from caelum.cloud.host.spec import VmSpec
@@ -29,7 +28,9 @@ from caelum.cloud.vm.flows.base import (
     bring_isos,
     destroy_on_host,
     leave_host,
+    plan_start,
     prepare_on,
+    start_on,
     state_on_host,
 )
 from caelum.cloud.vm.flows.create import allocate_address
@@ -71,8 +72,8 @@ class StartVmFlow(VmFlow[StartContext]):
         super().__init__(node)
         self._vm: VmInstanceModel | None = None
         """The VM as it began, for nobody else changes it now; None after a crash."""
-        self._prepared: VmSpec | None = None
-        """What the host is prepared for."""
+        self._planned: VmSpec | None = None
+        """What is to be started."""
 
     async def begin(self, tx: AsyncSession, ctx: StartContext) -> None:
         vm = await read_vm(tx, ctx.vm_uuid, lock=True)
@@ -156,7 +157,7 @@ class StartVmFlow(VmFlow[StartContext]):
 
     @step(progress=60)
     async def prepare_host(self, run: Run[StartContext]) -> None:
-        self._prepared = await prepare_on(run.node, run.ctx.vm_uuid, host_of(run.ctx))
+        self._planned = await plan_start(run.node, run.ctx.vm_uuid, host_of(run.ctx))
 
     @prepare_host.undo
     async def release_host(self, run: Run[StartContext]) -> None:
@@ -164,9 +165,9 @@ class StartVmFlow(VmFlow[StartContext]):
 
     @step(progress=95)
     async def start_on_host(self, run: Run[StartContext]) -> None:
-        # After a crash the host is prepared again: it may have been restarted since.
-        spec = self._prepared or await prepare_on(run.node, run.ctx.vm_uuid, host_of(run.ctx))
-        await run.bus.call(StartVmOnHost(host_uuid=host_of(run.ctx), spec=spec))
+        # After a crash it is planned again: the host may have been restarted since.
+        planned = self._planned or await plan_start(run.node, run.ctx.vm_uuid, host_of(run.ctx))
+        await start_on(run.node, host_of(run.ctx), planned)
 
     @start_on_host.undo
     async def destroy_domain(self, run: Run[StartContext]) -> None:

@@ -1,0 +1,92 @@
+"""What a host does right before it starts a VM travels with the start: the bridges of its networks, and services."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.service.vm_clouds import assert_nothing_wrong, guests
+
+from caelum.agent import protocol as p
+from caelum.cloud.host.api import ReconnectHost
+from caelum.cloud.host.errors import FAILED_TO_START_VM
+from caelum.cloud.host.messages import PrepareAndStartVmOnHost
+from caelum.cloud.vm.api import StartVmInstance, StopVmInstance
+from caelum.kernel.errors import UNDELIVERABLE, CloudError
+from caelum.testing.simcloud import SimulatedCloud, simulated_cloud
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[SimulatedCloud]:
+    async with simulated_cloud(tmp_path, hosts=1) as made:
+        yield made
+
+
+def came(world: SimulatedCloud, before: Counter[str]) -> Counter[str]:
+    return world.hosts[0].arrived - before
+
+
+async def test_a_start_and_what_comes_before_are_one_request(world: SimulatedCloud) -> None:
+    vm = await world.create_vm("first")
+    before = world.hosts[0].arrived.copy()
+    await world.create_vm("second")
+    created = came(world, before)
+    assert {path: created[path] for path in (p.Series.path, p.CreateBridge.path, p.StartVm.path)} == {
+        p.Series.path: 1, p.CreateBridge.path: 1, p.StartVm.path: 1,
+    }  # fmt: skip
+    await world.cloud.api(StopVmInstance(uuid=vm.uuid))
+    world.hosts[0].world.bridges.clear()
+    before = world.hosts[0].arrived.copy()
+    await world.cloud.api(StartVmInstance(uuid=vm.uuid))
+    assert came(world, before)[p.CreateBridge.path] == 1
+    assert world.hosts[0].world.bridges, "whatever became of it, the bridge is there when the VM starts"
+
+
+async def test_an_agent_that_takes_no_series_is_told_one_by_one(world: SimulatedCloud) -> None:
+    world.hosts[0].protocol = 2
+    await world.cloud.api(ReconnectHost(uuid=world.hosts[0].uuid))
+    before = world.hosts[0].arrived.copy()
+    vm = await world.create_vm("vm")
+    assert vm.state == "Running"
+    assert came(world, before)[p.Series.path] == 0
+    assert came(world, before)[p.CreateBridge.path] == 1
+
+
+async def test_an_order_that_fails_fails_the_start_and_nothing_stays(world: SimulatedCloud) -> None:
+    world.hosts.fault("error", p.CreateBridge.path, code=p.NETWORK)
+    with pytest.raises(CloudError) as failed:
+        await world.create_vm("vm")
+    chain = [failed.value]
+    while chain[-1].cause is not None:
+        chain.append(chain[-1].cause)
+    assert FAILED_TO_START_VM.code in [one.code for one in chain]
+    assert p.NETWORK in [one.code for one in chain]
+    world.hosts.heal()
+    assert guests(world) == {}
+    await assert_nothing_wrong(world)
+
+
+async def test_an_order_that_fails_for_the_moment_is_repeated(world: SimulatedCloud) -> None:
+    world.hosts.fault("error", p.CreateBridge.path, code=p.NETWORK, transient=True, count=1)
+    assert (await world.create_vm("vm")).state == "Running"
+
+
+async def test_an_owner_of_the_version_before_is_asked_step_by_step(
+    world: SimulatedCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus, before = world.cloud.node.bus, world.hosts[0].arrived.copy()
+    call = bus.call
+
+    async def older(msg: Any, timeout: float | None = None) -> Any:
+        if isinstance(msg, PrepareAndStartVmOnHost):
+            raise CloudError(UNDELIVERABLE, "no message is called so", message=msg.__meta__.name)
+        return await call(msg, timeout)
+
+    monkeypatch.setattr(bus, "call", older)
+    vm = await world.create_vm("vm")
+    assert vm.state == "Running"
+    assert came(world, before)[p.CreateBridge.path] == 1
+    assert came(world, before)[p.StartVm.path] == 1
