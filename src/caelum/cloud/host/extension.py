@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
 from caelum.cloud.host.api import HostInventory
 from caelum.cloud.host.messages import HostContents
-from caelum.cloud.host.spec import ConsoleTarget, NicSpec, VmSpec, VmStarted, VolumeSpec
+from caelum.cloud.host.spec import ConsoleTarget, HostOrder, NicSpec, VmSpec, VmStarted, VolumeSpec
 from caelum.kernel.errors import CloudError
 from caelum.kernel.extension import ExtensionPoint
 from caelum.kernel.tag import SystemTag
@@ -88,8 +88,8 @@ class HypervisorDriver(ABC):
         """Let a paused machine go on."""
 
     @abstractmethod
-    async def destroy_vm(self, host_uuid: str, vm_uuid: str) -> None:
-        """Pull the plug and forget the machine."""
+    async def destroy_vm(self, host_uuid: str, vm_uuid: str, after: Sequence[HostOrder] = ()) -> None:
+        """Pull the plug and forget the machine; then carry out the orders that come after."""
 
     @abstractmethod
     async def vm_states(self, host_uuid: str, vm_uuids: list[str] | None) -> dict[str, str]:

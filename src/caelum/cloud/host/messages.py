@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from caelum.cloud.host.api import HostInventory
-from caelum.cloud.host.spec import ConsoleTarget, NicSpec, VmSpec, VmStarted, VolumeSpec
+from caelum.cloud.host.spec import ConsoleTarget, HostOrder, NicSpec, VmSpec, VmStarted, VolumeSpec
 from caelum.kernel.message import Message, message
 
 
@@ -95,6 +95,15 @@ class DestroyVmOnHost(Message[None], kw_only=True):
 
     host_uuid: str
     vm_uuid: str
+
+
+@message(route_by="host_uuid")
+class DestroyAndReleaseVmOnHost(Message[None], kw_only=True):
+    """The same, and then have the host carry out orders, in one go."""
+
+    host_uuid: str
+    vm_uuid: str
+    orders: list[HostOrder]
 
 
 class VmStatesReply(msgspec.Struct, rename="camel", kw_only=True):

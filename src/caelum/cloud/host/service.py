@@ -302,6 +302,11 @@ class HostService(Service):
         """Destroy a machine."""
         await (await self._driver(msg.host_uuid)).destroy_vm(msg.host_uuid, msg.vm_uuid)
 
+    @handles(m.DestroyAndReleaseVmOnHost, queue=_OPERATIONS, level=SYNC_LEVEL)
+    async def destroy_and_release_vm(self, msg: m.DestroyAndReleaseVmOnHost) -> None:
+        """Destroy a machine and what it had."""
+        await (await self._driver(msg.host_uuid)).destroy_vm(msg.host_uuid, msg.vm_uuid, msg.orders)
+
     @handles(m.GetVmStatesOnHost)
     async def vm_states(self, msg: m.GetVmStatesOnHost) -> m.VmStatesReply:
         """States of machines."""

@@ -26,6 +26,10 @@ class VmResourceProvider(ExtensionPoint):
         """After the VM has stopped, moved away, or failed to start. Work that a host cannot do now goes to the
         garbage collector: a release does not fail because a host is away."""
 
+    async def release_orders(self, spec: VmSpec, host_uuid: str) -> Sequence[HostOrder] | None:  # noqa: ARG002
+        """What `release` would have the host do, so that the VM's destruction there does it; None: call `release`."""
+        return None
+
     async def prepare_nic(self, spec: VmSpec, nic: NicSpec, host_uuid: str) -> None:
         """Before a NIC is attached to the running VM. `nic` may not be in `spec` yet."""
 

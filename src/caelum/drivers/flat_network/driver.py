@@ -24,7 +24,17 @@ from caelum.cloud.network_service.extension import NetworkServiceDriver
 from caelum.cloud.vm.extension import VmResourceProvider
 from caelum.cloud.vm.messages import GetVmSpecs, ListVms
 from caelum.drivers.flat_network.api import DhcpIpReply, GetL3NetworkDhcpIpAddress
-from caelum.drivers.flat_network.commands import DHCP, SERVICES, SNAT, USERDATA, Guest, apply, guests_by_network, remove
+from caelum.drivers.flat_network.commands import (
+    DHCP,
+    SERVICES,
+    SNAT,
+    USERDATA,
+    Guest,
+    apply,
+    guests_by_network,
+    release,
+    remove,
+)
 from caelum.drivers.flat_network.messages import EnsureDhcpServer, RefreshL3
 from caelum.drivers.flat_network.networks import TYPE, Networks, holder
 from caelum.drivers.flat_network.removal import release_guests, remove_services, send
@@ -171,6 +181,11 @@ class FlatVmResources(VmResourceProvider):
 
     async def release(self, spec: VmSpec, host_uuid: str) -> None:
         await self._release(guests_by_network([spec]), host_uuid)
+
+    async def release_orders(self, spec: VmSpec, host_uuid: str) -> Sequence[HostOrder]:  # noqa: ARG002
+        guests = guests_by_network([spec])
+        networks = await self._flat.networks.served(guests)
+        return [order(command) for l3 in networks for command in release(l3.uuid, guests[l3.uuid])]
 
     async def prepare_nic(self, spec: VmSpec, nic: NicSpec, host_uuid: str) -> None:
         await self._flat.serve_guests(host_uuid, _alone(spec, nic))

@@ -6,7 +6,7 @@ not reached is HOST.1010 and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -22,7 +22,7 @@ from caelum.cloud.host.errors import (
 )
 from caelum.cloud.host.extension import HostConnection, HostDisconnected, HostPing, HypervisorDriver
 from caelum.cloud.host.messages import HostContents
-from caelum.cloud.host.spec import ConsoleTarget, NicSpec, VmSpec, VmStarted, VolumeSpec
+from caelum.cloud.host.spec import ConsoleTarget, HostOrder, NicSpec, VmSpec, VmStarted, VolumeSpec
 from caelum.drivers.kvm import tags
 from caelum.drivers.kvm.agents import Agents
 from caelum.drivers.kvm.errors import wrap
@@ -80,8 +80,8 @@ class KvmDriver(HypervisorDriver):
         what = f"start vm[uuid:{spec.vm_uuid}]"
         if not spec.before:
             return _started(await self._run(host_uuid, command, FAILED_TO_START_VM, what))
-        orders = [p.Order(path=one.path, body=one.body) for one in [*spec.before, order(command)]]
-        done = await self._run(host_uuid, p.Series(orders=orders), FAILED_TO_START_VM, what)
+        series = _series(*spec.before, order(command))
+        done = await self._run(host_uuid, series, FAILED_TO_START_VM, what)
         return _started(msgspec.convert(done.results[-1], p.StartVmAnswer))
 
     async def stop_vm(self, host_uuid: str, vm_uuid: str, kind: str, grace_seconds: float) -> None:
@@ -103,9 +103,13 @@ class KvmDriver(HypervisorDriver):
         """Let them run again."""
         await self._run(host_uuid, p.ResumeVm(vm_uuid=vm_uuid), OPERATION_ERROR, f"resume vm[uuid:{vm_uuid}]", _QUICK)
 
-    async def destroy_vm(self, host_uuid: str, vm_uuid: str) -> None:
-        """Pull the plug and undefine."""
-        await self._run(host_uuid, p.DestroyVm(vm_uuid=vm_uuid), FAILED_TO_DESTROY_VM, f"destroy vm[uuid:{vm_uuid}]")
+    async def destroy_vm(self, host_uuid: str, vm_uuid: str, after: Sequence[HostOrder] = ()) -> None:
+        """Pull the plug and undefine; then what comes after."""
+        command, what = p.DestroyVm(vm_uuid=vm_uuid), f"destroy vm[uuid:{vm_uuid}]"
+        if after:
+            await self._run(host_uuid, _series(order(command), *after), FAILED_TO_DESTROY_VM, what)
+        else:
+            await self._run(host_uuid, command, FAILED_TO_DESTROY_VM, what)
 
     async def vm_states(self, host_uuid: str, vm_uuids: list[str] | None) -> dict[str, str]:
         """Ask libvirt."""
@@ -216,6 +220,10 @@ def _connection(answer: p.ConnectHostAnswer) -> HostConnection:
             (tags.HVM_CPU_FLAG, {"flag": facts.hypervisor}),
         ],
     )
+
+
+def _series(*orders: HostOrder) -> p.Series:
+    return p.Series(orders=[p.Order(path=one.path, body=one.body) for one in orders])
 
 
 def _started(answer: p.StartVmAnswer) -> VmStarted:

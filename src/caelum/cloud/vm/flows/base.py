@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Generic, TypeVar
 
 import msgspec
@@ -10,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from caelum.cloud.host.events import HostStatusChanged
 from caelum.cloud.host.messages import (
     AwaitHost,
+    DestroyAndReleaseVmOnHost,
     DestroyVmOnHost,
     GetVmStatesOnHost,
     PrepareAndStartVmOnHost,
@@ -29,6 +31,8 @@ from caelum.kernel.node import Node
 from caelum.kernel.rows import read_rows, update_rows
 from caelum.kernel.views import view
 from caelum.kernel.workflow import Workflow
+
+log = logging.getLogger(__name__)
 
 DESTROY_LATER = "vm.destroy-on-host"
 GC_INTERVAL = 10
@@ -172,6 +176,25 @@ async def destroy_on_host(node: Node, vm_uuid: str, host_uuid: str) -> None:
     except CloudError:
         async with node.db.transaction() as tx:
             await destroy_later(node, tx, vm_uuid, host_uuid)
+
+
+async def destroy_and_release(node: Node, vm_uuid: str, host_uuid: str, records: VmRecords) -> bool:
+    """Remove the machine from its host and take back what `prepare_on` made, in one go. False when that did not
+    succeed, or a provider has more to do: then `destroy_on_host` and `release_from` do it, which may be done twice.
+    """
+    try:
+        await node.bus.call(AwaitHost(host_uuid=host_uuid))
+        spec = await describe(node, records)
+        orders: list[HostOrder] = []
+        for left in await node.extensions.each(VmResourceProvider, "release_orders", spec, host_uuid):
+            if left is None:
+                return False
+            orders += left
+        await node.bus.call(DestroyAndReleaseVmOnHost(host_uuid=host_uuid, vm_uuid=vm_uuid, orders=orders))
+    except CloudError as error:
+        log.info("VM %s does not leave host %s in one go: %s", vm_uuid, host_uuid, error)
+        return False
+    return True
 
 
 async def destroy_later(node: Node, tx: AsyncSession, vm_uuid: str, host_uuid: str) -> None:

@@ -11,10 +11,18 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from caelum.cloud.allocator.messages import ReturnHost
 from caelum.cloud.l3.messages import ReturnIp
 from caelum.cloud.vm.api import DESTROY_FAILED, VmInstanceInventory
-from caelum.cloud.vm.flows.base import LONG, VmContext, VmFlow, VmWork, destroy_on_host, release_from
+from caelum.cloud.vm.flows.base import (
+    LONG,
+    VmContext,
+    VmFlow,
+    VmWork,
+    destroy_and_release,
+    destroy_on_host,
+    release_from,
+)
 from caelum.cloud.vm.model import VmInstanceModel, VmNicModel, VmState
 from caelum.cloud.vm.records import forget_vm, give_running_quota, move, require_state
-from caelum.cloud.vm.specs import read_vm, records_of
+from caelum.cloud.vm.specs import VmRecords, read_vm, records_of
 from caelum.cloud.volume.messages import (
     DeleteVolume,
     ExpungeVolume,
@@ -48,6 +56,8 @@ class DestroyVmFlow(VmWork[DestroyContext, None]):
         super().__init__(node)
         self._vm: VmInstanceModel | None = None
         """The VM as it was at the beginning, for nobody else changes it now; None after a crash."""
+        self._left = False
+        """Whether nothing of it is on its host any more."""
 
     async def begin(self, tx: AsyncSession, ctx: DestroyContext) -> None:
         vm = await read_vm(tx, ctx.vm_uuid, lock=True)
@@ -56,16 +66,21 @@ class DestroyVmFlow(VmWork[DestroyContext, None]):
 
     @step(progress=30, no_undo="the machine is gone, or the garbage collector will see to it")
     async def destroy_domain(self, run: Run[DestroyContext]) -> None:
-        if run.ctx.host_uuid is not None:
-            await destroy_on_host(run.node, run.ctx.vm_uuid, run.ctx.host_uuid)
+        vm_uuid, host_uuid = run.ctx.vm_uuid, run.ctx.host_uuid
+        if host_uuid is None:
+            return
+        self._left = await destroy_and_release(run.node, vm_uuid, host_uuid, await self._records(run))
+        if not self._left:
+            await destroy_on_host(run.node, vm_uuid, host_uuid)
+
+    async def _records(self, run: Run[DestroyContext]) -> VmRecords:
+        return await records_of(run.node, self._vm or run.ctx.vm_uuid)
 
     @step(progress=50, no_undo="a destroyed VM needs nothing on a host")
     async def release_host(self, run: Run[DestroyContext]) -> None:
         """What it had on its host, and its room there."""
-        if run.ctx.host_uuid is not None:
-            await release_from(
-                run.node, run.ctx.vm_uuid, run.ctx.host_uuid, await records_of(run.node, self._vm or run.ctx.vm_uuid)
-            )
+        if run.ctx.host_uuid is not None and not self._left:
+            await release_from(run.node, run.ctx.vm_uuid, run.ctx.host_uuid, await self._records(run))
         await run.bus.call(ReturnHost(vm_uuid=run.ctx.vm_uuid))
 
     @step(progress=60, no_undo="a recovered VM gets addresses at its next start")

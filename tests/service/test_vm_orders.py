@@ -1,4 +1,4 @@
-"""What a host does right before it starts a VM travels with the start: the bridges of its networks, and services."""
+"""What a host does for a VM right before its start and after its end travels with that: bridges, services."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.service.vm_clouds import assert_nothing_wrong, guests
 from caelum.agent import protocol as p
 from caelum.cloud.host.api import ReconnectHost
 from caelum.cloud.host.errors import FAILED_TO_START_VM
-from caelum.cloud.host.messages import PrepareAndStartVmOnHost
-from caelum.cloud.vm.api import StartVmInstance, StopVmInstance
+from caelum.cloud.host.messages import DestroyAndReleaseVmOnHost, PrepareAndStartVmOnHost
+from caelum.cloud.vm.api import DestroyVmInstance, StartVmInstance, StopVmInstance
 from caelum.kernel.errors import UNDELIVERABLE, CloudError
 from caelum.testing.simcloud import SimulatedCloud, simulated_cloud
 
@@ -90,3 +90,68 @@ async def test_an_owner_of_the_version_before_is_asked_step_by_step(
     assert vm.state == "Running"
     assert came(world, before)[p.CreateBridge.path] == 1
     assert came(world, before)[p.StartVm.path] == 1
+
+
+# --- destruction ------------------------------------------------------------------------------------------------------
+
+RELEASES = (p.ReleaseDhcp.path, p.ReleaseMetadata.path)
+
+
+def leases(world: SimulatedCloud) -> list[Any]:
+    return [one for served in world.hosts[0].world.leases.values() for one in served]
+
+
+async def test_a_destruction_and_what_comes_after_are_one_request(world: SimulatedCloud) -> None:
+    vm = await world.create_vm("vm")
+    assert leases(world)
+    before = world.hosts[0].arrived.copy()
+    await world.cloud.api(DestroyVmInstance(uuid=vm.uuid))
+    gone = came(world, before)
+    assert {path: gone[path] for path in (p.Series.path, p.DestroyVm.path, *RELEASES)} == {
+        p.Series.path: 1, p.DestroyVm.path: 1, **dict.fromkeys(RELEASES, 1),
+    }  # fmt: skip
+    assert (leases(world), guests(world)) == ([], {})
+    await assert_nothing_wrong(world)
+
+
+@pytest.mark.parametrize("path", [p.DestroyVm.path, p.ReleaseDhcp.path])
+async def test_a_destruction_of_which_a_part_fails_is_finished_later(world: SimulatedCloud, path: str) -> None:
+    vm = await world.create_vm("vm")
+    world.hosts.fault("error", path, code=p.LIBVIRT)
+    await world.cloud.api(DestroyVmInstance(uuid=vm.uuid))
+    assert len(await world.cloud.node.gc.open_jobs()) == 1
+    world.hosts.heal()
+    await world.cloud.node.gc.trigger_all()
+
+    async def done() -> bool:
+        return not await world.cloud.node.gc.open_jobs()
+
+    await world.cloud.until(done)
+    assert (leases(world), guests(world)) == ([], {})
+    await assert_nothing_wrong(world)
+
+
+@pytest.mark.parametrize("path", [p.DestroyVm.path, p.ReleaseDhcp.path])
+async def test_a_destruction_that_fails_for_a_moment_is_done_at_once(world: SimulatedCloud, path: str) -> None:
+    vm = await world.create_vm("vm")
+    world.hosts.fault("error", path, code=p.LIBVIRT, count=1)
+    await world.cloud.api(DestroyVmInstance(uuid=vm.uuid))
+    assert await world.cloud.node.gc.open_jobs() == []
+    assert (leases(world), guests(world)) == ([], {})
+
+
+async def test_an_owner_of_the_version_before_destroys_step_by_step(
+    world: SimulatedCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = await world.create_vm("vm")
+    bus = world.cloud.node.bus
+    call = bus.call
+
+    async def older(msg: Any, timeout: float | None = None) -> Any:
+        if isinstance(msg, DestroyAndReleaseVmOnHost):
+            raise CloudError(UNDELIVERABLE, "no message is called so", message=msg.__meta__.name)
+        return await call(msg, timeout)
+
+    monkeypatch.setattr(bus, "call", older)
+    await world.cloud.api(DestroyVmInstance(uuid=vm.uuid))
+    assert (leases(world), guests(world)) == ([], {})
