@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -203,3 +204,22 @@ def test_whoever_names_one_row_is_asked_nothing(tables: Connection) -> None:
     query = _query(QueryCondition("uuid", "=", "vm0"), _STOPPED, _OF_ADDRESS, actor=SYSTEM)
     assert query.plan.ask is None
     assert "uuid=?" in _plan(tables, _MANY, query)[0]
+
+
+def test_how_much_conditions_leave_is_remembered_by_their_values_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(query_compile, "_MOST_KNOWN", 2)
+    monkeypatch.setattr(query_compile, "_plans", {})
+    running, stopped, addresses = _query(_RUNNING), _query(_STOPPED), _query(_OF_ADDRESSES)
+    assert running.plan is stopped.plan
+    running.plan.learn(running.values, _MANY)
+    assert running.plan.known(running.values) == _MANY
+    assert running.plan.known(stopped.values) is None
+    addresses.plan.learn(addresses.values, _RARE)
+    assert addresses.plan.known(addresses.values) == _RARE
+    now = 31.0
+    assert running.plan.known(running.values) is None
+    for number in range(3):
+        running.plan.learn({"value0": number}, _RARE)
+    assert [running.plan.known({"value0": number}) for number in range(3)] == [None, _RARE, _RARE]

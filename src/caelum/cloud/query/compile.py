@@ -6,11 +6,12 @@ Statements hold no values, and are built once for all queries that differ in not
 
 A condition that an index answers (a state, a network, the address of a NIC) may leave few rows or nearly all. So it is
 asked first which one leaves few, and only that one's index is used. Where all leave many, they are checked while going
-through in the wanted order, which finds a page sooner than sorting them.
+through in the wanted order, which finds a page sooner than sorting them. The answer is remembered for the pages after.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
@@ -43,6 +44,7 @@ from caelum.cloud.query.visibility import ACCOUNT, has_few, is_few, leads_to_few
 from caelum.kernel.context import Actor
 from caelum.kernel.errors import invalid
 from caelum.kernel.message import ApiQuery, Inventory, QueryCondition, reply_type
+from caelum.kernel.prepared import Prepared
 
 MAX_CONDITIONS = 100
 MAX_JOIN_DEPTH = 4
@@ -55,6 +57,10 @@ _LIMIT = bindparam("limit", type_=Integer(), required=True)
 _LOOKS_UP = ("=", "in")
 """What an index answers by looking values up."""
 _MOST_PLANS = 1_000
+_FRESH = 30.0
+"""Seconds for which it is taken for true what a plan's `ask` was answered."""
+_MOST_KNOWN = 64
+"""Such answers of one plan."""
 _plans: dict[Any, Plan] = {}
 
 
@@ -121,6 +127,8 @@ class Plan:
         """Asks whether the account sees few, and which condition leaves few; None: that would not help."""
         self.sheet = sheet(target.model, fields)
         self._statements: dict[tuple[str, Found], Select[Any]] = {}
+        self._prepared: dict[Select[Any], Prepared] = {}
+        self._known: dict[Any, tuple[float, Found]] = {}
 
     def _asked(self) -> Select[Any] | None:
         numbered = [(one.few, number) for number, one in enumerate(self._where.doubtful)]
@@ -143,6 +151,24 @@ class Plan:
             self._statements[what, found] = make(*self._conditions(found))
         return self._statements[what, found]
 
+    def known(self, values: dict[str, Any]) -> Found | None:
+        """What was lately known of a query with these values."""
+        at, found = self._known.get(_key(values), (-_FRESH, None))
+        return found if time.monotonic() - at < _FRESH else None
+
+    def learn(self, values: dict[str, Any], found: Found) -> None:
+        """Know this for a while: when it is true no more, a page takes longer, and is the same."""
+        self._known.pop(key := _key(values), None)
+        self._known[key] = time.monotonic(), found
+        if len(self._known) > _MOST_KNOWN:
+            del self._known[next(iter(self._known))]
+
+    def prepared(self, statement: Select[Any]) -> Prepared:
+        """One of this plan's statements, prepared for the driver; for those that do not select entities."""
+        if statement not in self._prepared:
+            self._prepared[statement] = Prepared(statement)
+        return self._prepared[statement]
+
     def _page(self, *conditions: ColumnElement[bool]) -> Select[Any]:
         model, mapper = self.target.model, inspect(self.target.model)
         if self.sheet is not None:
@@ -160,6 +186,10 @@ class Plan:
         if found.few and self._seen is not None:
             return [self.target.model.uuid.in_(self._seen), *where]
         return [*where, self._visible]
+
+
+def _key(values: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(tuple(one) if isinstance(one, list) else one for one in values.values())
 
 
 class Query(NamedTuple):
