@@ -126,6 +126,14 @@ def test_a_page_in_the_order_of_names_is_not_sorted(tables: Connection) -> None:
     assert _plan(tables, _MANY, _query(actor=SYSTEM)) == ["SCAN vm_instance USING INDEX ix_vm_instance_name"]
 
 
+def test_the_index_of_who_owns_what_tells_whose_a_row_is(tables: Connection) -> None:
+    plan = _plan(tables, _MANY, _query(_OF_NETWORK))
+    owners = [step for step in plan if "account_resource_ref" in step]
+    assert len(owners) == 2, plan
+    assert all("COVERING INDEX ix_account_resource_ref_account (account_uuid=? AND resource_type=? AND" in step
+               for step in owners), owners  # fmt: skip
+
+
 @pytest.mark.parametrize(("field", "nulls"), [("name", ""), ("hostUuid", " NULLS FIRST")])
 def test_only_what_may_be_null_is_told_where_to_have_it(field: str, nulls: str) -> None:
     query = compile_query(QueryVmInstance(sort_by=field), SYSTEM)
