@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import typing
-from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
@@ -35,13 +34,11 @@ _LEAVES = frozenset({str, int, float, bool, type(None), datetime})
 
 def with_schema(meta: ApiMeta, body: Body) -> Body:
     """The body with the Java class of each object in it by its path, which typed clients decode by."""
-    return {**body, "schema": dict(_body_classes(meta, body))}
-
-
-def _body_classes(meta: ApiMeta, body: Body) -> Iterator[tuple[str, str]]:
+    found: dict[str, str] = {}
     for key, hint in body_types(meta).items():
         if key in body:
-            yield from _classes(key, hint, body[key])
+            _classes(found, key, hint, body[key])
+    return {**body, "schema": found}
 
 
 def body_types(meta: ApiMeta) -> dict[str, Any]:
@@ -57,27 +54,39 @@ def body_types(meta: ApiMeta) -> dict[str, Any]:
     return {field.encode_name: hints[field.name] for field in msgspec.structs.fields(reply)}
 
 
-def _classes(path: str, hint: Any, value: Any) -> Iterator[tuple[str, str]]:
+def _classes(found: dict[str, str], path: str, hint: Any, value: Any) -> None:
+    """Note the class of each object in a value of this type."""
+    origin, inner = _kind(hint)
+    if origin is list and isinstance(value, list):
+        for index, one in enumerate(value):
+            _classes(found, f"{path}[{index}]", inner, one)
+    elif origin is dict and isinstance(value, dict):
+        for name, one in value.items():
+            _classes(found, f"{path}.{name}", inner, one)
+    elif origin is msgspec.Struct and isinstance(value, dict):
+        _struct_classes(found, path, inner, value)
+
+
+@functools.cache
+def _kind(hint: Any) -> tuple[Any, Any]:
+    """What holds objects: a list or dictionary, with the type of what is in it, or a struct itself; else None."""
     kind = plain(hint)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if isinstance(value, list) and origin is list:
-        for index, one in enumerate(value):
-            yield from _classes(f"{path}[{index}]", arguments[0], one)
-    elif isinstance(value, dict) and origin is dict:
-        for name, one in value.items():
-            yield from _classes(f"{path}.{name}", arguments[1], one)
-    elif isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        yield from _struct_classes(path, kind, value)
+    if origin in (list, dict):
+        return origin, arguments[-1]
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        return msgspec.Struct, kind
+    return None, None
 
 
-def _struct_classes(path: str, cls: type[msgspec.Struct], value: Body) -> Iterator[tuple[str, str]]:
+def _struct_classes(found: dict[str, str], path: str, cls: type[msgspec.Struct], value: Body) -> None:
     cls = _concrete(cls, value)
     if java := java_class(cls):
-        yield path, java
+        found[path] = java
     for wire, hint in _nested_fields(cls):
         inner = value.get(wire)
-        if isinstance(inner, dict | list):
-            yield from _classes(f"{path}.{wire}", hint, inner)
+        if inner and isinstance(inner, dict | list):
+            _classes(found, f"{path}.{wire}", hint, inner)
 
 
 @functools.cache

@@ -27,7 +27,6 @@ from sqlalchemy import (
     ColumnElement,
     CursorResult,
     DateTime,
-    Executable,
     Integer,
     MetaData,
     String,
@@ -517,11 +516,6 @@ def refuse_in_transaction(what: str) -> None:
 def on_sqlite(session: AsyncSession) -> bool:
     """Whether a session is one of SQLite, whose single writer needs no locks."""
     return isinstance(session, sqlite.KeptSession)
-
-
-async def execute(session: AsyncSession, statement: Executable, values: dict[str, Any]) -> CursorResult[Any]:
-    """Run a statement on the session's connection, past the mapper. What only the session knows is not flushed."""
-    return await session.run_sync(lambda plain: plain.connection().execute(statement, values))
 
 
 async def update_where(

@@ -20,7 +20,7 @@ from __future__ import annotations
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 import msgspec
@@ -130,7 +130,7 @@ class ApiQuery(ApiMessage[R], Generic[R], kw_only=True):
 class QueryReply(Reply):
     """What a query answers: plain dictionaries when `fields` was given, and `total` when asked for."""
 
-    inventories: list[Any] | None = None
+    inventories: Sequence[Any] | None = None
     total: int | None = None
 
 

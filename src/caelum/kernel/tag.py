@@ -41,7 +41,11 @@ class SystemTagModel(Resource):
     __tablename__ = "system_tag"
     __steady__ = True
     __vo__ = "SystemTagVO"
-    __table_args__ = (Index("ix_system_tag_resource", "resource_uuid"),)
+    # By hash on PostgreSQL, whose other indexes refuse long texts.
+    __table_args__ = (
+        Index("ix_system_tag_resource", "resource_uuid"),
+        Index("ix_system_tag_tag", "tag", postgresql_using="hash"),
+    )
 
     resource_uuid: Mapped[str] = mapped_column(String(32))
     resource_type: Mapped[str] = mapped_column(String(64))
@@ -64,7 +68,11 @@ class UserTagModel(Resource):
 
     __tablename__ = "user_tag"
     __vo__ = "UserTagVO"
-    __table_args__ = (Index("ix_user_tag_resource", "resource_uuid"), Index("ix_user_tag_pattern", "tag_pattern_uuid"))
+    __table_args__ = (
+        Index("ix_user_tag_resource", "resource_uuid"),
+        Index("ix_user_tag_pattern", "tag_pattern_uuid"),
+        Index("ix_user_tag_tag", "tag", postgresql_using="hash"),
+    )
 
     resource_uuid: Mapped[str] = mapped_column(String(32))
     resource_type: Mapped[str] = mapped_column(String(64))

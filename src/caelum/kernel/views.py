@@ -8,8 +8,10 @@ original's text in UTC.
 from __future__ import annotations
 
 import enum
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any, NamedTuple, get_args
 
@@ -25,6 +27,14 @@ _PLAIN = frozenset({str, int, float, bool, type(None), msgspec.Raw})
 _Plan = tuple[type[Inventory], tuple[str, ...], tuple[str, ...], bool]
 _plans: dict[type, _Plan] = {}
 _forms: dict[type, _Form] = {}
+
+
+class Shown(ABC):
+    """What makes its own wire form, without inventories in between."""
+
+    @abstractmethod
+    def wire(self) -> Any:
+        """Dictionaries, lists and scalars with wire names, as `to_builtins` makes of inventories."""
 
 
 def view(row: Any) -> Any:
@@ -75,6 +85,7 @@ def _inventory_of(model: type[Row]) -> type[Inventory]:
     return next(one for one in inventories() if inventory_meta(one).vo == model.__vo__)
 
 
+@lru_cache(maxsize=8192)
 def format_time(moment: datetime) -> str:
     """`Nov 22, 2026 7:15:56 PM`: the original's form, whatever the process's locale is."""
     if moment.tzinfo is not None:
@@ -164,6 +175,8 @@ def _converter(kind: type) -> Callable[[Any], Any]:
         convert: Callable[[Any], Any] = _struct
     elif issubclass(kind, Row):
         convert = _row
+    elif issubclass(kind, Shown):
+        convert = kind.wire
     elif issubclass(kind, enum.Enum):
         convert = _enum
     elif issubclass(kind, Mapping):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ from caelum.cloud.volume.model import VolumeModel
 from caelum.kernel.context import SYSTEM, Actor
 from caelum.kernel.database import Base, Resource
 from caelum.kernel.message import ApiQuery, QueryCondition
+from caelum.kernel.tag import MASK, SystemTagModel, UserTagModel
 
 _TENANT = Actor("a" * 32, "u" * 32)
 _OF_NETWORK = QueryCondition("vmNics.l3NetworkUuid", "=", "n" * 32)
@@ -30,14 +32,20 @@ _ON_HOST = QueryCondition("hostUuid", "=", "h1")
 _OF_ADDRESS = QueryCondition("vmNics.ip", "=", "10.0.0.1")
 _OF_ADDRESSES = QueryCondition("vmNics.ip", "in", "10.0.0.1,10.0.0.2")
 _OF_VM = QueryCondition("vmInstance.uuid", "=", "vm1")
+_OF_NIC = QueryCondition("vmInstance.vmNics.ip", "=", "10.0.0.1")
+_TAGGED = QueryCondition("__systemTag__", "=", "tag::1")
 _MANY, _RARE = Found(few=False, rare=None), Found(few=False, rare=0)
 
 
 @pytest.fixture(scope="module")
 def tables() -> Iterator[Connection]:
-    """Six machines, of which five run, on two hosts, with a NIC and two volumes each, all owned by one account."""
+    """Six machines, of which five run, on two hosts, with a NIC, two volumes and two tags each, all owned by one
+    account."""
     builtin.import_declarations()
-    models = (VmInstanceModel, VmNicModel, VolumeModel, AccountResourceRefModel, SharedResourceModel)
+    models = (
+        VmInstanceModel, VmNicModel, VolumeModel, SystemTagModel, UserTagModel, AccountResourceRefModel,
+        SharedResourceModel,
+    )  # fmt: skip
     engine = create_engine("sqlite://")
     with engine.connect() as connection:
         Base.metadata.create_all(connection, [cast("Table", model.__table__) for model in models])
@@ -57,8 +65,12 @@ def _machine(number: int) -> list[Resource | AccountResourceRefModel]:
     volumes = [VolumeModel(uuid=f"volume{number}-{n}", name=name, type="Data", size=1) for n in range(2)]
     for volume in volumes:
         volume.vm_instance_uuid = name
+    tags = [
+        SystemTagModel(uuid=f"tag{number}", resource_uuid=name, resource_type="VmInstanceVO", tag=f"tag::{number}"),
+        UserTagModel(uuid=f"mark{number}", resource_uuid=name, resource_type="VmInstanceVO", tag="marked"),
+    ]
     parts = [vm, nic, *volumes]
-    return [*parts, *(_owned(part) for part in parts)]
+    return [*parts, *tags, *(_owned(part) for part in parts)]
 
 
 def _owned(part: Resource) -> AccountResourceRefModel:
@@ -110,6 +122,24 @@ def test_a_state_of_nearly_all_is_checked_in_the_wanted_order(tables: Connection
     assert plan[0] == "SCAN vm_instance USING INDEX ix_vm_instance_name", plan
 
 
+def test_a_page_in_the_order_of_names_is_not_sorted(tables: Connection) -> None:
+    assert _plan(tables, _MANY, _query(actor=SYSTEM)) == ["SCAN vm_instance USING INDEX ix_vm_instance_name"]
+
+
+def test_the_index_of_who_owns_what_tells_whose_a_row_is(tables: Connection) -> None:
+    plan = _plan(tables, _MANY, _query(_OF_NETWORK))
+    owners = [step for step in plan if "account_resource_ref" in step]
+    assert len(owners) == 2, plan
+    assert all("COVERING INDEX ix_account_resource_ref_account (account_uuid=? AND resource_type=? AND" in step
+               for step in owners), owners  # fmt: skip
+
+
+@pytest.mark.parametrize(("field", "nulls"), [("name", ""), ("hostUuid", " NULLS FIRST")])
+def test_only_what_may_be_null_is_told_where_to_have_it(field: str, nulls: str) -> None:
+    query = compile_query(QueryVmInstance(sort_by=field), SYSTEM)
+    assert f" ASC{nulls}, vm_instance.uuid" in str(query.plan.page(_MANY))
+
+
 def test_a_state_of_few_is_looked_up(tables: Connection) -> None:
     plan = _plan(tables, _RARE, _query(_STOPPED))
     assert plan[0] == "SEARCH vm_instance USING INDEX ix_vm_instance_state (state=?)", plan
@@ -137,6 +167,8 @@ def test_only_the_index_of_the_rare_condition_is_used(
         (QueryVmInstance, QueryCondition("allVolumes.uuid", "=", "volume1-0"), "volume_1 USING INDEX", "vm_instance"),
         (QueryVmNic, _OF_VM, "(uuid=?)", "vm_nic USING INDEX sqlite_autoindex_vm_nic_2 (vm_instance_uuid=?)"),
         (QueryVolume, _OF_VM, "(uuid=?)", "volume USING INDEX ix_volume_vm_instance_uuid (vm_instance_uuid=?)"),
+        (QueryVolume, _OF_NIC, "ix_vm_nic_ip (ip=?)", "volume USING INDEX ix_volume_vm_instance_uuid"),
+        (QueryVmInstance, _TAGGED, "ix_system_tag_tag (tag=?)", "vm_instance USING INDEX sqlite_autoindex_vm_instance"),
     ],
 )
 def test_what_rare_joined_rows_belong_to_is_looked_up(
@@ -159,6 +191,12 @@ def test_what_rare_joined_rows_belong_to_is_looked_up(
         (QueryVmInstance, (QueryCondition("vmNics.ip", "=", "10.9.9.9"),), 0),
         (QueryVmNic, (_OF_VM,), 1),
         (QueryVolume, (_OF_VM,), 2),
+        (QueryVolume, (_OF_NIC,), 2),
+        (QueryVolume, (QueryCondition("vmInstance.name", "like", "VM%"),), 12),
+        (QueryVmInstance, (_TAGGED, _RUNNING), 1),
+        (QueryVmInstance, (QueryCondition("__systemTag__", "in", "tag::1,tag::2,tag::9"),), 2),
+        (QueryVmInstance, (QueryCondition("__systemTag__", "!=", "tag::1"),), 5),
+        (QueryVmInstance, (QueryCondition("__userTag__", "=", "marked"), _OF_ADDRESS), 1),
     ],
 )
 def test_all_ways_lead_to_the_same(
@@ -192,6 +230,27 @@ def test_joined_rows_are_not_rare_when_they_or_what_they_belong_to_are_many(tabl
     assert _asked(tables, two_machines, of=QueryVolume) is None
 
 
+@pytest.mark.usefixtures("few_is_two")
+def test_a_tag_is_rare_when_few_have_it(tables: Connection) -> None:
+    marked = QueryCondition("__userTag__", "=", "marked")
+    assert _asked(tables, marked) is None
+    assert _asked(tables, marked, _TAGGED) == 1
+    assert _asked(tables, _OF_NIC, of=QueryVolume) == 0
+    assert _asked(tables, QueryCondition("vmInstance.vmNics.l3NetworkUuid", "=", "n" * 32), of=QueryVolume) is None
+
+
+def test_what_may_be_a_masked_tag_is_looked_up_for_administrators_only() -> None:
+    masked = QueryCondition("__systemTag__", "=", f"password::{MASK}")
+    assert _query(masked, actor=SYSTEM).plan.ask is not None
+    assert "system_tag" not in str(_query(masked).plan.ask)
+    assert "system_tag" in str(_query(_TAGGED).plan.ask)
+
+
+def test_a_tag_is_found_by_what_it_is_on(tables: Connection) -> None:
+    plan = _plan(tables, _MANY, _query(_TAGGED))
+    assert any("ix_system_tag_resource (resource_uuid=?)" in step for step in plan), plan
+
+
 def test_what_not_every_match_meets_is_not_asked(tables: Connection) -> None:
     either = Junction("or", (_OF_ADDRESS, _STOPPED))
     query = compile_tree(VmInstanceInventory, either, [("name", "asc")], (), SYSTEM)
@@ -203,3 +262,22 @@ def test_whoever_names_one_row_is_asked_nothing(tables: Connection) -> None:
     query = _query(QueryCondition("uuid", "=", "vm0"), _STOPPED, _OF_ADDRESS, actor=SYSTEM)
     assert query.plan.ask is None
     assert "uuid=?" in _plan(tables, _MANY, query)[0]
+
+
+def test_how_much_conditions_leave_is_remembered_by_their_values_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(query_compile, "_MOST_KNOWN", 2)
+    monkeypatch.setattr(query_compile, "_plans", {})
+    running, stopped, addresses = _query(_RUNNING), _query(_STOPPED), _query(_OF_ADDRESSES)
+    assert running.plan is stopped.plan
+    running.plan.learn(running.values, _MANY)
+    assert running.plan.known(running.values) == _MANY
+    assert running.plan.known(stopped.values) is None
+    addresses.plan.learn(addresses.values, _RARE)
+    assert addresses.plan.known(addresses.values) == _RARE
+    now = 31.0
+    assert running.plan.known(running.values) is None
+    for number in range(3):
+        running.plan.learn({"value0": number}, _RARE)
+    assert [running.plan.known({"value0": number}) for number in range(3)] == [None, _RARE, _RARE]

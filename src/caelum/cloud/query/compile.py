@@ -6,11 +6,12 @@ Statements hold no values, and are built once for all queries that differ in not
 
 A condition that an index answers (a state, a network, the address of a NIC) may leave few rows or nearly all. So it is
 asked first which one leaves few, and only that one's index is used. Where all leave many, they are checked while going
-through in the wanted order, which finds a page sooner than sorting them.
+through in the wanted order, which finds a page sooner than sorting them. The answer is remembered for the pages after.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
@@ -31,18 +32,19 @@ from sqlalchemy import (
     select,
     true,
 )
-from sqlalchemy.orm import aliased, selectinload, with_polymorphic
+from sqlalchemy.orm import ColumnProperty, aliased, selectinload, with_polymorphic
 from sqlalchemy.orm.interfaces import ORMOption
 
 from caelum.cloud.query.indexes import finds_many, finds_one, is_indexed, unindexed
 from caelum.cloud.query.rows import MAX_RELATION_DEPTH, sheet, shown
 from caelum.cloud.query.schema import SPECIAL, Target, child, snake, target, type_field
-from caelum.cloud.query.tags import tag_condition
+from caelum.cloud.query.tags import may_be_masked, tag_condition, tagged_with
 from caelum.cloud.query.values import Places, compare
 from caelum.cloud.query.visibility import ACCOUNT, has_few, is_few, leads_to_few, listed, visible
 from caelum.kernel.context import Actor
 from caelum.kernel.errors import invalid
 from caelum.kernel.message import ApiQuery, Inventory, QueryCondition, reply_type
+from caelum.kernel.prepared import Prepared
 
 MAX_CONDITIONS = 100
 MAX_JOIN_DEPTH = 4
@@ -55,6 +57,10 @@ _LIMIT = bindparam("limit", type_=Integer(), required=True)
 _LOOKS_UP = ("=", "in")
 """What an index answers by looking values up."""
 _MOST_PLANS = 1_000
+_FRESH = 30.0
+"""Seconds for which it is taken for true what a plan's `ask` was answered."""
+_MOST_KNOWN = 64
+"""Such answers of one plan."""
 _plans: dict[Any, Plan] = {}
 
 
@@ -121,6 +127,8 @@ class Plan:
         """Asks whether the account sees few, and which condition leaves few; None: that would not help."""
         self.sheet = sheet(target.model, fields)
         self._statements: dict[tuple[str, Found], Select[Any]] = {}
+        self._prepared: dict[Select[Any], Prepared] = {}
+        self._known: dict[Any, tuple[float, Found]] = {}
 
     def _asked(self) -> Select[Any] | None:
         numbered = [(one.few, number) for number, one in enumerate(self._where.doubtful)]
@@ -143,6 +151,24 @@ class Plan:
             self._statements[what, found] = make(*self._conditions(found))
         return self._statements[what, found]
 
+    def known(self, values: dict[str, Any]) -> Found | None:
+        """What was lately known of a query with these values."""
+        at, found = self._known.get(_key(values), (-_FRESH, None))
+        return found if time.monotonic() - at < _FRESH else None
+
+    def learn(self, values: dict[str, Any], found: Found) -> None:
+        """Know this for a while: when it is true no more, a page takes longer, and is the same."""
+        self._known.pop(key := _key(values), None)
+        self._known[key] = time.monotonic(), found
+        if len(self._known) > _MOST_KNOWN:
+            del self._known[next(iter(self._known))]
+
+    def prepared(self, statement: Select[Any]) -> Prepared:
+        """One of this plan's statements, prepared for the driver; for those that do not select entities."""
+        if statement not in self._prepared:
+            self._prepared[statement] = Prepared(statement)
+        return self._prepared[statement]
+
     def _page(self, *conditions: ColumnElement[bool]) -> Select[Any]:
         model, mapper = self.target.model, inspect(self.target.model)
         if self.sheet is not None:
@@ -160,6 +186,10 @@ class Plan:
         if found.few and self._seen is not None:
             return [self.target.model.uuid.in_(self._seen), *where]
         return [*where, self._visible]
+
+
+def _key(values: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(tuple(one) if isinstance(one, list) else one for one in values.values())
 
 
 class Query(NamedTuple):
@@ -214,7 +244,7 @@ def _where(found: Target, whole: Junction, places: Places, *, restricted: bool) 
 def _shape(tree: Tree) -> Any:
     """What of the conditions decides the statement: everything but the values."""
     if isinstance(tree, QueryCondition):
-        return tree.name, tree.op, tree.value is None
+        return tree.name, tree.op, tree.value is None, tree.name in SPECIAL and may_be_masked(tree)
     return tree.op, *(_shape(one) for one in tree.parts)
 
 
@@ -268,7 +298,7 @@ class _Compiler:
         name, rest = path[0], path[1:]
         if name in SPECIAL and not rest:
             self._pay(one)
-            return tag_condition(at, name, one, self._places, restricted=self._restricted)
+            return self._tagged(at, one, sure=sure)
         if name in at.aliases and rest:
             path = [*at.aliases[name].split("."), *rest]
             name, rest = path[0], path[1:]
@@ -291,31 +321,47 @@ class _Compiler:
         self.doubtful.append(Doubtful(indexed, plain, has_few(at.model, indexed)))
         return true()
 
-    def _join(self, at: Target, one: QueryCondition, name: str, rest: list[str], *, sure: bool) -> ColumnElement[bool]:
-        self._pay(one)
-        expand, leads_to = at.follow(name)
-        # An alias of its own per join: a path may come back to a table that it started from.
-        there = msgspec.structs.replace(leads_to, model=aliased(leads_to.model))
-        here = at.attribute(snake(expand.foreign_key))
-        key = there.attribute(snake(expand.key))
-        seen = [visible(there.model)] if self._restricted else []
-        keys = self._keys(there, one, rest, key) if sure and is_indexed(here) else None
-        plain = exists().where(key == here, self._beyond(there, one, rest, key), *seen).correlate(at.model)
+    def _tagged(self, at: Target, one: QueryCondition, *, sure: bool) -> ColumnElement[bool]:
+        """A condition on the target's tags."""
+        looked_up = sure and one.op in _LOOKS_UP and "uuid" in at.columns
+        keys = tagged_with(one, self._places.again(), restricted=self._restricted) if looked_up else None
+        plain = tag_condition(at, one, self._places, restricted=self._restricted)
         if keys is None:
             return plain
-        # Also what the account does not see is counted: how many rows are looked at to find what it sees?
-        self.doubtful.append(Doubtful(here.in_(keys.where(*seen)), plain, leads_to_few(keys, at.model, here)))
+        self.doubtful.append(Doubtful(at.attribute("uuid").in_(keys), plain, is_few(keys)))
         return true()
 
-    def _keys(self, there: Target, one: QueryCondition, rest: list[str], key: Any) -> Select[Any] | None:
-        """The keys of the joined rows that meet a condition, where an index knows them."""
-        name = rest[0]
-        if len(rest) > 1 or name not in there.columns:
+    def _join(self, at: Target, one: QueryCondition, name: str, rest: list[str], *, sure: bool) -> ColumnElement[bool]:
+        self._pay(one)
+        here, there, key = _joined(at, name)
+        seen = [visible(there.model)] if self._restricted else []
+        looked_up = sure and is_indexed(here)
+        keys = self._keys(there, one, rest, key, restricted=self._restricted) if looked_up else None
+        # Also what the account does not see is counted: how many rows are looked at to find what it sees?
+        counted = self._keys(there, one, rest, key, restricted=False) if looked_up else None
+        plain = exists().where(key == here, self._beyond(there, one, rest, key), *seen).correlate(at.model)
+        if keys is None or counted is None:
+            return plain
+        self.doubtful.append(Doubtful(here.in_(keys), plain, leads_to_few(counted, at.model, here)))
+        return true()
+
+    def _keys(
+        self, there: Target, one: QueryCondition, rest: list[str], key: Any, *, restricted: bool
+    ) -> Select[Any] | None:
+        """The keys of the joined rows that meet a condition, where they are found without going through what they are
+        joined with; `restricted` to what the account sees."""
+        name, beyond = rest[0], rest[1:]
+        seen = [visible(there.model)] if restricted else []
+        if not beyond:
+            if name not in there.columns:
+                return None
+            column = there.column(name, restricted=self._restricted)
+            return select(key).where(compare(column, one, self._places.again()), *seen)
+        if name in there.aliases or beyond[0] in SPECIAL:
             return None
-        column = there.column(name, restricted=self._restricted)
-        if not _is_looked_up(column, one):
-            return None
-        return select(key).where(compare(column, one, self._places.again()))
+        here, further, inner = _joined(there, name)
+        keys = self._keys(further, one, beyond, inner, restricted=restricted)
+        return None if keys is None else select(key).where(here.in_(keys), *seen)
 
     def _beyond(self, there: Target, one: QueryCondition, rest: list[str], key: Any) -> ColumnElement[bool]:
         """A condition on what is joined. The rows that belong to one row are few: no index is better than theirs."""
@@ -331,6 +377,14 @@ class _Compiler:
             raise invalid(one.name, f"the query has more than {MAX_JOINS} joins")
 
 
+def _joined(at: Target, name: str) -> tuple[Any, Target, Any]:
+    """The column that leads to a join, what it leads to, and the column there that equals it."""
+    expand, leads_to = at.follow(name)
+    # An alias of its own per join: a path may come back to a table that it started from.
+    there = msgspec.structs.replace(leads_to, model=aliased(leads_to.model))
+    return at.attribute(snake(expand.foreign_key)), there, there.attribute(snake(expand.key))
+
+
 def _is_looked_up(column: Any, one: QueryCondition) -> bool:
     """Whether an index answers a condition on this column."""
     return one.op in _LOOKS_UP and is_indexed(column)
@@ -343,9 +397,25 @@ def _order(found: Target, wanted: Sequence[tuple[str, str]], *, restricted: bool
         column = found.column(field, restricted=restricted)
         if direction not in ("asc", "desc"):
             raise invalid("sortDirection", f"must be asc or desc, but {direction[:64]} found")
-        # Nothing comes before everything, on every database.
-        order.append(column.desc().nulls_last() if direction == "desc" else column.asc().nulls_first())
+        order.append(_ordered(column, direction, may_be_null=not _is_filled(found, column)))
     return (*order, *inspect(found.model).primary_key)
+
+
+def _ordered(column: Any, direction: str, *, may_be_null: bool) -> Any:
+    """Nothing comes before everything, on every database. Where that cannot be, PostgreSQL is not told of it: its
+    indexes are in another order."""
+    if direction == "desc":
+        return column.desc().nulls_last() if may_be_null else column.desc()
+    return column.asc().nulls_first() if may_be_null else column.asc()
+
+
+def _is_filled(found: Target, column: Any) -> bool:
+    """Whether every row has a value in this column."""
+    kept = getattr(column, "property", None)
+    if not isinstance(kept, ColumnProperty):
+        return False
+    (first, *_) = kept.columns
+    return first.table is inspect(found.model).local_table and not first.nullable
 
 
 def _fields(found: Target, wanted: Sequence[str] | None) -> tuple[str, ...] | None:

@@ -11,7 +11,8 @@ from sqlalchemy import Table, UniqueConstraint
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import ColumnProperty
 from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.functions import ReturnTypeFromArgs
+from sqlalchemy.sql.functions import GenericFunction, ReturnTypeFromArgs
+from sqlalchemy.types import NullType
 
 
 class unindexed(ReturnTypeFromArgs[Any]):  # noqa: N801 - a function of SQL
@@ -28,6 +29,26 @@ def _plain(function: Any, compiler: SQLCompiler, **options: Any) -> str:
 @compiles(unindexed, "sqlite")
 def _plus(function: Any, compiler: SQLCompiler, **options: Any) -> str:
     return f"+{_plain(function, compiler, **options)}"
+
+
+class equal_within(GenericFunction[Any]):  # noqa: N801 - a function of SQL
+    """Whether two values are equal, of which an index knows the first as the last of its columns. SQLite would take an
+    index of that column alone, if that is unique, and then read the row for the other columns."""
+
+    type = NullType()  # SQLite has no truth values: one of its own type would be compared with 1
+    inherit_cache = True
+
+
+@compiles(equal_within)
+def _equal(function: Any, compiler: SQLCompiler, **options: Any) -> str:
+    left, right = (compiler.process(one, **options) for one in function.clauses.clauses)
+    return f"{left} = {right}"
+
+
+@compiles(equal_within, "sqlite")
+def _between(function: Any, compiler: SQLCompiler, **options: Any) -> str:
+    left, right = (compiler.process(one, **options) for one in function.clauses.clauses)
+    return f"{left} BETWEEN {right} AND {right}"
 
 
 def finds_many(attribute: Any) -> bool:

@@ -1,11 +1,13 @@
 """The query service: one handler for every query of every resource type.
 
-Invariant: a page costs a constant number of statements (how much the account and the conditions leave, the rows, one
-per relationship shown, and the count when it is asked for), and a result is never cut short silently.
+Invariant: a page costs a constant number of statements (how much the account and the conditions leave, unless that was
+asked lately, the rows, one per relationship shown, and the count when it is asked for), and a result is never cut short
+silently.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -16,7 +18,6 @@ from caelum.cloud.query.compile import Found, Query, compile_query, compile_tree
 from caelum.cloud.query.zql import Statement, parse
 from caelum.kernel import context
 from caelum.kernel.context import Actor
-from caelum.kernel.database import execute
 from caelum.kernel.errors import CloudError, invalid
 from caelum.kernel.message import ApiQuery, Inventory, QueryReply, apis, reply_type
 from caelum.kernel.service import Service, handles
@@ -76,7 +77,7 @@ async def _result(session: AsyncSession, statement: Statement, query: Query) -> 
         return ZqlResult(total=total, name=statement.name)
     limit = MAX_PAGE + 1 if statement.limit is None else statement.limit
     found, fields = await _page(session, query, statement.offset, limit, known), query.plan.fields
-    rows = [to_builtins(one) for one in found] if fields is None else _projected(found, fields)
+    rows = to_builtins(found) if fields is None else _projected(found, fields)
     return ZqlResult(inventories=rows, total=total, name=statement.name)
 
 
@@ -118,23 +119,28 @@ def _check_window(msg: ApiQuery[Any]) -> None:
 async def _found(session: AsyncSession, query: Query) -> Found:
     if query.plan.ask is None:
         return Found(few=False, rare=None)
-    answer: Any = (await execute(session, query.plan.ask, query.values)).one()
-    return Found(few=bool(answer.few), rare=answer.rare)
+    known = query.plan.known(query.values)
+    if known is None:
+        ((few, rare),) = await query.plan.prepared(query.plan.ask).rows(session, **query.values)
+        query.plan.learn(query.values, known := Found(few=bool(few), rare=rare))
+    return known
 
 
 async def _total(session: AsyncSession, query: Query, known: Found) -> int:
-    return int((await execute(session, query.plan.total(known), query.values)).scalar() or 0)
+    ((total,),) = await query.plan.prepared(query.plan.total(known)).rows(session, **query.values)
+    return int(total)
 
 
-async def _page(session: AsyncSession, query: Query, start: int, limit: int, known: Found) -> list[Any]:
+async def _page(session: AsyncSession, query: Query, start: int, limit: int, known: Found) -> Sequence[Any]:
     # One row more than may be answered tells whether something would be left out.
     limit = min(limit, MAX_PAGE + 1)
     if limit == 0:
         return []
     plan, values = query.plan, {**query.values, "start": start, "limit": limit}
     statement = plan.page(known)
+    found: Sequence[Any]
     if plan.sheet is not None:
-        found = await plan.sheet.read(session, statement, values)
+        found = await plan.sheet.read(session, plan.prepared(statement), values)
     else:
         found = views(await session.scalars(statement, values))
     if len(found) > MAX_PAGE:
@@ -142,6 +148,5 @@ async def _page(session: AsyncSession, query: Query, start: int, limit: int, kno
     return found
 
 
-def _projected(found: list[Any], fields: tuple[str, ...]) -> list[dict[str, Any]]:
-    whole = [to_builtins(one) for one in found]
-    return [{name: one[name] for name in fields if name in one} for one in whole]
+def _projected(found: Sequence[Any], fields: tuple[str, ...]) -> list[dict[str, Any]]:
+    return [{name: one[name] for name in fields if name in one} for one in to_builtins(found)]

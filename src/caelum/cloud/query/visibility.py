@@ -30,6 +30,7 @@ from sqlalchemy import (
 )
 
 from caelum.cloud.ownership import OWNED, AccountResourceRefModel, SharedResourceModel
+from caelum.cloud.query.indexes import equal_within
 
 _OWN_ACCOUNT: dict[str, str] = {
     "AccountVO": "uuid",
@@ -68,7 +69,7 @@ def visible(model: type[Any]) -> ColumnElement[bool]:
         mine: ColumnElement[bool] = getattr(model, column) == _account
         return mine
     if model.__vo__ in OWNED:
-        return _accessible(model.uuid)
+        return _accessible(model.uuid, inspect(model).mapper.base_mapper.class_.__vo__)
     whole = next((getattr(model, name) for name in _WHOLES if hasattr(model, name)), None)
     unowned = true() if whole is None else and_(whole.is_not(None), or_(_accessible(whole), _free(whole)))
     if not hasattr(model, "uuid"):
@@ -109,9 +110,13 @@ def _free(uuid: Any) -> ColumnElement[bool]:
     return not_(exists(select(1).where(AccountResourceRefModel.resource_uuid == uuid)))
 
 
-def _accessible(uuid: Any) -> ColumnElement[bool]:
-    """Whether the account owns the resource, or has it shared with itself or with everybody."""
+def _accessible(uuid: Any, vo: str | None = None) -> ColumnElement[bool]:
+    """Whether the account owns the resource, or has it shared with itself or with everybody; of resources of type `vo`
+    an index knows who owns them."""
     ref, shared = AccountResourceRefModel, SharedResourceModel
-    mine = exists(select(1).where(ref.resource_uuid == uuid, ref.account_uuid == _account))
+    owned = (
+        [ref.resource_uuid == uuid] if vo is None else [equal_within(ref.resource_uuid, uuid), ref.resource_type == vo]
+    )
+    mine = exists(select(1).where(*owned, ref.account_uuid == _account))
     to_me = or_(shared.receiver_account_uuid == _account, shared.to_public.is_(True))
     return or_(mine, exists(select(1).where(shared.resource_uuid == uuid, to_me)))
