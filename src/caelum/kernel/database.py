@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable, Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import lru_cache, partial
@@ -47,14 +47,15 @@ from caelum.kernel.errors import CloudError, ErrorType
 from caelum.kernel.lost_commits import LostCommits
 from caelum.kernel.prepared import Prepared
 from caelum.kernel.remembered import Remembered
+from caelum.kernel.single import Answer, Single
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _KeptSession = sqlite.KeptSession | postgresql_sessions.KeptSession
 
-_READ_CACHE = 32_768
-"""KiB of the database that a connection which reads keeps at most."""
+_CACHE = 32_768
+"""KiB of the database that a connection to SQLite keeps at most."""
 _TURN_PAUSE = 0.5
 _AGAIN_PAUSE = 0.5
 _CHECKPOINT_EVERY = 500
@@ -217,6 +218,8 @@ class Database:
             self._versions = table_versions.Versions(partial(self._ask, connections, table_versions.VERSIONS))
             self._kept = (connections,)
             self._write_session, self._read_session = connections.writing, connections.reading
+        self.once = Single(self._reader.dialect, self._glance, self.read)
+        """Runs single statements that read: for who asks one question, and needs no session for several."""
         self._lost = LostCommits(self._writer)
         for engine in (self._writer, self._reader) if self.sqlite else (self._writer,):
             event.listen(engine.sync_engine, "before_cursor_execute", self._before_execute)
@@ -245,12 +248,9 @@ class Database:
             "journal_mode=WAL",
             f"synchronous={self._synchronous}",
             "foreign_keys=ON",
+            f"cache_size=-{_CACHE}",
             # A writer says for how long it waits when it begins; from then on it has what it needs.
-            *(
-                ["query_only=ON", f"cache_size=-{_READ_CACHE}"]
-                if read_only
-                else ["wal_autocheckpoint=0", "busy_timeout=0"]
-            ),
+            *(["query_only=ON"] if read_only else ["wal_autocheckpoint=0", "busy_timeout=0"]),
         ]
         sqlite.prepare(engine.sync_engine, pragmas, begin)
         return engine
@@ -359,6 +359,17 @@ class Database:
             raise
         finally:
             await _give_back(session)
+
+    def _glance(self, statement: str, values: Sequence[Any]) -> Answer | None:
+        """What SQLite's connection that writes says while nobody writes; None when it cannot be asked now.
+
+        It has in memory what it wrote. The others must read from the files again whatever was written since they read.
+        """
+        writing = self._kept[0]
+        if not isinstance(writing, sqlite.Connections) or self._writer_turn.locked():
+            return None
+        self._refuse_severed()
+        return writing.glance(statement, values)
 
     async def read_surely(self, load: Callable[[AsyncSession], Awaitable[T]]) -> T:
         """What `load(session)` reads, asked until the database answers: for what nobody can go on without."""

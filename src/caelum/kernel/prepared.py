@@ -15,12 +15,15 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.dml import UpdateBase
 
 from caelum.kernel import postgresql_sessions, sqlite
+from caelum.kernel.single import Single
 
 _Convert = Callable[[Any], Any]
 _LONG = 1024
 """Lists that are longer come seldom: each is as long as it is, and what was made for it is not kept."""
-KEPT = (sqlite.KeptSession, postgresql_sessions.KeptSession)
-"""Sessions that run a statement as the driver takes it."""
+Reading = AsyncSession | Single
+"""What runs a statement that reads: a session, or one for this statement alone."""
+_KEPT = (sqlite.KeptSession, postgresql_sessions.KeptSession, Single)
+"""What runs a statement as the driver takes it."""
 
 
 class Prepared:
@@ -41,9 +44,9 @@ class Prepared:
         self._compiled: dict[str, _Compiled] = {}
         """By the dialect's name."""
 
-    async def rows(self, session: AsyncSession, /, **values: Any) -> Sequence[Sequence[Any]]:
+    async def rows(self, session: Reading, /, **values: Any) -> Sequence[Sequence[Any]]:
         """The rows that it selects, or returns of what it changed."""
-        if not isinstance(session, KEPT):
+        if not isinstance(session, _KEPT):
             with session.no_autoflush:
                 return (await session.execute(self._statement, values)).all()
         compiled = self._compiled_for(session.dialect)
@@ -52,7 +55,7 @@ class Prepared:
 
     async def run(self, session: AsyncSession, /, **values: Any) -> int:
         """Let it happen; how many rows it changed."""
-        if not isinstance(session, KEPT):
+        if not isinstance(session, _KEPT):
             with session.no_autoflush:
                 return cast("CursorResult[Any]", await session.execute(self._statement, values)).rowcount
         compiled = self._compiled_for(session.dialect)

@@ -21,6 +21,7 @@ from caelum.cloud.volume.api import VolumeInventory
 from caelum.cloud.volume.messages import GetVolumes
 from caelum.kernel.errors import CloudError, not_found
 from caelum.kernel.node import Node
+from caelum.kernel.prepared import Reading
 from caelum.kernel.rows import read_whole
 from caelum.kernel.tag import tags_of
 from caelum.kernel.views import views
@@ -112,7 +113,7 @@ async def describe(
     )
 
 
-async def tag_texts(session: AsyncSession, vm_uuid: str) -> dict[str, str]:
+async def tag_texts(session: Reading, vm_uuid: str) -> dict[str, str]:
     """The single values of the VM's system tags that a description needs, by token name."""
     texts = await tags_of(session, vm_uuid)
     found: dict[str, str] = {}

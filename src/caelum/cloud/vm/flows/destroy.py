@@ -77,8 +77,7 @@ class DestroyVmFlow(VmWork[DestroyContext, None]):
     async def _nics(self, run: Run[DestroyContext]) -> list[str]:
         if self._vm is not None:
             return [one.uuid for one in self._vm.vm_nics]
-        async with run.db.read() as session:
-            return [one.uuid for one in await read_rows(session, VmNicModel, vm_instance_uuid=run.ctx.vm_uuid)]
+        return [one.uuid for one in await read_rows(run.db.once, VmNicModel, vm_instance_uuid=run.ctx.vm_uuid)]
 
     @db_step(no_undo="a recovered VM gets addresses at its next start")  # type: ignore[untyped-decorator]
     async def forget_addresses(self, tx: AsyncSession, run: Run[DestroyContext]) -> None:
