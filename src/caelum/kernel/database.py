@@ -17,7 +17,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable, Sequence
 from contextvars import ContextVar
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
 from functools import lru_cache, partial
 from typing import Any, ClassVar, Protocol, TypeVar, cast
 
@@ -69,9 +69,12 @@ _NUMBER = "number"
 _task_in_transaction: ContextVar[asyncio.Task[Any] | None] = ContextVar("task_in_transaction", default=None)
 
 
+_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - as the database has it
+
+
 def utcnow() -> datetime:
     """The time as the database stores it: UTC without a zone."""
-    return datetime.fromtimestamp(time.time(), UTC).replace(tzinfo=None)
+    return _EPOCH + timedelta(seconds=time.time())
 
 
 class Base(DeclarativeBase):

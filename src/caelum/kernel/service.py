@@ -31,6 +31,7 @@ class Handling(msgspec.Struct, frozen=True):
     cls: type[Message[Any]]
     signature: Callable[[Any], str | None] | None
     level: Any
+    reads: bool = False
 
 
 class Intercepting(msgspec.Struct, frozen=True):
@@ -40,13 +41,18 @@ class Intercepting(msgspec.Struct, frozen=True):
     order: int
 
 
-def handles(cls: type[Message[Any]], *, queue: str | None = None, level: int | Setting[int] = 1) -> Callable[[F], F]:
+def handles(
+    cls: type[Message[Any]], *, queue: str | None = None, level: int | Setting[int] = 1, reads: bool = False
+) -> Callable[[F], F]:
     """Mark an async method as the handler of a message class.
 
     `queue` is a format string over the message's fields, `"vm-{uuid}"`; a message in which such a field is None is
-    about no resource yet and runs outside any queue. `level` may be a setting, read at each message.
+    about no resource yet and runs outside any queue. `level` may be a setting, read at each message. A handler that
+    only `reads`, from memory or the database, runs in its caller's task, and ends with it.
     """
-    handling = Handling(cls, None if queue is None else compile_signature(cls, queue), level)
+    if reads and queue is not None:
+        raise TypeError(f"who only reads {cls.__name__} from the records waits in no queue")
+    handling = Handling(cls, None if queue is None else compile_signature(cls, queue), level, reads)
 
     def mark(function: F) -> F:
         function.__dict__.setdefault("__handles__", []).append(handling)

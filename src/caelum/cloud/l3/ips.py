@@ -44,7 +44,7 @@ class AddressHandlers(Service):
         holder_of(msg)
         return view(await allocate(self.db, self.node.settings.get(IP_STRATEGY), msg))  # type: ignore[no-any-return]
 
-    @handles(GetHeldIp)
+    @handles(GetHeldIp, reads=True)
     async def held(self, msg: GetHeldIp) -> UsedIpInventory | None:
         """The address that a holder has."""
         l3_uuid, version = msg.l3_network_uuid, msg.ip_version

@@ -231,7 +231,7 @@ class VolumeRecordsService(Service):
         if row.status == DELETED:
             raise CloudError(OPERATION_ERROR, f"volume[uuid:{row.uuid}] is {DELETED}, it cannot be attached")
 
-    @handles(GetVolumes)
+    @handles(GetVolumes, reads=True)
     async def get_volumes(self, msg: GetVolumes) -> VolumesReply:
         only: dict[str, Any] = {"status": _NOT_DELETED} if msg.uuids is None else {"uuid": msg.uuids}
         if msg.vm_instance_uuid is not None:
