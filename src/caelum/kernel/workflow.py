@@ -41,6 +41,7 @@ from caelum.kernel.journal import DONE, LIVE, UNDONE, JournalModel, StaleAttempt
 from caelum.kernel.patience import Patience
 from caelum.kernel.postgresql import is_passing
 from caelum.kernel.relocation import relocate
+from caelum.kernel.rows import new_row
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -164,10 +165,10 @@ class Workflows:
         if parent is not None:
             identity = flow.identity(ctx)
             uuid = derived_uuid(parent, flow.name, identity, "" if former is None else former.uuid)
-        row = JournalModel(
-            uuid=uuid, name=flow.name, subject=subject, queue=flow.queue(ctx), parent=parent, identity=identity,
-            owner=self._node.uuid, attempt=1, steps=flow.step_names(), position=0, skipped=[], state=journal.RUNNING,
-            job_uuid=inside.job_uuid, api=inside.api, answers=answers and parent is None,
+        row = new_row(
+            JournalModel, uuid=uuid, name=flow.name, subject=subject, queue=flow.queue(ctx), parent=parent,
+            identity=identity, owner=self._node.uuid, attempt=1, steps=flow.step_names(), position=0, skipped=[],
+            state=journal.RUNNING, job_uuid=inside.job_uuid, api=inside.api, answers=answers and parent is None,
             actor=msgspec.to_builtins(inside.actor), trace=inside.trace,
         )  # fmt: skip
         before, away = msgspec.json.encode(ctx), Patience(is_passing)

@@ -34,7 +34,7 @@ from caelum.kernel.errors import OPERATION_ERROR, CloudError, not_found
 from caelum.kernel.journal import refuse_late
 from caelum.kernel.node import Node
 from caelum.kernel.prepared import Prepared
-from caelum.kernel.rows import read_row, read_rows
+from caelum.kernel.rows import new_row, read_row, read_rows
 from caelum.kernel.service import Service, handles
 from caelum.kernel.tag import save_system_tags
 from caelum.kernel.views import view, views
@@ -69,7 +69,8 @@ class VolumeRecordsService(Service):
 
     @handles(CreateVolume, queue="volume-{volume_uuid}")
     async def create_volume(self, msg: CreateVolume) -> VolumeInventory:
-        row = VolumeModel(
+        row = new_row(
+            VolumeModel,
             uuid=msg.volume_uuid,
             name=msg.name,
             description=msg.description,

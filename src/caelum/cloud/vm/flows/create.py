@@ -40,7 +40,7 @@ from caelum.kernel.errors import CloudError
 from caelum.kernel.ids import new_uuid
 from caelum.kernel.message import Message
 from caelum.kernel.node import Node
-from caelum.kernel.rows import insert_rows, related, update_row, update_rows
+from caelum.kernel.rows import insert_rows, new_row, related, update_row, update_rows
 from caelum.kernel.tag import save_tags
 from caelum.kernel.views import view
 from caelum.kernel.workflow import Retry, Run, db_step, step
@@ -243,7 +243,8 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
 
 def _row(ctx: CreateVmContext, number: int) -> VmInstanceModel:
     msg = ctx.msg
-    return VmInstanceModel(
+    return new_row(
+        VmInstanceModel,
         uuid=ctx.vm_uuid,
         name=msg.name,
         description=msg.description,
@@ -267,7 +268,8 @@ def _row(ctx: CreateVmContext, number: int) -> VmInstanceModel:
 
 def nic_row(vm_uuid: str, vm_internal_id: int, plan: NicPlan) -> VmNicModel:
     """A NIC's row, without an address yet."""
-    return VmNicModel(
+    return new_row(
+        VmNicModel,
         uuid=plan.nic_uuid,
         vm_instance_uuid=vm_uuid,
         l3_network_uuid=plan.l3_network_uuid,
@@ -279,8 +281,13 @@ def nic_row(vm_uuid: str, vm_internal_id: int, plan: NicPlan) -> VmNicModel:
 
 
 def _drive(vm_uuid: str, number: int, iso_uuid: str | None) -> VmCdRomModel:
-    return VmCdRomModel(
-        uuid=new_uuid(), vm_instance_uuid=vm_uuid, device_id=number, iso_uuid=iso_uuid, name=f"vm-{vm_uuid}-cdRom"
+    return new_row(
+        VmCdRomModel,
+        uuid=new_uuid(),
+        vm_instance_uuid=vm_uuid,
+        device_id=number,
+        iso_uuid=iso_uuid,
+        name=f"vm-{vm_uuid}-cdRom",
     )
 
 
