@@ -21,6 +21,7 @@ from datetime import datetime, timedelta
 from functools import lru_cache, partial
 from typing import Any, ClassVar, Protocol, TypeVar, cast
 
+import msgspec
 from sqlalchemy import (
     JSON,
     BigInteger,
@@ -169,6 +170,10 @@ class Resource(Row):
     last_op_date: Mapped[datetime] = mapped_column(default=utcnow, onupdate=utcnow, sort_order=901)
 
 
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
+
+
 class Fence(Protocol):
     """What keeps a node that is no longer a member of its cluster from writing."""
 
@@ -243,7 +248,7 @@ class Database:
         # Sessions end every transaction themselves; a second rollback by the pool would be one more trip.
         engine = create_async_engine(
             self.url, pool_size=pool_size, max_overflow=0, pool_timeout=sqlite.BUSY_TIMEOUT, pool_reset_on_return=None,
-            connect_args={"cached_statements": _PARSED},
+            connect_args={"cached_statements": _PARSED}, json_serializer=_json, json_deserializer=msgspec.json.decode,
             hide_parameters=True,  # values may be secrets, and errors are logged
         )  # fmt: skip
         pragmas = [

@@ -200,7 +200,8 @@ class Execution:
             self._hit(f"{step.name}/saved")
         self.row.state = state
         told, self._unsaved = [*self._unsaved, *ran], []
-        await self._told_progress(told)
+        if state != DONE:
+            await self._told_progress(told)
 
     async def _run_stretch(self, tx: AsyncSession, ran: list[Step]) -> bool:
         """Run the steps of the database from here on; whether the workflow is completed with them."""
@@ -230,12 +231,12 @@ class Execution:
         self._hit(f"{step.name}/after")
 
     async def _save(self, tx: AsyncSession, steps: list[Step], position: int, state: str = RUNNING) -> None:
-        """Note in the journal that these steps are done."""
+        """Note in the journal that these steps are done. How far a job is need not be told once it is about to end."""
         # Written only when it changes: the database keeps an index of it.
         changed = {} if state == self.row.state else {"state": state}
         await self._advance(tx, position=position, skipped=self.row.skipped, ctx=self._ctx(), **changed)
         told = [one for one in steps if one.progress is not None]
-        if told and self._answers_job:
+        if told and self._answers_job and state != DONE:
             await progress_in(tx, self.row.job_uuid or "", told[-1].progress or 0, told[-1].name)
 
     async def _told_progress(self, steps: list[Step]) -> None:
