@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable
 from contextvars import ContextVar
 from datetime import datetime, timedelta
 from functools import lru_cache, partial
@@ -48,7 +48,7 @@ from caelum.kernel.errors import CloudError, ErrorType
 from caelum.kernel.lost_commits import LostCommits
 from caelum.kernel.prepared import Prepared
 from caelum.kernel.remembered import Remembered
-from caelum.kernel.single import Answer, Single
+from caelum.kernel.single import Single
 
 log = logging.getLogger(__name__)
 
@@ -170,10 +170,6 @@ class Resource(Row):
     last_op_date: Mapped[datetime] = mapped_column(default=utcnow, onupdate=utcnow, sort_order=901)
 
 
-def _json(value: Any) -> str:
-    return msgspec.json.encode(value).decode()
-
-
 class Fence(Protocol):
     """What keeps a node that is no longer a member of its cluster from writing."""
 
@@ -226,7 +222,7 @@ class Database:
             self._versions = table_versions.Versions(partial(self._ask, connections, table_versions.VERSIONS))
             self._kept = (connections,)
             self._write_session, self._read_session = connections.writing, connections.reading
-        self.once = Single(self._reader.dialect, self._glance, self.read)
+        self.once = Single(self._reader.dialect, self._kept[0], self._is_quiet, self.read)
         """Runs single statements that read: for who asks one question, and needs no session for several."""
         self._lost = LostCommits(self._writer)
         for engine in (self._writer, self._reader) if self.sqlite else (self._writer,):
@@ -248,7 +244,8 @@ class Database:
         # Sessions end every transaction themselves; a second rollback by the pool would be one more trip.
         engine = create_async_engine(
             self.url, pool_size=pool_size, max_overflow=0, pool_timeout=sqlite.BUSY_TIMEOUT, pool_reset_on_return=None,
-            connect_args={"cached_statements": _PARSED}, json_serializer=_json, json_deserializer=msgspec.json.decode,
+            connect_args={"cached_statements": _PARSED},
+            json_serializer=lambda value: msgspec.json.encode(value).decode(), json_deserializer=msgspec.json.decode,
             hide_parameters=True,  # values may be secrets, and errors are logged
         )  # fmt: skip
         pragmas = [
@@ -368,16 +365,9 @@ class Database:
         finally:
             await _give_back(session)
 
-    def _glance(self, statement: str, values: Sequence[Any]) -> Answer | None:
-        """What SQLite's connection that writes says while nobody writes; None when it cannot be asked now.
-
-        It has in memory what it wrote. The others must read from the files again whatever was written since they read.
-        """
-        writing = self._kept[0]
-        if not isinstance(writing, sqlite.Connections) or self._writer_turn.locked():
-            return None
+    def _is_quiet(self) -> bool:
         self._refuse_severed()
-        return writing.glance(statement, values)
+        return not self._writer_turn.locked()
 
     async def read_surely(self, load: Callable[[AsyncSession], Awaitable[T]]) -> T:
         """What `load(session)` reads, asked until the database answers: for what nobody can go on without."""

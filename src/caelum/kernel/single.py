@@ -15,30 +15,33 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.kernel import postgresql_sessions, sqlite
 
-Answer = tuple[Sequence[Any], int]
-"""The rows, and how many there are, as the driver gives them."""
-
 
 class Single:
-    """Runs statements one by one, as sessions of `dialect` do. `glance` answers at once, or not at all; then the
-    statement runs in a session of its own, which `read` opens.
+    """Runs statements one by one, as sessions of `dialect` do.
+
+    While it `is_quiet`, SQLite's connection that writes, the one of `writing`, is asked: it has in memory what it
+    wrote, and the others must read from the files again whatever was written since they read. Else the statement runs
+    in a session of its own, which `read` opens.
     """
 
     def __init__(
         self,
         dialect: Dialect,
-        glance: Callable[[str, Sequence[Any]], Answer | None],
+        writing: sqlite.Connections | postgresql_sessions.Connections,
+        is_quiet: Callable[[], bool],
         read: Callable[[], AbstractAsyncContextManager[AsyncSession]],
     ) -> None:
         self.dialect = dialect
-        self._glance = glance
+        self._writing = writing if isinstance(writing, sqlite.Connections) else None
+        self._is_quiet = is_quiet
         self._read = read
 
-    async def run(self, statement: str, values: Sequence[Any]) -> Answer:
-        """What a statement answers, as the driver takes it."""
-        answer = self._glance(statement, values)
-        if answer is not None:
-            await sqlite.breathe()
-            return answer
+    async def run(self, statement: str, values: Sequence[Any]) -> tuple[Sequence[Any], int]:
+        """The rows, and how many there are, of a statement as the driver takes it."""
+        if self._writing is not None and self._is_quiet():
+            answer = self._writing.glance(statement, values)
+            if answer is not None:
+                await sqlite.breathe()
+                return answer
         async with self._read() as session:
             return await cast("sqlite.KeptSession | postgresql_sessions.KeptSession", session).run(statement, values)

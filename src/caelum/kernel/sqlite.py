@@ -319,11 +319,9 @@ class Kept(NamedTuple):
     @property
     def outside(self) -> bool:
         """Whether it is outside of any transaction, also by what the driver says: an end may have failed."""
-        if self.lost:
-            return False
-        if self.plain.get_transaction() is not None:  # also one that failed to commit, and is none in in_transaction()
-            return False
-        return self.adapted._connection._connection is not None and not _is_open(self.adapted)
+        # A transaction that failed to commit is one, though none in in_transaction().
+        whole = not self.lost and self.plain.get_transaction() is None
+        return whole and self.adapted._connection._connection is not None and not _is_open(self.adapted)
 
 
 class Connections:
@@ -378,14 +376,13 @@ class Connections:
     async def give_back(self, kept: Kept) -> None:
         """Let the next one have it; one that broke, or whose transaction did not end, is thrown away."""
         try:
-            whole, connection = kept.outside, kept.connection
-            if whole and not self._closed:
+            if (whole := kept.outside) and not self._closed:
                 self._free.append(kept)
                 return
-            if not whole and not connection.closed:
+            if not whole and not kept.plain.closed:
                 # Closed alone it would go to the engine's pool, with the transaction that is open.
-                await connection.invalidate()
-            await connection.close()
+                await kept.connection.invalidate()
+            await kept.connection.close()
         finally:
             self._turns.release()
 
@@ -414,6 +411,8 @@ class KeptSession(AsyncSession):
         self._taken: Kept | None = None
         self._adapted: Any = None
         self._info: dict[Any, Any] = {}
+        self.dialect = connections.dialect
+        """That for which statements are compiled."""
 
     def __getattr__(self, name: str) -> Any:
         """What only SQLAlchemy's session has, which is made now."""
@@ -430,11 +429,6 @@ class KeptSession(AsyncSession):
     def info(self) -> dict[Any, Any]:
         """What callers note of the session."""
         return self._info
-
-    @property
-    def dialect(self) -> Dialect:
-        """That for which statements are compiled."""
-        return self._connections.dialect
 
     async def take(self) -> Kept:
         """The connection, which the first statement takes."""
@@ -474,11 +468,11 @@ class KeptSession(AsyncSession):
 
     def _refuse_lost(self) -> None:
         """Raise PendingRollbackError when the transaction is gone."""
-        if self._taken is None:
+        if (taken := self._taken) is None:
             return
-        if self._taken.lost:
+        if taken.lost:
             raise PendingRollbackError("the connection was lost, and with it the transaction")
-        _refuse_lost(self._adapted._connection)
+        _refuse_lost(taken.adapted._connection)
 
     async def commit(self) -> None:
         """Commit what was done in either way. Waits for nothing when `commits_at_once()`. Raises PendingRollbackError
