@@ -3,7 +3,8 @@
 Invariant: a call returns the handler's reply or raises one `CloudError`, within the smallest of the caller's deadline,
 the given time-out and the message's own. A handler that has begun is never torn by its caller's end: it runs on, the
 deadline in its context makes its own calls expire, and its late answer is dropped. While it still waits for its turn in
-a queue, the caller's end takes it out.
+a queue, the caller's end takes it out. A handler that only reads records is a part of its caller instead: it leaves
+nothing undone when it is torn, and waits no longer than the database lets it.
 
 `BusBase` is what all transports share: the dispatch table, routing, lists of calls, events.
 """
@@ -85,7 +86,7 @@ class Endpoint:
     """A handler in the dispatch table, with all that a call needs looked up."""
 
     __slots__ = (
-        "handler", "level", "name", "owner", "repeatable", "reply",
+        "handler", "level", "name", "owner", "reads", "repeatable", "reply",
         "service", "setting", "signature", "stats", "timeout",
     )  # fmt: skip
 
@@ -98,6 +99,7 @@ class Endpoint:
         self.handler = handler
         self.owner = owner
         self.signature = handling.signature
+        self.reads = handling.reads
         self.level = handling.level if isinstance(handling.level, int) else 1
         self.setting = None if isinstance(handling.level, int) else handling.level
         self.repeatable = handling.repeatable
@@ -187,21 +189,26 @@ class BusBase:
     async def call_all(self, msgs: Sequence[Message[R]], parallelism: int = 0) -> list[R | CloudError]:
         """See `Bus.call_all`."""
         refuse_in_transaction(f"call {len(msgs)} messages")
+        if len(msgs) == 1:
+            return [await self._call_or_error(msgs[0])]
         results: list[Any] = [None] * len(msgs)
         waiting = iter(enumerate(msgs))
 
         async def work() -> None:
             for index, msg in waiting:
-                try:
-                    results[index] = await self.call(msg)
-                except CloudError as error:
-                    results[index] = error
+                results[index] = await self._call_or_error(msg)
 
         width = len(msgs) if parallelism <= 0 else min(parallelism, len(msgs))
         async with asyncio.TaskGroup() as group:
             for _ in range(width):
                 group.create_task(work())
         return results
+
+    async def _call_or_error(self, msg: Message[R]) -> R | CloudError:
+        try:
+            return await self.call(msg)
+        except CloudError as error:
+            return error
 
     def send(self, msg: Message[Any]) -> None:
         """See `Bus.send`."""
@@ -220,6 +227,9 @@ class BusBase:
         """Run the local handler of a message and wait for its answer."""
         refuse_in_transaction(f"call {type(msg).__name__}")
         endpoint = self.endpoint_of(msg)
+        if endpoint.reads:
+            context.current().remaining()
+            return await self._read(endpoint, msg)
         limit = endpoint.timeout if timeout is None or timeout > endpoint.timeout else timeout
         now = time.monotonic()
         task_context = context.current()
@@ -239,6 +249,20 @@ class BusBase:
             if not exchange.begun and task.cancel():
                 # A task that is cancelled before its first line runs none of its own clean-up.
                 self._working.pop(task, None)
+
+    async def _read(self, endpoint: Endpoint, msg: Message[R]) -> R:
+        """The answer of a handler that only reads."""
+        started, failed = time.monotonic(), True
+        try:
+            reply: R = await endpoint.handler(msg)
+            failed = False
+        except CloudError:
+            raise
+        except Exception as error:
+            raise self._failure(endpoint, error) from error
+        finally:
+            endpoint.stats.record(time.monotonic() - started, failed)
+        return reply
 
     async def _serve(self, exchange: Exchange) -> None:
         endpoint, answer = exchange.endpoint, exchange.answer

@@ -17,10 +17,11 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable
 from contextvars import ContextVar
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
 from functools import lru_cache, partial
 from typing import Any, ClassVar, Protocol, TypeVar, cast
 
+import msgspec
 from sqlalchemy import (
     JSON,
     BigInteger,
@@ -46,14 +47,15 @@ from caelum.kernel.errors import CloudError, ErrorType
 from caelum.kernel.lost_commits import LostCommits
 from caelum.kernel.prepared import Prepared
 from caelum.kernel.remembered import Remembered
+from caelum.kernel.single import Single
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _KeptSession = sqlite.KeptSession | postgresql_sessions.KeptSession
 
-_READ_CACHE = 32_768
-"""KiB of the database that a connection which reads keeps at most."""
+_CACHE = 32_768
+"""KiB of the database that a connection to SQLite keeps at most."""
 _TURN_PAUSE = 0.5
 _AGAIN_PAUSE = 0.5
 _CHECKPOINT_EVERY = 500
@@ -67,9 +69,12 @@ _NUMBER = "number"
 _task_in_transaction: ContextVar[asyncio.Task[Any] | None] = ContextVar("task_in_transaction", default=None)
 
 
+_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - as the database has it
+
+
 def utcnow() -> datetime:
     """The time as the database stores it: UTC without a zone."""
-    return datetime.fromtimestamp(time.time(), UTC).replace(tzinfo=None)
+    return _EPOCH + timedelta(seconds=time.time())
 
 
 class Base(DeclarativeBase):
@@ -216,6 +221,8 @@ class Database:
             self._versions = table_versions.Versions(partial(self._ask, connections, table_versions.VERSIONS))
             self._kept = (connections,)
             self._write_session, self._read_session = connections.writing, connections.reading
+        self.once = Single(self._reader.dialect, self._kept[0], self._is_quiet, self.read)
+        """Runs single statements that read: for who asks one question, and needs no session for several."""
         self._lost = LostCommits(self._writer)
         for engine in (self._writer, self._reader) if self.sqlite else (self._writer,):
             event.listen(engine.sync_engine, "before_cursor_execute", self._before_execute)
@@ -237,6 +244,7 @@ class Database:
         engine = create_async_engine(
             self.url, pool_size=pool_size, max_overflow=0, pool_timeout=sqlite.BUSY_TIMEOUT, pool_reset_on_return=None,
             connect_args={"cached_statements": _PARSED},
+            json_serializer=lambda value: msgspec.json.encode(value).decode(), json_deserializer=msgspec.json.decode,
             hide_parameters=True,  # values may be secrets, and errors are logged
         )  # fmt: skip
         pragmas = [
@@ -244,12 +252,9 @@ class Database:
             "journal_mode=WAL",
             f"synchronous={self._synchronous}",
             "foreign_keys=ON",
+            f"cache_size=-{_CACHE}",
             # A writer says for how long it waits when it begins; from then on it has what it needs.
-            *(
-                ["query_only=ON", f"cache_size=-{_READ_CACHE}"]
-                if read_only
-                else ["wal_autocheckpoint=0", "busy_timeout=0"]
-            ),
+            *(["query_only=ON"] if read_only else ["wal_autocheckpoint=0", "busy_timeout=0"]),
         ]
         sqlite.prepare(engine.sync_engine, pragmas, begin)
         return engine
@@ -358,6 +363,10 @@ class Database:
             raise
         finally:
             await _give_back(session)
+
+    def _is_quiet(self) -> bool:
+        self._refuse_severed()
+        return not self._writer_turn.locked()
 
     async def read_surely(self, load: Callable[[AsyncSession], Awaitable[T]]) -> T:
         """What `load(session)` reads, asked until the database answers: for what nobody can go on without."""

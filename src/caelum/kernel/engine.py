@@ -15,8 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -146,8 +145,13 @@ class Execution:
     async def _plain_step(self, step: Step) -> None:
         self._hit(f"{step.name}/before")
         for _ in range(self.node.workflows.crashpoints.times):
-            async with self._interruptions(step):
-                await getattr(self.flow, step.name)(self.run)
+            async with self._time_of(step):
+                # Only the step's own code can be cancelled, never the journal's writing.
+                self._interruptible = asyncio.current_task()
+                try:
+                    await getattr(self.flow, step.name)(self.run)
+                finally:
+                    self._interruptible = None
         self._hit(f"{step.name}/after")
         if self._is_before_stretch() and self.row.position + 1 != self.flow.certain_from():
             self._unsaved = [step]
@@ -196,7 +200,8 @@ class Execution:
             self._hit(f"{step.name}/saved")
         self.row.state = state
         told, self._unsaved = [*self._unsaved, *ran], []
-        await self._told_progress(told)
+        if state != DONE:
+            await self._told_progress(told)
 
     async def _run_stretch(self, tx: AsyncSession, ran: list[Step]) -> bool:
         """Run the steps of the database from here on; whether the workflow is completed with them."""
@@ -221,15 +226,17 @@ class Execution:
         self._refuse_if_over(step)
         self._hit(f"{step.name}/before")
         with self._in_step(step, "run"):
-            async with self._timeout(step):
+            async with self._time_of(step):
                 await getattr(self.flow, step.name)(tx, self.run)
         self._hit(f"{step.name}/after")
 
     async def _save(self, tx: AsyncSession, steps: list[Step], position: int, state: str = RUNNING) -> None:
-        """Note in the journal that these steps are done."""
-        await self._advance(tx, state=state, position=position, skipped=self.row.skipped, ctx=self._ctx())
+        """Note in the journal that these steps are done. How far a job is need not be told once it is about to end."""
+        # Written only when it changes: the database keeps an index of it.
+        changed = {} if state == self.row.state else {"state": state}
+        await self._advance(tx, position=position, skipped=self.row.skipped, ctx=self._ctx(), **changed)
         told = [one for one in steps if one.progress is not None]
-        if told and self._answers_job:
+        if told and self._answers_job and state != DONE:
             await progress_in(tx, self.row.job_uuid or "", told[-1].progress or 0, told[-1].name)
 
     async def _told_progress(self, steps: list[Step]) -> None:
@@ -349,7 +356,7 @@ class Execution:
 
     async def _plain_undo(self, step: Step) -> None:
         for _ in range(self.node.workflows.crashpoints.times):
-            async with self._timeout(step):
+            async with self._time_of(step):
                 await call_undo(self.flow, step, None, self.run)
         self._hit(f"{step.name}/undo-after")
         await self._persist(self._save_undo)
@@ -361,7 +368,7 @@ class Execution:
             await self._save_undo(tx)
             return UNDOING, self.row.position - 1
 
-        async with self._timeout(step):
+        async with self._time_of(step):
             await self._once(write)
 
     async def _save_undo(self, tx: AsyncSession) -> None:
@@ -497,29 +504,31 @@ class Execution:
     def _in_step(self, step: Step, phase: str) -> Any:
         return context.use(context.in_step(context.current(), f"{self.row.uuid}/{step.name}/{phase}", self.run.fence))
 
-    @asynccontextmanager
-    async def _interruptions(self, step: Step) -> AsyncIterator[None]:
-        """Only the step's own code can be cancelled, never the journal's writing."""
-        async with self._timeout(step):
-            self._interruptible = asyncio.current_task()
-            try:
-                yield
-            finally:
-                self._interruptible = None
-
-    @asynccontextmanager
-    async def _timeout(self, step: Step) -> AsyncIterator[None]:
+    def _time_of(self, step: Step) -> _TimeLimit:
+        """What ends a step whose time is over."""
         left = context.current().remaining()
         limit = step.timeout if left is None else min(step.timeout, left)
-        clock = asyncio.timeout(limit)
+        return _TimeLimit(f"step {step.name} of {self.flow.name}", limit)
+
+
+class _TimeLimit:
+    """A block that takes no longer than so many seconds. Raises TIMEOUT, which says `what` took longer."""
+
+    __slots__ = ("_clock", "_seconds", "_what")
+
+    def __init__(self, what: str, seconds: float) -> None:
+        self._what, self._seconds = what, seconds
+        self._clock = asyncio.timeout(seconds)
+
+    async def __aenter__(self) -> None:
+        await self._clock.__aenter__()
+
+    async def __aexit__(self, *failure: Any) -> None:
         try:
-            async with clock:
-                yield
+            await self._clock.__aexit__(*failure)
         except TimeoutError as error:
-            if not clock.expired():
-                raise
-            details = f"step {step.name} of {self.flow.name} took longer than {limit:.1f} s"
-            raise CloudError(TIMEOUT, details, seconds=limit) from error
+            details = f"{self._what} took longer than {self._seconds:.1f} s"
+            raise CloudError(TIMEOUT, details, seconds=self._seconds) from error
 
 
 def restore(ctx: msgspec.Struct, text: str | bytes) -> None:

@@ -334,8 +334,7 @@ class Jobs:
 
     async def get(self, uuid: str) -> Job | None:
         """What is known of the job, or None when there is none (any more)."""
-        async with self._node.db.read() as session:
-            row = await read_row(session, JobModel, uuid)
+        row = await read_row(self._node.db.once, JobModel, uuid)
         return None if row is None else self._job(row)
 
     async def wait(self, uuid: str) -> Job | None:

@@ -7,20 +7,24 @@ errors. It goes past SQLAlchemy straight to the driver, which takes a tenth of t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple, cast
 
-from sqlalchemy import BindParameter, CursorResult, Dialect, Executable, Numeric
+from sqlalchemy import BindParameter, CursorResult, DateTime, Dialect, Executable, Numeric
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.dml import UpdateBase
 
 from caelum.kernel import postgresql_sessions, sqlite
+from caelum.kernel.single import Single
 
 _Convert = Callable[[Any], Any]
 _LONG = 1024
 """Lists that are longer come seldom: each is as long as it is, and what was made for it is not kept."""
-KEPT = (sqlite.KeptSession, postgresql_sessions.KeptSession)
-"""Sessions that run a statement as the driver takes it."""
+Reading = AsyncSession | Single
+"""What runs a statement that reads: a session, or one for this statement alone."""
+_KEPT = (sqlite.KeptSession, postgresql_sessions.KeptSession, Single)
+"""What runs a statement as the driver takes it."""
 
 
 class Prepared:
@@ -41,9 +45,9 @@ class Prepared:
         self._compiled: dict[str, _Compiled] = {}
         """By the dialect's name."""
 
-    async def rows(self, session: AsyncSession, /, **values: Any) -> Sequence[Sequence[Any]]:
+    async def rows(self, session: Reading, /, **values: Any) -> Sequence[Sequence[Any]]:
         """The rows that it selects, or returns of what it changed."""
-        if not isinstance(session, KEPT):
+        if not isinstance(session, _KEPT):
             with session.no_autoflush:
                 return (await session.execute(self._statement, values)).all()
         compiled = self._compiled_for(session.dialect)
@@ -52,7 +56,7 @@ class Prepared:
 
     async def run(self, session: AsyncSession, /, **values: Any) -> int:
         """Let it happen; how many rows it changed."""
-        if not isinstance(session, KEPT):
+        if not isinstance(session, _KEPT):
             with session.no_autoflush:
                 return cast("CursorResult[Any]", await session.execute(self._statement, values)).rowcount
         compiled = self._compiled_for(session.dialect)
@@ -103,7 +107,7 @@ class _Compiled:
 
     def _place(self, name: str, at: int | None = None) -> _Place:
         bind = self._compiled.binds[name]
-        convert = bind.type.dialect_impl(self._dialect).bind_processor(self._dialect)
+        convert = _forth(bind.type.dialect_impl(self._dialect), self._dialect)
         return _Place(name, self._otherwise.get(name) or _fixed(bind), convert, at)
 
     def bound(self, values: dict[str, Any]) -> tuple[str, list[Any]]:
@@ -159,6 +163,18 @@ def _filled(values: Any) -> list[Any]:
     if not found or len(found) > _LONG:
         return found
     return found + found[-1:] * ((1 << (len(found) - 1).bit_length()) - len(found))
+
+
+def _forth(kind: Any, dialect: Dialect) -> _Convert | None:
+    """What turns Python's value into the driver's."""
+    if dialect.name == "sqlite" and isinstance(kind, DateTime):
+        return _time_text
+    return cast("_Convert | None", kind.bind_processor(dialect))
+
+
+def _time_text(moment: datetime | None) -> str | None:
+    """A time as SQLAlchemy writes it for SQLite, which takes it several times as long."""
+    return None if moment is None else moment.isoformat(" ", "microseconds")
 
 
 def _back(kind: Any, dialect: Dialect) -> _Convert | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, bindparam, inspect, literal, select, union_all
 
-from caelum.kernel.prepared import Prepared
+from caelum.kernel.prepared import Prepared, Reading
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -45,7 +45,7 @@ def is_a(vo: str, ancestor: str) -> bool:
     return vo == ancestor or (known is not None and parent is not None and issubclass(known, parent))
 
 
-async def missing(session: AsyncSession, vo: str, uuids: Iterable[str]) -> list[str]:
+async def missing(session: Reading, vo: str, uuids: Iterable[str]) -> list[str]:
     """Those of `uuids` that no resource of this type has, in the given order."""
     wanted = list(dict.fromkeys(uuids))
     found = {uuid for (uuid,) in await _among(model(vo)).rows(session, uuids=wanted)} if wanted else set()
@@ -99,8 +99,7 @@ class Resources:
 
     async def missing(self, vo: str, uuids: Iterable[str]) -> list[str]:
         """Those of `uuids` that do not exist as this type."""
-        async with self._db.read() as session:
-            return await missing(session, vo, uuids)
+        return await missing(self._db.once, vo, uuids)
 
     async def exists(self, vo: str, uuid: str) -> bool:
         """Whether there is a resource of this type with this UUID."""

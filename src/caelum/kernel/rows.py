@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import ClassManager, Mapper, RelationshipProperty
 
 from caelum.kernel.database import Base
-from caelum.kernel.prepared import Prepared
+from caelum.kernel.prepared import Prepared, Reading
 from caelum.kernel.resources import of_types
 
 M = TypeVar("M", bound=Base)
@@ -37,14 +37,14 @@ class Rows(Generic[M]):
         self._model = model
         self._statement = Prepared(statement)
 
-    async def read(self, session: AsyncSession, /, **values: Any) -> list[M]:
+    async def read(self, session: Reading, /, **values: Any) -> list[M]:
         """The objects."""
         make = _kind(self._model).make
         return [make(one) for one in await self._statement.rows(session, **values)]
 
 
 async def read_rows(
-    session: AsyncSession, model: type[M], /, *, order: Sequence[str] = (), lock: bool = False, **only: Any
+    session: Reading, model: type[M], /, *, order: Sequence[str] = (), lock: bool = False, **only: Any
 ) -> list[M]:
     """The rows that meet the conditions, ordered by these attributes.
 
@@ -54,7 +54,7 @@ async def read_rows(
     return await statement.read(session, **_keys(only))
 
 
-async def read_row(session: AsyncSession, model: type[M], uuid: str, *, lock: bool = False) -> M | None:
+async def read_row(session: Reading, model: type[M], uuid: str, *, lock: bool = False) -> M | None:
     """The row with this UUID, or None."""
     found = await read_rows(session, model, lock=lock, uuid=uuid)
     return found[0] if found else None
@@ -76,6 +76,16 @@ async def _read_related(session: AsyncSession, model: type[Base], rows: list[Any
         for row in rows:
             mine = [other for other in found if getattr(other, one.there) == getattr(row, one.here)]
             related(row, **{one.name: mine if one.several else next(iter(mine), None)})
+
+
+def new_row(model: type[M], /, **values: Any) -> M:
+    """A new object with these attributes. The model's own constructor takes as long as the insertion."""
+    kind = _kind(model)
+    if not kind.known >= values.keys():
+        raise TypeError(f"{model.__name__} has no {', '.join(sorted(values.keys() - kind.known))}")
+    row: M = kind.manager.new_instance()
+    row.__dict__.update(values)
+    return row
 
 
 def related(row: M, **rows: Any) -> M:
@@ -131,6 +141,7 @@ class _Kind(NamedTuple, Generic[M]):
     type_at: int | None
     """Where a row says which of the model's types it is."""
     types: dict[Any, Any]
+    known: frozenset[str]
 
     def make(self, values: Sequence[Any]) -> M:
         """The object of a row."""
@@ -154,6 +165,7 @@ def _kind(model: type[M]) -> _Kind[M]:
         tuple(names),
         type_at,
         cast("dict[Any, Any]", mapper.polymorphic_map),
+        frozenset(names),
     )
 
 

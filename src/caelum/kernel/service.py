@@ -31,6 +31,7 @@ class Handling(msgspec.Struct, frozen=True):
     cls: type[Message[Any]]
     signature: Callable[[Any], str | None] | None
     level: Any
+    reads: bool = False
     repeatable: bool = False
 
 
@@ -42,20 +43,28 @@ class Intercepting(msgspec.Struct, frozen=True):
 
 
 def handles(
-    cls: type[Message[Any]], *, queue: str | None = None, level: int | Setting[int] = 1, repeatable: bool = False
+    cls: type[Message[Any]],
+    *,
+    queue: str | None = None,
+    level: int | Setting[int] = 1,
+    reads: bool = False,
+    repeatable: bool = False,
 ) -> Callable[[F], F]:
     """Mark an async method as the handler of a message class.
 
     `queue` is a format string over the message's fields, `"vm-{uuid}"`; a message in which such a field is None is
-    about no resource yet and runs outside any queue. `level` may be a setting, read at each message.
+    about no resource yet and runs outside any queue. `level` may be a setting, read at each message. A handler that
+    only `reads`, from memory or the database, runs in its caller's task, and ends with it.
 
     `repeatable` says of an API message that all it changes is changed by one workflow that answers the job
     (`Workflows.run` with `answers`), which the handler runs, or lets another handler run, after it has only looked. So
     while the job has no run nothing was done, and when the node dies that was to do it another one does it anew.
     """
+    if reads and queue is not None:
+        raise TypeError(f"who only reads {cls.__name__} from the records waits in no queue")
     if repeatable and not issubclass(cls, ApiMessage):
         raise TypeError(f"{cls.__name__} is no operation of the API, so no job of it is ever done anew")
-    handling = Handling(cls, None if queue is None else compile_signature(cls, queue), level, repeatable)
+    handling = Handling(cls, None if queue is None else compile_signature(cls, queue), level, reads, repeatable)
 
     def mark(function: F) -> F:
         function.__dict__.setdefault("__handles__", []).append(handling)

@@ -21,7 +21,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from sqlalchemy import Connection, Dialect, Engine, event
 from sqlalchemy.dialects.sqlite import aiosqlite
@@ -79,9 +79,9 @@ class Pace:
         """Whether it took next to no time so far."""
         return self._average.get(statement, 1.0) < _QUICK
 
-    def quick_lately(self, statement: str) -> bool:
+    def quick_lately(self, statement: str, now: float) -> bool:
         """Whether it took next to no time a moment ago."""
-        return self.quick(statement) and time.monotonic() - self._latest.get(statement, -_FRESH) < _FRESH
+        return self._average.get(statement, 1.0) < _QUICK and now - self._latest[statement] < _FRESH
 
     def took(self, statement: str, seconds: float, *, here: bool = False) -> None:
         """Note how long it took: in a thread, or `here` on the event loop."""
@@ -180,12 +180,15 @@ class QuickCursor(aiosqlite.AsyncAdapt_aiosqlite_cursor):
 
 def _run_here(adapted: Any, statement: str, run: Callable[[Any], Any]) -> Outcome | None:
     """Run a quick statement at once; None when it is none, or the connection is busy in its thread."""
-    driver = adapted._connection
-    if adapted._execute_mutex.locked() or not _pace.quick_lately(statement) or _KEPT not in driver.__dict__:
+    driver, begun = adapted._connection, time.monotonic()
+    if adapted._execute_mutex.locked() or not _pace.quick_lately(statement, begun) or _KEPT not in driver.__dict__:
         return None
     if not _begun(driver):
         return None
-    return cast("Outcome", _pace.timed(statement, lambda: _outcome(driver, run), here=True))
+    try:
+        return _outcome(driver, run)
+    finally:
+        _pace.took(statement, time.monotonic() - begun, here=True)
 
 
 async def _run_in_thread(adapted: Any, statement: str, run: Callable[[Any], Any]) -> Outcome:
@@ -301,6 +304,26 @@ def prepare(engine: Engine, pragmas: Sequence[str], begin: str) -> None:
             setattr(driver, _BEGIN, begin)
 
 
+class Kept(NamedTuple):
+    """A connection that is kept open, with what lies below it."""
+
+    connection: AsyncConnection
+    plain: Connection
+    adapted: Any
+
+    @property
+    def lost(self) -> bool:
+        """Whether it broke, or was given up in the middle of a statement."""
+        return self.plain.closed or self.plain.invalidated
+
+    @property
+    def outside(self) -> bool:
+        """Whether it is outside of any transaction, also by what the driver says: an end may have failed."""
+        # A transaction that failed to commit is one, though none in in_transaction().
+        whole = not self.lost and self.plain.get_transaction() is None
+        return whole and self.adapted._connection._connection is not None and not _is_open(self.adapted)
+
+
 class Connections:
     """Connections of an engine that are kept open, `most` of them; whoever comes when all are in use waits.
 
@@ -310,8 +333,9 @@ class Connections:
 
     def __init__(self, engine: AsyncEngine, most: int, begin: str, sent: Callable[[str], None]) -> None:
         self.begin, self.sent = begin, sent
+        self.dialect: Dialect = engine.dialect
         self._engine = engine
-        self._free: list[AsyncConnection] = []
+        self._free: list[Kept] = []
         self._turns = asyncio.Semaphore(most)
         self._closed = False
 
@@ -319,7 +343,22 @@ class Connections:
         """A session that takes one of them with its first statement."""
         return KeptSession(self._engine, self)
 
-    async def take(self) -> AsyncConnection:
+    def glance(self, statement: str, values: Sequence[Any]) -> tuple[Sequence[Any], int] | None:
+        """What `KeptSession.run` would answer to a quick statement that reads, asked at once of a free connection,
+        outside of any transaction; None when that is not possible, or the statement fails.
+        """
+        if not self._free or not statement.startswith("SELECT"):
+            return None
+        try:
+            outcome = _run_here(self._free[-1].adapted, statement, lambda cursor: cursor.execute(statement, values))
+        except sqlite3.Error:
+            return None
+        if outcome is None:
+            return None
+        self.sent(statement)
+        return outcome.rows, outcome.rowcount
+
+    async def take(self) -> Kept:
         """A connection outside of any transaction. Raises DATABASE_UNAVAILABLE when none becomes free in time."""
         await take_turn(self._turns, BUSY_TIMEOUT)
         try:
@@ -328,23 +367,22 @@ class Connections:
             self._turns.release()
             raise
 
-    async def _connect(self) -> AsyncConnection:
+    async def _connect(self) -> Kept:
         connection = await self._engine.connect()
         raw = await connection.get_raw_connection()
         setattr(raw.driver_connection, _KEPT, True)
-        return connection
+        return Kept(connection, cast("Connection", connection.sync_connection), raw.dbapi_connection)
 
-    async def give_back(self, connection: AsyncConnection) -> None:
+    async def give_back(self, kept: Kept) -> None:
         """Let the next one have it; one that broke, or whose transaction did not end, is thrown away."""
         try:
-            whole = _is_outside(connection)
-            if whole and not self._closed:
-                self._free.append(connection)
+            if (whole := kept.outside) and not self._closed:
+                self._free.append(kept)
                 return
-            if not whole and not connection.closed:
+            if not whole and not kept.plain.closed:
                 # Closed alone it would go to the engine's pool, with the transaction that is open.
-                await connection.invalidate()
-            await connection.close()
+                await kept.connection.invalidate()
+            await kept.connection.close()
         finally:
             self._turns.release()
 
@@ -352,18 +390,7 @@ class Connections:
         """Close those that nobody uses, and from now on each that is given back."""
         self._closed = True
         while self._free:
-            await self._free.pop().close()
-
-
-def _is_outside(connection: AsyncConnection) -> bool:
-    """Whether a connection is outside of any transaction, also by what the driver says: an end may have failed."""
-    if connection.closed or connection.invalidated:
-        return False
-    plain = cast("Connection", connection.sync_connection)
-    if plain.get_transaction() is not None:  # also one that failed to commit, and counts as none in in_transaction()
-        return False
-    adapted: Any = plain.connection.dbapi_connection
-    return adapted._connection._connection is not None and not _is_open(adapted)
+            await self._free.pop().connection.close()
 
 
 def _is_open(adapted: Any) -> bool:
@@ -381,9 +408,11 @@ class KeptSession(AsyncSession):
     def __init__(self, engine: AsyncEngine, connections: Connections) -> None:
         self._engine = engine
         self._connections = connections
-        self._taken: AsyncConnection | None = None
+        self._taken: Kept | None = None
         self._adapted: Any = None
         self._info: dict[Any, Any] = {}
+        self.dialect = connections.dialect
+        """That for which statements are compiled."""
 
     def __getattr__(self, name: str) -> Any:
         """What only SQLAlchemy's session has, which is made now."""
@@ -401,16 +430,11 @@ class KeptSession(AsyncSession):
         """What callers note of the session."""
         return self._info
 
-    @property
-    def dialect(self) -> Dialect:
-        """That for which statements are compiled."""
-        return self._engine.dialect
-
-    async def take(self) -> AsyncConnection:
+    async def take(self) -> Kept:
         """The connection, which the first statement takes."""
         if self._taken is None:
             self._taken = await self._connections.take()
-            self._adapted = cast("Connection", self._taken.sync_connection).connection.dbapi_connection
+            self._adapted = self._taken.adapted
         return self._taken
 
     async def run(self, statement: str, values: Sequence[Any]) -> tuple[Sequence[Any], int]:
@@ -430,8 +454,7 @@ class KeptSession(AsyncSession):
                 outcome = await self._run_elsewhere(statement, values)
         except sqlite3.Error as error:
             raise _wrapped(statement, error) from error
-        if _pace.long:
-            await _pace.breathe()
+        await breathe()
         return outcome.rows, outcome.rowcount
 
     async def _run_elsewhere(self, statement: str, values: Sequence[Any]) -> Outcome:
@@ -440,16 +463,16 @@ class KeptSession(AsyncSession):
             return await _run_in_thread(self._adapted, statement, lambda cursor: cursor.execute(statement, values))
         except asyncio.CancelledError:
             # It runs on there, and nobody knows when it ends.
-            await cast("AsyncConnection", self._taken).invalidate()
+            await cast("Kept", self._taken).connection.invalidate()
             raise
 
     def _refuse_lost(self) -> None:
         """Raise PendingRollbackError when the transaction is gone."""
-        if self._taken is None:
+        if (taken := self._taken) is None:
             return
-        if self._taken.invalidated:
+        if taken.lost:
             raise PendingRollbackError("the connection was lost, and with it the transaction")
-        _refuse_lost(self._adapted._connection)
+        _refuse_lost(taken.adapted._connection)
 
     async def commit(self) -> None:
         """Commit what was done in either way. Waits for nothing when `commits_at_once()`. Raises PendingRollbackError
@@ -463,7 +486,7 @@ class KeptSession(AsyncSession):
         """Undo what was done in either way."""
         if self._made:
             await super().rollback()
-        if self._taken is not None and self._taken.invalidated:
+        if self._taken is not None and self._taken.lost:
             await self._let_go()
         await self._end(_ROLLBACK)
 
@@ -505,7 +528,7 @@ class KeptSession(AsyncSession):
         try:
             if self._made and (self.in_transaction() or self.changed):
                 await super().close()
-            if self._taken is not None and not self._taken.invalidated:
+            if self._taken is not None and not self._taken.lost:
                 await self._end(_ROLLBACK)
         except SQLAlchemyError as error:
             log.warning("a transaction could not be rolled back: %s", error)
@@ -528,7 +551,7 @@ class _OrmSession(Session):
                 return cast("Engine", self.bind)
             taken = await_(self._kept.take())
         self._kept._refuse_lost()  # SQLAlchemy would go on with a new connection
-        return cast("Connection", taken.sync_connection)
+        return taken.plain
 
 
 def _wrapped(statement: str, error: sqlite3.Error) -> BaseException:
@@ -547,6 +570,12 @@ def passing(error: BaseException) -> CloudError | None:
     if getattr(cause, "sqlite_errorcode", 0) & _PRIMARY_CODE not in _PASSING:
         return None
     return CloudError(DATABASE_UNAVAILABLE, f"SQLite: {cause}")
+
+
+async def breathe() -> None:
+    """Let others have their turn, if quick statements have run one after the other for long."""
+    if _pace.long:
+        await _pace.breathe()
 
 
 def commits_at_once() -> bool:

@@ -18,7 +18,7 @@ from caelum.kernel.database import Resource
 from caelum.kernel.errors import INVALID_ARGUMENT, CloudError
 from caelum.kernel.ids import new_uuid
 from caelum.kernel.message import ApiMessage, CreateMessage
-from caelum.kernel.prepared import Prepared
+from caelum.kernel.prepared import Prepared, Reading
 from caelum.kernel.settings import drop_overrides, find_setting, override
 
 if TYPE_CHECKING:
@@ -234,7 +234,7 @@ async def texts_of(session: AsyncSession, uuid: str) -> set[str]:
     return {text for (text,) in await _TEXTS.rows(session, key=uuid)}
 
 
-async def tags_of(session: AsyncSession, uuid: str) -> list[str]:
+async def tags_of(session: Reading, uuid: str) -> list[str]:
     """The system tags of a resource as text, oldest first: for who wants several kinds of them."""
     return [text for (text,) in await _ORDERED.rows(session, key=uuid)]
 

@@ -15,6 +15,8 @@ async def together(*works: Awaitable[T]) -> list[T]:
     Raises the first error in that order, but only once none of them is under way any more: what undoes them must not be
     overtaken by one of them.
     """
+    if len(works) == 1:
+        return [await works[0]]
     outcomes = await asyncio.gather(*works, return_exceptions=True)
     for outcome in outcomes:
         if isinstance(outcome, BaseException):

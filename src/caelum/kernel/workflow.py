@@ -42,6 +42,7 @@ from caelum.kernel.journal import DONE, LIVE, UNDONE, JournalModel, StaleAttempt
 from caelum.kernel.patience import Patience
 from caelum.kernel.postgresql import is_passing
 from caelum.kernel.relocation import relocate
+from caelum.kernel.rows import new_row
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -176,8 +177,8 @@ class Workflows:
             uuid = derived_uuid(parent, flow.name, identity, "" if former is None else former.uuid)
         elif answers and inside.job_uuid is not None:
             uuid = derived_uuid("answer", inside.job_uuid)
-        return JournalModel(
-            uuid=uuid, name=flow.name, subject=flow.subject(ctx), queue=flow.queue(ctx), parent=parent,
+        return new_row(
+            JournalModel, uuid=uuid, name=flow.name, subject=flow.subject(ctx), queue=flow.queue(ctx), parent=parent,
             identity=identity, owner=self._node.uuid, attempt=1, steps=flow.step_names(), position=0, skipped=[],
             state=journal.RUNNING, job_uuid=inside.job_uuid, api=inside.api, answers=answers,
             actor=msgspec.to_builtins(inside.actor), trace=inside.trace,

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any, cast
 
 import pytest
-from sqlalchemy import Table, bindparam, delete, insert, select, update
+from sqlalchemy import Table, bindparam, delete, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -50,6 +50,19 @@ async def test_values_defaults_and_types(db: Database) -> None:
         assert await _COUNT_UP.run(tx, key="nobody", more=3) == 0
         assert await _DROP.run(tx, key="b") == 1
     assert [await _percent(db, uuid) for uuid in "abc"] == [3, None, 0]
+
+
+async def test_times_are_written_as_objects_have_them(db: Database) -> None:
+    whole, part = datetime(2026, 1, 2, 3, 4, 5), datetime(2026, 1, 2, 3, 4, 5, 60)
+    finish = Prepared(update(_JOB).where(_JOB.c.uuid == bindparam("key")).values(finish_date=bindparam("moment")))
+    for moment in (whole, part, None):
+        async with db.transaction() as tx:
+            tx.add(JobModel(uuid="object", api="x", actor={}, node_uuid="n", finish_date=moment))
+            await tx.flush()
+            await _add(tx)
+            await finish.run(tx, key="a", moment=moment)
+            assert len((await tx.execute(text("SELECT DISTINCT finish_date FROM api_job"))).all()) == 1
+            await tx.execute(delete(JobModel))
 
 
 async def test_they_share_the_transaction_with_other_statements(db: Database) -> None:

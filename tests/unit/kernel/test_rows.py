@@ -14,6 +14,7 @@ from caelum.kernel.rows import (
     Rows,
     delete_rows,
     insert_rows,
+    new_row,
     read_row,
     read_rows,
     read_whole,
@@ -40,6 +41,18 @@ async def test_objects_know_their_defaults(db: Database) -> None:
         kept = await session.get_one(CakeModel, "1")
         assert (kept.layers, kept.create_date) == (0, cakes[1].create_date)
         assert (await session.get_one(FlourModel, "rye")).used == 0
+
+
+async def test_a_new_row_is_as_one_of_the_constructor(db: Database) -> None:
+    rows = [CakeModel(uuid="1", name="sacher", state="Raw"), new_row(CakeModel, uuid="2", name="sacher", state="Raw")]
+    assert (rows[1].name, rows[1].layers) == ("sacher", None)
+    async with db.transaction() as tx:
+        await insert_rows(tx, rows)
+    async with db.read() as session:
+        _, second = await read_rows(session, CakeModel, order=["uuid"])
+    assert (second.name, second.state, second.layers) == ("sacher", "Raw", 0)
+    with pytest.raises(TypeError, match="CakeModel has no candles"):
+        new_row(CakeModel, candles=3)
 
 
 def test_what_is_missing_is_none() -> None:

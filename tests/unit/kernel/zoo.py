@@ -50,6 +50,14 @@ class Unheard(Message[None], kw_only=True):
     """No service handles it."""
 
 
+@message(service="zoo")
+class Look(Message[asyncio.Task[None] | None], kw_only=True):
+    """Answers the task in which its handler runs."""
+
+    seconds: float = 0.0
+    fail: bool = False
+
+
 @canonical("/zoo/{animalName}/fed")
 class Fed(CanonicalEvent):
     animal_name: str
@@ -95,6 +103,13 @@ class ZooService:
     @handles(Sleepy)
     async def sleepy(self, msg: Sleepy) -> None:
         await asyncio.sleep(5)
+
+    @handles(Look, reads=True)
+    async def look(self, msg: Look) -> asyncio.Task[None] | None:
+        await asyncio.sleep(msg.seconds)
+        if msg.fail:
+            raise KeyError("secret detail of a bug")
+        return asyncio.current_task()
 
     @handles(Deadline)
     async def deadline(self, msg: Deadline) -> float | None:

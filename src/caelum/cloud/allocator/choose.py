@@ -8,7 +8,6 @@ its undo has given everything back.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -29,6 +28,7 @@ from caelum.cloud.primary_storage.messages import FindStorage, ReleaseStorage, R
 from caelum.kernel.errors import CloudError
 from caelum.kernel.journal import refuse_late
 from caelum.kernel.node import Node
+from caelum.kernel.rows import new_row
 
 MISSED = "hostsConnecting"
 """The fact of a refusal that a host which may do was being connected."""
@@ -45,6 +45,8 @@ class Chooser:
         self._node = node
         self._ask = ask
         self._refused: dict[str, dict[str, str]] = {}
+        self._size = 0
+        """How many hosts the next page has at most; 0 before the first."""
 
     async def choose(self) -> HostAllocation:
         """Reserve on the best host that will do. Raises HOST_ALLOCATION.1000, with the fact `MISSED` when a host was
@@ -53,7 +55,7 @@ class Chooser:
         asked = request(self._ask, await self._clusters(), physically=physically)
         types: dict[str, str] = {}
         pages = self._opened(asked)
-        async for page in self._walk(pages):
+        while page := await self._page(pages):
             candidates = [_candidate(row) for row in page]
             types.update({row.uuid: row.hypervisor_type for row in page})
             left, storages = await self._filter(candidates)
@@ -85,17 +87,18 @@ class Chooser:
         strategy = self._node.drivers.get(HostAllocatorStrategy, full_name(self._ask.strategy, known))
         return Pages(self._node.db, asked, strategy)
 
-    async def _walk(self, pages: Pages) -> AsyncIterator[list[HostRow]]:
-        """What passes the rules, best first: the preferred host, then few at a time, for one of the first nearly always
-        will do; then more and more. Who only asks gets whole pages."""
+    async def _page(self, pages: Pages) -> list[HostRow]:
+        """The next of what passes the rules, best first: the preferred host, then few at a time, for one of the first
+        nearly always will do; then more and more. Who only asks gets whole pages."""
         most = self._node.settings.get(PAGE)
-        size = most if self._ask.dry_run else min(most, _FIRST_PAGE)
-        preferred = None if self._ask.dry_run else pages.strategy.preferred(self._ask)
-        if preferred is not None and (page := await pages.only(preferred)):
-            yield page
-        while page := await pages.next(size):
-            yield page
-            size = min(most, size * _GROWTH)
+        if self._size == 0:
+            self._size = most if self._ask.dry_run else min(most, _FIRST_PAGE)
+            preferred = None if self._ask.dry_run else pages.strategy.preferred(self._ask)
+            if preferred is not None and (page := await pages.only(preferred)):
+                return page
+        page = await pages.next(self._size)
+        self._size = min(most, self._size * _GROWTH)
+        return page
 
     # --- filters ----------------------------------------------------------------------------------------------------
 
@@ -168,8 +171,8 @@ class Chooser:
 
     async def _take_host(self, host_uuid: str, disks: dict[str, str], physically: bool) -> bool:
         ask = self._ask
-        wanted = HostReservationModel(
-            vm_uuid=ask.vm_uuid, host_uuid=host_uuid, cpu_num=ask.cpu_num, memory=ask.memory,
+        wanted = new_row(
+            HostReservationModel, vm_uuid=ask.vm_uuid, host_uuid=host_uuid, cpu_num=ask.cpu_num, memory=ask.memory,
             disks=msgspec.json.encode(disks).decode(),
         )  # fmt: skip
         async with self._node.db.transaction() as tx:

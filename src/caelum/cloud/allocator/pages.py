@@ -72,8 +72,7 @@ class Pages:
         return bool(await self._rows(_soon(self._asked.shape), seen=self._seen, size=1))
 
     async def _rows(self, statement: Prepared, **values: Any) -> list[HostRow]:
-        async with self._db.read() as session:
-            return [HostRow(*row) for row in await statement.rows(session, **self._asked.values, **values)]
+        return [HostRow(*row) for row in await statement.rows(self._db.once, **self._asked.values, **values)]
 
 
 def _passing(shape: Shape, *statuses: str) -> Select[Any]:

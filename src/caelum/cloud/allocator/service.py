@@ -95,8 +95,7 @@ class AllocatorService(Service):
 
     async def _repeated(self, msg: m.AllocateHost) -> m.HostAllocation | None:
         """The answer that this request had before, when its reservation is still what it asks for."""
-        async with self.node.db.read() as session:
-            found = await _RESERVED.rows(session, of_vm=msg.vm_uuid)
+        found = await _RESERVED.rows(self.node.db.once, of_vm=msg.vm_uuid)
         if not found:
             return None
         host_uuid, cpu_num, memory, kept, cluster_uuid, zone_uuid, hypervisor_type = found[0]

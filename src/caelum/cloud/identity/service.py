@@ -262,7 +262,7 @@ class IdentityService(Service):
 
     # --- ownership ----------------------------------------------------------------------------------------------------
 
-    @handles(CheckAccess)
+    @handles(CheckAccess, reads=True)
     async def check_access(self, msg: CheckAccess) -> Access:
         """Which resources the account may not use."""
         async with self.node.db.read() as session:

@@ -242,7 +242,7 @@ class ImageService(Service):
 
     # --- what other services ask --------------------------------------------------------------------------------------
 
-    @handles(GetImage)
+    @handles(GetImage, reads=True)
     async def get_one(self, msg: GetImage) -> ImageInventory:
         image = await find(self.node, msg.image_uuid)
         if msg.usable and (image.state != ENABLED or image.status != READY):

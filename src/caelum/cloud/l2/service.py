@@ -183,7 +183,7 @@ class L2Service(Service):
         l2, bridge = await self._found(msg.l2_network_uuid)
         await remove(self.node, l2, bridge, msg.host_uuid, force=msg.force)
 
-    @handles(GetL2)
+    @handles(GetL2, reads=True)
     async def get(self, msg: GetL2) -> L2Facts:
         """What a network is."""
         l2, bridge = await self._found(msg.l2_network_uuid)

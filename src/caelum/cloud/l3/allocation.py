@@ -26,7 +26,7 @@ from caelum.kernel.errors import CloudError, invalid, not_found
 from caelum.kernel.ids import derived_uuid
 from caelum.kernel.journal import refuse_late
 from caelum.kernel.prepared import Prepared
-from caelum.kernel.rows import read_rows, values_of
+from caelum.kernel.rows import new_row, read_rows, values_of
 from caelum.kernel.settings import ResourceConfigModel
 
 ATTEMPTS = 20
@@ -283,7 +283,8 @@ async def _exhausted(tx: AsyncSession, l3: _Network) -> CloudError:
 
 def _row(msg: AllocateIp, address: Address, one: _Range | None, distance: int | None) -> UsedIpModel:
     now = utcnow()
-    return UsedIpModel(
+    return new_row(
+        UsedIpModel,
         # An undo that takes an address again brings back what was.
         uuid=derived_uuid(msg.l3_network_uuid, str(address), holder_of(msg)),
         l3_network_uuid=msg.l3_network_uuid,

@@ -44,14 +44,13 @@ class AddressHandlers(Service):
         holder_of(msg)
         return view(await allocate(self.db, self.node.settings.get(IP_STRATEGY), msg))  # type: ignore[no-any-return]
 
-    @handles(GetHeldIp)
+    @handles(GetHeldIp, reads=True)
     async def held(self, msg: GetHeldIp) -> UsedIpInventory | None:
         """The address that a holder has."""
         l3_uuid, version = msg.l3_network_uuid, msg.ip_version
-        async with self.node.db.read() as session:
-            found = await read_rows(
-                session, UsedIpModel, l3_network_uuid=l3_uuid, holder=msg.holder, ip_version=version
-            )
+        found = await read_rows(
+            self.node.db.once, UsedIpModel, l3_network_uuid=l3_uuid, holder=msg.holder, ip_version=version
+        )
         return view(found[0]) if found else None
 
     @handles(ReturnIp)

@@ -195,7 +195,7 @@ class L3Service(RangeHandlers, AddressHandlers):
         """The MTU that guests are told."""
         return MtuReply(mtu=await self.mtu(GetMtu(l3_network_uuid=msg.l3_network_uuid)))
 
-    @handles(GetMtu)
+    @handles(GetMtu, reads=True)
     async def mtu(self, msg: GetMtu) -> int:
         """The network's own MTU, or its L2 network's."""
 
@@ -214,13 +214,13 @@ class L3Service(RangeHandlers, AddressHandlers):
 
     # --- for other services -------------------------------------------------------------------------------------------
 
-    @handles(GetL3)
+    @handles(GetL3, reads=True)
     async def get(self, msg: GetL3) -> L3sReply:
         """Networks by UUID."""
         key = (L3NetworkModel, *msg.l3_network_uuids)
         return L3sReply(await self.db.remember(key, lambda session: networks(session, msg.l3_network_uuids)))
 
-    @handles(ListL3s)
+    @handles(ListL3s, reads=True)
     async def list_networks(self, msg: ListL3s) -> L3sReply:
         """Networks by UUID, L2 network or provider."""
 

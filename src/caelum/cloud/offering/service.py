@@ -139,11 +139,11 @@ class OfferingService(Service):
     async def delete_disk_offering(self, msg: DeleteDiskOffering) -> None:
         await self.node.cascade.delete(DISK_OFFERING, [msg.uuid], msg.delete_mode)
 
-    @handles(GetInstanceOffering)
+    @handles(GetInstanceOffering, reads=True)
     async def get_instance_offering(self, msg: GetInstanceOffering) -> InstanceOfferingInventory:
         return await self._find(InstanceOfferingModel, msg, msg.uuid, msg.enabled)
 
-    @handles(GetDiskOffering)
+    @handles(GetDiskOffering, reads=True)
     async def get_disk_offering(self, msg: GetDiskOffering) -> DiskOfferingInventory:
         return await self._find(DiskOfferingModel, msg, msg.uuid, msg.enabled)
 

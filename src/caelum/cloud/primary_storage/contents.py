@@ -75,8 +75,7 @@ class StorageContentsService(Service):
             known = [one for one in known if one.uuid == msg.primary_storage_uuid]
         terms = {one.uuid: await self.storages.terms(one.uuid) for one in known}
         bound = {one.uuid: self.node.drivers.get(PrimaryStorageDriver, one.type).host_bound for one in known}
-        async with self.node.db.read() as session:
-            return await Finder(session, msg, terms, bound, image_size).find(known)
+        return await Finder(self.node.db.once, msg, terms, bound, image_size).find(known)
 
     @handles(ReserveStorage, queue="storage-{key}")
     async def reserve(self, msg: ReserveStorage) -> None:
@@ -187,8 +186,7 @@ class StorageContentsService(Service):
     async def _reservation(self, key: str | None) -> StorageReservationModel | None:
         if key is None:
             return None
-        async with self.node.db.read() as session:
-            found = await read_rows(session, StorageReservationModel, key=key)
+        found = await read_rows(self.node.db.once, StorageReservationModel, key=key)
         return found[0] if found else None
 
     @handles(GetBitsOnStorage)
@@ -209,8 +207,7 @@ class StorageContentsService(Service):
 
     @handles(GetVolumeHosts)
     async def get_volume_hosts(self, msg: GetVolumeHosts) -> VolumeHosts:
-        async with self.node.db.read() as session:
-            found = await read_rows(session, Ref, resource_uuid=msg.volume_uuids)
+        found = await read_rows(self.node.db.once, Ref, resource_uuid=msg.volume_uuids)
         return VolumeHosts({row.resource_uuid: row.host_uuid for row in found})
 
     @handles(GetVolumesOnHost)

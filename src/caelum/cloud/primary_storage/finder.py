@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple, cast
 
 from sqlalchemy import ColumnElement, String, Table, bindparam, literal, select
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.primary_storage.capacity import Terms
 from caelum.cloud.primary_storage.messages import FindStorage, StorageCandidate, StorageCandidates, StorageRefusal
@@ -18,7 +17,8 @@ from caelum.cloud.primary_storage.model import (
 )
 from caelum.cloud.primary_storage.storages import KnownStorage
 from caelum.cloud.switch import DISABLED, ENABLED
-from caelum.kernel.prepared import Prepared
+from caelum.kernel.prepared import Prepared, Reading
+from caelum.kernel.rows import read_rows
 from caelum.kernel.tag import UserTagModel
 
 FEW = 500
@@ -66,13 +66,13 @@ class Finder:
 
     def __init__(
         self,
-        session: AsyncSession,
+        reading: Reading,
         ask: FindStorage,
         terms: dict[str, Terms],
         host_bound: dict[str, bool],
         image_size: int = 0,
     ) -> None:
-        self._session, self._ask, self._image_size = session, ask, image_size
+        self._reading, self._ask, self._image_size = reading, ask, image_size
         self._terms, self._host_bound = terms, host_bound
         self._refusals: list[StorageRefusal] = []
 
@@ -92,9 +92,8 @@ class Finder:
     async def _tagged(self, uuids: list[str]) -> dict[str, set[str]]:
         if not self._ask.required_tags:
             return {}
-        rows = await self._session.scalars(select(UserTagModel).where(UserTagModel.resource_uuid.in_(uuids)))
         found: dict[str, set[str]] = {}
-        for row in rows:
+        for row in await read_rows(self._reading, UserTagModel, resource_uuid=uuids):
             found.setdefault(row.resource_uuid, set()).add(row.tag)
         return found
 
@@ -126,13 +125,13 @@ class Finder:
         """The hosts' rows, as plain tuples: a search may be over thousands of hosts."""
         asked, here = self._ask.host_uuids, {"of_storage": ps_uuid, "of_image": self._ask.image_uuid}
         if len(asked) > FEW:
-            rows = await _ALL_SHARES.rows(self._session, **here)
+            rows = await _ALL_SHARES.rows(self._reading, **here)
         else:
-            rows = await _SHARES.rows(self._session, **here, hosts=asked)
+            rows = await _SHARES.rows(self._reading, **here, hosts=asked)
         return {row[0]: _Share(*row[1:]) for row in rows}
 
     async def _whole(self, ps_uuid: str) -> _Share | None:
-        for row in await _WHOLE.rows(self._session, of_storage=ps_uuid, of_image=self._ask.image_uuid):
+        for row in await _WHOLE.rows(self._reading, of_storage=ps_uuid, of_image=self._ask.image_uuid):
             return _Share(CONNECTED, *row)
         return None
 

@@ -167,8 +167,7 @@ class VmService(VmQuestions):
 
     @handles(DestroyVm, queue="vm-{vm_uuid}")
     async def destroy_quietly(self, msg: DestroyVm) -> None:
-        async with self.db.read() as session:
-            vm = await read_row(session, VmInstanceModel, msg.vm_uuid)
+        vm = await read_row(self.db.once, VmInstanceModel, msg.vm_uuid)
         if vm is not None and vm.state == VmState.DESTROYED and msg.policy == "Direct":
             await self._run(ExpungeVmFlow, VmContext(vm_uuid=msg.vm_uuid), DESTROY_FAILED, answers=False)
         elif vm is not None and vm.state != VmState.DESTROYED:
@@ -182,8 +181,7 @@ class VmService(VmQuestions):
 
     @handles(DestroyLeftover, queue="vm-{vm_uuid}")
     async def destroy_leftover(self, msg: DestroyLeftover) -> bool:
-        async with self.db.read() as session:
-            vm = await read_row(session, VmInstanceModel, msg.vm_uuid)
+        vm = await read_row(self.db.once, VmInstanceModel, msg.vm_uuid)
         if vm is not None and vm.host_uuid == msg.host_uuid:
             return vm.state not in TRANSITIONAL
         await self.bus.call(DestroyVmOnHost(host_uuid=msg.host_uuid, vm_uuid=msg.vm_uuid))
@@ -387,8 +385,7 @@ class VmService(VmQuestions):
             raise CloudError(failure, error.details, cause=error, vmUuid=ctx.vm_uuid) from error
 
     async def _state(self, vm_uuid: str) -> str:
-        async with self.db.read() as session:
-            vm = await read_row(session, VmInstanceModel, vm_uuid)
+        vm = await read_row(self.db.once, VmInstanceModel, vm_uuid)
         if vm is None:
             raise not_found("VmInstanceVO", vm_uuid)
         return vm.state

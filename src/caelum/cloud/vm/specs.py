@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -21,6 +20,7 @@ from caelum.cloud.volume.api import VolumeInventory
 from caelum.cloud.volume.messages import GetVolumes
 from caelum.kernel.errors import CloudError, not_found
 from caelum.kernel.node import Node
+from caelum.kernel.prepared import Reading
 from caelum.kernel.rows import read_whole
 from caelum.kernel.tag import tags_of
 from caelum.kernel.views import views
@@ -66,8 +66,13 @@ async def records_of(node: Node, vm: VmInstanceModel | str) -> VmRecords:
             vm = await read_vm(session, vm)
         texts = await tag_texts(session, vm.uuid)
         account = await owner_of(session, vm.uuid)
+    return VmRecords(vm, volumes_of(vm), texts, account)
+
+
+def volumes_of(vm: VmInstanceModel) -> list[VolumeInventory]:
+    """The volumes, but for deleted ones, of a VM as `read_vm` has read it."""
     volumes: list[VolumeInventory] = views(vm.__dict__.get("all_volumes", ()))
-    return VmRecords(vm, [one for one in volumes if one.status != "Deleted"], texts, account)
+    return [one for one in volumes if one.status != "Deleted"]
 
 
 async def build_spec(node: Node, vm_uuid: str, *, realise_on: str | None = None, with_leaving: bool = True) -> VmSpec:
@@ -119,7 +124,7 @@ async def describe(
     )
 
 
-async def tag_texts(session: AsyncSession, vm_uuid: str) -> dict[str, str]:
+async def tag_texts(session: Reading, vm_uuid: str) -> dict[str, str]:
     """The single values of the VM's system tags that a description needs, by token name."""
     texts = await tags_of(session, vm_uuid)
     found: dict[str, str] = {}
@@ -154,8 +159,7 @@ async def nic_specs(
         return []
     uuids = list(dict.fromkeys(one.l3_network_uuid for one in nics))
     networks = {one.uuid: one for one in (await node.bus.call(GetL3(l3_network_uuids=uuids))).networks}
-    answers = await asyncio.gather(*(node.bus.call(GetMtu(l3_network_uuid=one)) for one in uuids))
-    mtus = dict(zip(uuids, answers, strict=True))
+    mtus = {one: await node.bus.call(GetMtu(l3_network_uuid=one)) for one in uuids}
     bridges = await _bridges(node, list(networks.values()), realise_on, orders)
     default = vm.default_l3_network_uuid or nics[0].l3_network_uuid
     return [

@@ -148,8 +148,7 @@ class VmTracer(Service):
 
     @handles(VmStateSeen, queue="vm-{vm_uuid}")
     async def vm_seen(self, msg: VmStateSeen) -> None:
-        async with self.db.read() as session:
-            found = await _SEEN.rows(session, key=msg.vm_uuid)
+        found = await _SEEN.rows(self.db.once, key=msg.vm_uuid)
         vm = _Seen(*found[0]) if found else None
         if vm is None:
             self.bus.publish(StrangerVmFound(vm_identity=msg.vm_uuid, host_uuid=msg.host_uuid, vm_state=msg.state))
@@ -211,5 +210,4 @@ class VmTracer(Service):
 
     async def _states_on(self, host_uuid: str) -> dict[str, str]:
         """State by UUID of the VMs that the records place on a host."""
-        async with self.db.read() as session:
-            return {row[0]: row[1] for row in await _ON_HOST.rows(session, key=host_uuid)}
+        return {row[0]: row[1] for row in await _ON_HOST.rows(self.db.once, key=host_uuid)}

@@ -34,7 +34,7 @@ from caelum.kernel.errors import OPERATION_ERROR, CloudError, not_found
 from caelum.kernel.journal import refuse_late
 from caelum.kernel.node import Node
 from caelum.kernel.prepared import Prepared
-from caelum.kernel.rows import read_row, read_rows
+from caelum.kernel.rows import new_row, read_row, read_rows
 from caelum.kernel.service import Service, handles
 from caelum.kernel.tag import save_system_tags
 from caelum.kernel.views import view, views
@@ -69,7 +69,8 @@ class VolumeRecordsService(Service):
 
     @handles(CreateVolume, queue="volume-{volume_uuid}")
     async def create_volume(self, msg: CreateVolume) -> VolumeInventory:
-        row = VolumeModel(
+        row = new_row(
+            VolumeModel,
             uuid=msg.volume_uuid,
             name=msg.name,
             description=msg.description,
@@ -177,8 +178,7 @@ class VolumeRecordsService(Service):
                 await move(self.node, tx, row, "delete", **without_vm(row))
 
     async def _facts(self, uuid: str) -> _Facts | None:
-        async with self.db.read() as session:
-            found = await _FACTS.rows(session, of_volume=uuid)
+        found = await _FACTS.rows(self.db.once, of_volume=uuid)
         return _Facts(*found[0]) if found else None
 
     async def remove_now(self, uuid: str, answers: bool = False) -> None:
@@ -232,22 +232,19 @@ class VolumeRecordsService(Service):
         if row.status == DELETED:
             raise CloudError(OPERATION_ERROR, f"volume[uuid:{row.uuid}] is {DELETED}, it cannot be attached")
 
-    @handles(GetVolumes)
+    @handles(GetVolumes, reads=True)
     async def get_volumes(self, msg: GetVolumes) -> VolumesReply:
         only: dict[str, Any] = {"status": _NOT_DELETED} if msg.uuids is None else {"uuid": msg.uuids}
         if msg.vm_instance_uuid is not None:
             only["vm_instance_uuid"] = msg.vm_instance_uuid
-        async with self.db.read() as session:
-            return VolumesReply(
-                volumes=views(await read_rows(session, VolumeModel, order=("device_id", "uuid"), **only))
-            )
+        rows = await read_rows(self.db.once, VolumeModel, order=("device_id", "uuid"), **only)
+        return VolumesReply(volumes=views(rows))
 
     # --- shared -------------------------------------------------------------------------------------------------------
 
     async def lookup(self, uuid: str) -> VolumeInventory | None:
         """A volume, or None when there is none."""
-        async with self.db.read() as session:
-            row = await read_row(session, VolumeModel, uuid)
+        row = await read_row(self.db.once, VolumeModel, uuid)
         return None if row is None else view(row)
 
     async def of_same_owner(self, volume_uuid: str, uuids: list[str]) -> set[str]:

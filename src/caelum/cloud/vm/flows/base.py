@@ -123,8 +123,7 @@ async def start_on(node: Node, host_uuid: str, planned: VmSpec) -> None:
 
 async def bring_isos(node: Node, vm_uuid: str, host_uuid: str) -> None:
     """Have the ISO of each of the VM's drives where its root disk is, and its place in the drive's record."""
-    async with node.db.read() as session:
-        drives = await read_rows(session, VmCdRomModel, order=["device_id"], vm_instance_uuid=vm_uuid)
+    drives = await read_rows(node.db.once, VmCdRomModel, order=["device_id"], vm_instance_uuid=vm_uuid)
     drives = [one for one in drives if one.iso_uuid is not None]
     if not drives:
         return

@@ -48,7 +48,7 @@ from caelum.kernel.errors import CloudError
 from caelum.kernel.ids import new_uuid
 from caelum.kernel.message import Message
 from caelum.kernel.node import Node
-from caelum.kernel.rows import insert_rows, related, update_row, update_rows
+from caelum.kernel.rows import insert_rows, new_row, related, update_row, update_rows
 from caelum.kernel.tag import save_tags
 from caelum.kernel.views import view
 from caelum.kernel.workflow import Retry, Run, db_step, step
@@ -200,8 +200,7 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
         """What the VM's description is made of, unless it must be read."""
         if self._vm is None or any(run.ctx.isos):
             return None
-        async with run.db.read() as session:
-            texts = await tag_texts(session, run.ctx.vm_uuid)
+        texts = await tag_texts(run.db.once, run.ctx.vm_uuid)
         return VmRecords(self._vm, self._volumes, texts, run.ctx.account_uuid)
 
     @prepare_host.undo
@@ -252,7 +251,8 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
 
 def _row(ctx: CreateVmContext, number: int) -> VmInstanceModel:
     msg = ctx.msg
-    return VmInstanceModel(
+    return new_row(
+        VmInstanceModel,
         uuid=ctx.vm_uuid,
         name=msg.name,
         description=msg.description,
@@ -276,7 +276,8 @@ def _row(ctx: CreateVmContext, number: int) -> VmInstanceModel:
 
 def nic_row(vm_uuid: str, vm_internal_id: int, plan: NicPlan) -> VmNicModel:
     """A NIC's row, without an address yet."""
-    return VmNicModel(
+    return new_row(
+        VmNicModel,
         uuid=plan.nic_uuid,
         vm_instance_uuid=vm_uuid,
         l3_network_uuid=plan.l3_network_uuid,
@@ -288,8 +289,13 @@ def nic_row(vm_uuid: str, vm_internal_id: int, plan: NicPlan) -> VmNicModel:
 
 
 def _drive(vm_uuid: str, number: int, iso_uuid: str | None) -> VmCdRomModel:
-    return VmCdRomModel(
-        uuid=new_uuid(), vm_instance_uuid=vm_uuid, device_id=number, iso_uuid=iso_uuid, name=f"vm-{vm_uuid}-cdRom"
+    return new_row(
+        VmCdRomModel,
+        uuid=new_uuid(),
+        vm_instance_uuid=vm_uuid,
+        device_id=number,
+        iso_uuid=iso_uuid,
+        name=f"vm-{vm_uuid}-cdRom",
     )
 
 

@@ -22,7 +22,8 @@ from caelum.cloud.vm.flows.base import (
 )
 from caelum.cloud.vm.model import VmInstanceModel, VmNicModel, VmState
 from caelum.cloud.vm.records import forget_vm, give_running_quota, move, require_state
-from caelum.cloud.vm.specs import VmRecords, read_vm, records_of
+from caelum.cloud.vm.specs import VmRecords, read_vm, records_of, volumes_of
+from caelum.cloud.volume.api import VolumeInventory
 from caelum.cloud.volume.messages import (
     DeleteVolume,
     ExpungeVolume,
@@ -92,8 +93,7 @@ class DestroyVmFlow(VmWork[DestroyContext, None]):
     async def _nics(self, run: Run[DestroyContext]) -> list[str]:
         if self._vm is not None:
             return [one.uuid for one in self._vm.vm_nics]
-        async with run.db.read() as session:
-            return [one.uuid for one in await read_rows(session, VmNicModel, vm_instance_uuid=run.ctx.vm_uuid)]
+        return [one.uuid for one in await read_rows(run.db.once, VmNicModel, vm_instance_uuid=run.ctx.vm_uuid)]
 
     @db_step(no_undo="a recovered VM gets addresses at its next start")  # type: ignore[untyped-decorator]
     async def forget_addresses(self, tx: AsyncSession, run: Run[DestroyContext]) -> None:
@@ -103,11 +103,18 @@ class DestroyVmFlow(VmWork[DestroyContext, None]):
     @step(timeout=LONG, progress=90, no_undo="deleting a volume by policy Delay can be taken back by recovering the VM")
     async def release_volumes(self, run: Run[DestroyContext]) -> None:
         ctx = run.ctx
-        for volume in (await run.bus.call(GetVolumes(vm_instance_uuid=ctx.vm_uuid))).volumes:
+        for volume in await self._volumes(run):
             if volume.type == "Root" or ctx.delete_data:
                 await run.bus.call(DeleteVolume(volume_uuid=volume.uuid, policy=ctx.policy))
             else:
                 await run.bus.call(SetVolumeAttachment(volume_uuid=volume.uuid, vm_instance_uuid=None))
+
+    async def _volumes(self, run: Run[DestroyContext]) -> list[VolumeInventory]:
+        """What it has now. A root disk alone, which nobody else takes away, need not be looked for again."""
+        known = [] if self._vm is None else volumes_of(self._vm)
+        if known and all(one.type == "Root" for one in known):
+            return known
+        return (await run.bus.call(GetVolumes(vm_instance_uuid=run.ctx.vm_uuid))).volumes
 
     async def complete(self, tx: AsyncSession, ctx: DestroyContext) -> None:
         columns = {"host_uuid": None} | ({} if ctx.host_uuid is None else {"last_host_uuid": ctx.host_uuid})
