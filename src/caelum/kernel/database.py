@@ -202,6 +202,7 @@ class Database:
         self._versions: table_versions.Versions | None = None
         self._write_session: Callable[[], AsyncSession]
         self._read_session: Callable[[], AsyncSession]
+        self._ask_session: Callable[[], AsyncSession]
         if self.sqlite:
             write, read = "BEGIN IMMEDIATE", "BEGIN"
             self._writer = self._sqlite_engine(write, pool_size=2)
@@ -210,6 +211,7 @@ class Database:
             reading = sqlite.Connections(self._reader, readers, read, self._sent)
             self._kept = writing, reading
             self._write_session, self._read_session = writing.session, reading.session
+            self._ask_session = reading.session
         else:
             limits = limits or postgresql.Limits()
             self._writer = self._reader = postgresql.make_engine(url, limits)
@@ -217,6 +219,7 @@ class Database:
             self._versions = table_versions.Versions(partial(self._ask, connections, table_versions.VERSIONS))
             self._kept = (connections,)
             self._write_session, self._read_session = connections.writing, connections.reading
+            self._ask_session = connections.asking
         self._lost = LostCommits(self._writer)
         for engine in (self._writer, self._reader) if self.sqlite else (self._writer,):
             event.listen(engine.sync_engine, "before_cursor_execute", self._before_execute)
@@ -346,12 +349,15 @@ class Database:
             raise passing from error
 
     @contextlib.asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncSession]:
-        """A session that only reads, and sees one state of the database for as long as it lasts."""
+    async def read(self, *, single: bool = False) -> AsyncIterator[AsyncSession]:
+        """A session that only reads, and sees one state of the database for as long as it lasts.
+
+        With `single`, each statement sees the state of its own moment: where one is all, that saves two trips.
+        """
         if self.fence is not None:
             await self.fence.admit()
         self._refuse_severed()
-        session = self._read_session()
+        session = self._ask_session() if single else self._read_session()
         try:
             yield session
         except SQLAlchemyError as error:
