@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from contextvars import Context
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.zone.model import ZoneModel
+from caelum.kernel import freshness
 from caelum.kernel.database import Database
 from caelum.kernel.errors import CloudError
 from caelum.kernel.jobs import JobModel
@@ -78,6 +80,39 @@ async def test_an_answer_is_kept_until_any_node_changes_its_table(nodes: tuple[D
         await tx.execute(text("DELETE FROM zone"))
     assert await one.remember("names", names) == []
     assert await other.remember("names", names) == []
+
+
+async def test_work_sees_what_it_changed_and_what_its_node_changed(nodes: tuple[Database, Database]) -> None:
+    one, _ = nodes
+    with freshness.begun():
+        assert await one.remember("names", names) == []
+        assert await sent(one, 3) == 0, "it heard nothing since"
+        async with one.transaction() as tx:
+            await insert_rows(tx, [zone("a")])
+        assert await one.remember("names", names) == ["a"]
+        await asyncio.create_task(_add(one, zone("b")), context=Context())
+        assert await one.remember("names", names) == ["a", "b"]
+        async with one.transaction() as tx:
+            tx.add(zone("c"))
+        assert await one.remember("names", names) == ["a", "b", "c"]
+        assert await sent(one) == 0
+
+
+async def test_work_sees_what_another_node_told_it(nodes: tuple[Database, Database]) -> None:
+    one, other = nodes
+    with freshness.begun():
+        assert await one.remember("names", names) == []
+        await asyncio.create_task(_add(other, zone("a")), context=Context())
+        freshness.all_heard()
+        assert await one.remember("names", names) == ["a"]
+        await asyncio.create_task(_add(other, zone("b")), context=Context())
+        await asyncio.sleep(freshness.MOST_SECONDS)
+        assert await one.remember("names", names) == ["a", "b"], "nor is anything old for long"
+
+
+async def _add(db: Database, row: ZoneModel) -> None:
+    async with db.transaction() as tx:
+        await insert_rows(tx, [row])
 
 
 async def test_what_is_rolled_back_changed_nothing(nodes: tuple[Database, Database]) -> None:

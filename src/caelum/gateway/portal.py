@@ -20,7 +20,7 @@ from caelum.cloud.identity.errors import PERMISSION_DENIED
 from caelum.cloud.identity.messages import CheckAccess, CheckSession
 from caelum.gateway import syntax
 from caelum.gateway.reading import api_parameters
-from caelum.kernel import context, resources
+from caelum.kernel import context, freshness, resources
 from caelum.kernel.context import Actor
 from caelum.kernel.errors import RESOURCE_NOT_FOUND, CloudError, error_type, invalid
 from caelum.kernel.ids import is_uuid
@@ -70,6 +70,10 @@ class Portal:
 
     async def handle(self, request: Request) -> Any:
         """Check, route, and wait for the reply. Raises CloudError."""
+        with freshness.begun():
+            return await self._handle(request)
+
+    async def _handle(self, request: Request) -> Any:
         meta = request.meta
         deadline = time.monotonic() + min(request.timeout or meta.timeout, meta.timeout)
         task = context.TaskContext(actor=NOBODY, job_uuid=request.job_uuid, api=meta.name, deadline=deadline)
@@ -134,7 +138,7 @@ class Portal:
     def _reader(self, meta: ApiMeta, values: dict[str, Any]) -> AbstractAsyncContextManager[AsyncSession | None]:
         """A session of the database when some parameter names a resource; most operations need none."""
         named = any(one.param.resource and values.get(one.name) is not None for one in api_parameters(meta).values())
-        return self._node.db.read() if named else nullcontext()
+        return self._node.db.read(single=True) if named else nullcontext()
 
     async def _authorise(self, meta: ApiMeta, msg: ApiMessage[Any], actor: Actor) -> None:
         if not meta.login or actor.is_admin:

@@ -269,26 +269,27 @@ class Database:
         if self.fence is not None:
             await self.fence.admit()
         async with self._writer_turn if self.sqlite else contextlib.nullcontext():
-            self._refuse_severed()
-            session = self._write_session()
-            token = _task_in_transaction.set(asyncio.current_task())
-            try:
+            with self._remembered.changing() as changes:
+                self._refuse_severed()
+                session = self._write_session()
+                token = _task_in_transaction.set(asyncio.current_task())
                 try:
-                    yield session
-                    self._refuse_severed()
-                    cancelled = await self._commit_whole(session)
-                except SQLAlchemyError as error:
-                    self._raise_passing(error, committing=_COMMITTING in session.info)
-                    raise
-                self._remembered.ended()
-                self._committed()
-                _call_back(session)
-                if cancelled is not None:
-                    raise cancelled
-            finally:
-                _task_in_transaction.reset(token)
-                self._remembered.ended()
-                await _give_back(session)
+                    try:
+                        yield session
+                        self._refuse_severed()
+                        cancelled = await self._commit_whole(session)
+                    except SQLAlchemyError as error:
+                        self._raise_passing(error, committing=_COMMITTING in session.info)
+                        raise
+                    self._remembered.ended(changes)
+                    self._committed()
+                    _call_back(session)
+                    if cancelled is not None:
+                        raise cancelled
+                finally:
+                    _task_in_transaction.reset(token)
+                    self._remembered.ended(changes)
+                    await _give_back(session)
 
     async def _commit_whole(self, session: AsyncSession) -> asyncio.CancelledError | None:
         """Commit, and let nobody tear that; the cancellation that came meanwhile."""
@@ -410,6 +411,7 @@ class Database:
     ) -> T:
         """What `load(session)` reads, kept under `key` until a table changes that it read from.
 
+        Of a piece of work that has noted what it heard, it may be as old as that (`freshness.py`).
         For what is read far more often than it changes. The answer is shared: nobody may change it. `load` may
         depend on nothing but the key and the database. A transaction that needs it true until its end gives itself as
         `tx`: it is read there, on PostgreSQL also locked, and on SQLite nobody else writes meanwhile.
@@ -420,7 +422,7 @@ class Database:
         if self._versions is not None:
             if self.fence is not None:
                 await self.fence.admit()
-            self._remembered.changed_to(await self._versions.now())
+            self._remembered.changed_to(await self._versions.current())
         if (kept := self._remembered.get(key)) is not None:
             return cast("T", kept[0])
         with self._remembered.reader() as reader:

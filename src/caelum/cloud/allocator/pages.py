@@ -72,7 +72,7 @@ class Pages:
         return bool(await self._rows(_soon(self._asked.shape), seen=self._seen, size=1))
 
     async def _rows(self, statement: Prepared, **values: Any) -> list[HostRow]:
-        async with self._db.read() as session:
+        async with self._db.read(single=True) as session:
             return [HostRow(*row) for row in await statement.rows(session, **self._asked.values, **values)]
 
 

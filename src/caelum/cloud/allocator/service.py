@@ -95,7 +95,7 @@ class AllocatorService(Service):
 
     async def _repeated(self, msg: m.AllocateHost) -> m.HostAllocation | None:
         """The answer that this request had before, when its reservation is still what it asks for."""
-        async with self.node.db.read() as session:
+        async with self.node.db.read(single=True) as session:
             found = await _RESERVED.rows(session, of_vm=msg.vm_uuid)
         if not found:
             return None

@@ -48,7 +48,7 @@ class AddressHandlers(Service):
     async def held(self, msg: GetHeldIp) -> UsedIpInventory | None:
         """The address that a holder has."""
         l3_uuid, version = msg.l3_network_uuid, msg.ip_version
-        async with self.node.db.read() as session:
+        async with self.node.db.read(single=True) as session:
             found = await read_rows(
                 session, UsedIpModel, l3_network_uuid=l3_uuid, holder=msg.holder, ip_version=version
             )

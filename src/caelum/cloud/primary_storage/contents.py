@@ -75,7 +75,7 @@ class StorageContentsService(Service):
             known = [one for one in known if one.uuid == msg.primary_storage_uuid]
         terms = {one.uuid: await self.storages.terms(one.uuid) for one in known}
         bound = {one.uuid: self.node.drivers.get(PrimaryStorageDriver, one.type).host_bound for one in known}
-        async with self.node.db.read() as session:
+        async with self.node.db.read(single=True) as session:
             return await Finder(session, msg, terms, bound, image_size).find(known)
 
     @handles(ReserveStorage, queue="storage-{key}")

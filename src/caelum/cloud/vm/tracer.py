@@ -148,7 +148,7 @@ class VmTracer(Service):
 
     @handles(VmStateSeen, queue="vm-{vm_uuid}")
     async def vm_seen(self, msg: VmStateSeen) -> None:
-        async with self.db.read() as session:
+        async with self.db.read(single=True) as session:
             found = await _SEEN.rows(session, key=msg.vm_uuid)
         vm = _Seen(*found[0]) if found else None
         if vm is None:

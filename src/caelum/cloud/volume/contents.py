@@ -177,7 +177,7 @@ class VolumeRecordsService(Service):
                 await move(self.node, tx, row, "delete", **without_vm(row))
 
     async def _facts(self, uuid: str) -> _Facts | None:
-        async with self.db.read() as session:
+        async with self.db.read(single=True) as session:
             found = await _FACTS.rows(session, of_volume=uuid)
         return _Facts(*found[0]) if found else None
 

@@ -192,7 +192,7 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
         """What the VM's description is made of, unless it must be read."""
         if self._vm is None or any(run.ctx.isos):
             return None
-        async with run.db.read() as session:
+        async with run.db.read(single=True) as session:
             texts = await tag_texts(session, run.ctx.vm_uuid)
         return VmRecords(self._vm, self._volumes, texts, run.ctx.account_uuid)
 
