@@ -82,7 +82,10 @@ async def test_an_answer_is_kept_until_any_node_changes_its_table(nodes: tuple[D
     assert await other.remember("names", names) == []
 
 
-async def test_work_sees_what_it_changed_and_what_its_node_changed(nodes: tuple[Database, Database]) -> None:
+async def test_work_sees_what_it_changed_and_what_its_node_changed(
+    nodes: tuple[Database, Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(freshness, "MOST_SECONDS", 60.0)
     one, _ = nodes
     with freshness.begun():
         assert await one.remember("names", names) == []
