@@ -443,8 +443,7 @@ class Jobs:
         """
         if self._node.db.sqlite:
             return False
-        state = await tx.scalar(select(JobModel.state).where(JobModel.uuid == uuid).with_for_update())
-        return state == DONE
+        return any(state == DONE for (state,) in await _LOCKED_STATE.rows(tx, key_uuid=uuid))
 
     async def tell_undelivered(self, limit: int) -> None:
         """Tell those of `on_finish` again of answered jobs of this node whose hook is neither settled nor given up."""
@@ -484,6 +483,7 @@ async def progress_in(tx: AsyncSession, uuid: str, percent: int, text: str | Non
 _TABLE = cast("Table", JobModel.__table__)
 _HERE = _TABLE.c
 _INSERT = Prepared(insert(_TABLE), "uuid", "api", "actor", "body", "web_hook", "node_uuid")
+_LOCKED_STATE = Prepared(select(_HERE.state).where(_HERE.uuid == bindparam("key_uuid")).with_for_update())
 _OPEN = (_HERE.uuid == bindparam("key_uuid"), _HERE.state == PROCESSING)
 _PERCENT = bindparam("percent", type_=BigInteger)
 _TOLD = func.coalesce(bindparam("text", type_=Text), _HERE.text)
