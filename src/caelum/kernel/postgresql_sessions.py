@@ -70,7 +70,7 @@ class Kept:
 
     def __init__(self, connection: AsyncConnection) -> None:
         self.connection = connection
-        self.adapter: Any = cast("Connection", connection.sync_connection).connection.dbapi_connection
+        self.adapter = cast("Any", connection.sync_connection).connection.dbapi_connection
         """SQLAlchemy's, of the driver's connection."""
         self.driver: Any = self.adapter._connection
         self.begun = False
@@ -79,8 +79,8 @@ class Kept:
         """When it was given back last, in the loop's time."""
 
     async def start(self, begin: str | None) -> None:
-        """Have the server begin a transaction, of which SQLAlchemy's adapter knows, or none: one trip in any case, which
-        shows whether it answers."""
+        """Have the server begin a transaction, of which SQLAlchemy's adapter knows, or none: one trip in any case,
+        which shows whether it answers."""
         await self._leave(begin)
         self.enter(begin)
 

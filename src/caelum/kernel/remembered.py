@@ -82,7 +82,10 @@ class Remembered:
                 freshness.all_heard()
             changes.clear()
         if self._written:
-            self._versions = {**self._versions, **{one: self._versions.get(one, 0) + 1 for one in self._affected(self._written)}}
+            self._versions = {
+                **self._versions,
+                **{one: self._versions.get(one, 0) + 1 for one in self._affected(self._written)},
+            }
             self._written.clear()
 
     def get(self, key: Hashable) -> tuple[Any] | None:

@@ -155,7 +155,9 @@ class StorageContentsService(Service):
         cached = await self._cached(ps, host_uuid, msg.image_uuid, again=True)
         return await driver.create_from_image(ps, host_uuid, msg.volume_uuid, path, cached, msg.size)
 
-    async def _cached(self, ps: PrimaryStorageInventory, host_uuid: str, image_uuid: str, *, again: bool = False) -> Bits:
+    async def _cached(
+        self, ps: PrimaryStorageInventory, host_uuid: str, image_uuid: str, *, again: bool = False
+    ) -> Bits:
         """Have the image cached by the storage's node, in whose queues all work on cached images runs."""
         found = await self.node.bus.call(CacheImage(ps.uuid, host_uuid, image_uuid, again))
         return Bits(found.install_path, found.size, found.actual_size, found.format)
