@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.zone.model import ZoneModel
-from caelum.kernel import freshness
+from caelum.kernel import freshness, postgresql_sessions
 from caelum.kernel.database import Database
 from caelum.kernel.errors import CloudError
 from caelum.kernel.jobs import JobModel
@@ -245,3 +245,26 @@ async def test_who_is_cancelled_leaves_no_transaction_behind(nodes: tuple[Databa
         tx.add(zone("a"))
     async with one.read() as session:
         assert await names(session) == ["a"]
+
+
+async def test_a_commit_begins_the_next_transaction_which_nobody_needs_for_long(
+    nodes: tuple[Database, Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, _ = nodes
+    connections = one._kept[0]
+    assert isinstance(connections, postgresql_sessions.Connections)
+    monkeypatch.setattr(connections, "_warm", 0.3)
+    for name in ("a", "b"):
+        async with one.transaction() as tx:
+            await insert_rows(tx, [zone(name)])
+    async with one.read(single=True) as session:
+        assert len(await _COUNT.rows(session, key="b")) == 1
+        async with one.transaction() as tx:
+            await insert_rows(tx, [zone("c")])
+        assert len(await _COUNT.rows(session, key="c")) == 1, "each statement sees what is true then"
+    assert any(kept.begun for kept in connections._begun)
+    async with asyncio.timeout(10):
+        while connections._begun or connections._tasks:  # noqa: ASYNC110 - they are plain lists
+            await asyncio.sleep(0.05)
+    assert connections._free
+    assert not any(kept.driver.is_in_transaction() for kept in connections._free)
