@@ -209,9 +209,8 @@ async def test_a_question_on_connections_that_died_silently_waits_for_seconds_on
         assert isinstance(connections, postgresql_sessions.Connections)
         taken = [await connections.take("BEGIN") for _ in range(3)]
         for one in taken:
-            adapter = postgresql_sessions._adapter_of(one)
-            await adapter._transaction.rollback()
-            adapter._transaction = None
+            await one.adapter._transaction.rollback()
+            one.adapter._transaction = None
             await connections.give_back(one)
         await link.stall()
         async with asyncio.timeout(4):  # one for the question, one for a new connection

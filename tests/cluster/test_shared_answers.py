@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from contextvars import Context
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.zone.model import ZoneModel
+from caelum.kernel import freshness, postgresql_sessions
 from caelum.kernel.database import Database
 from caelum.kernel.errors import CloudError
 from caelum.kernel.jobs import JobModel
@@ -78,6 +80,42 @@ async def test_an_answer_is_kept_until_any_node_changes_its_table(nodes: tuple[D
         await tx.execute(text("DELETE FROM zone"))
     assert await one.remember("names", names) == []
     assert await other.remember("names", names) == []
+
+
+async def test_work_sees_what_it_changed_and_what_its_node_changed(
+    nodes: tuple[Database, Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(freshness, "MOST_SECONDS", 60.0)
+    one, _ = nodes
+    with freshness.begun():
+        assert await one.remember("names", names) == []
+        assert await sent(one, 3) == 0, "it heard nothing since"
+        async with one.transaction() as tx:
+            await insert_rows(tx, [zone("a")])
+        assert await one.remember("names", names) == ["a"]
+        await asyncio.create_task(_add(one, zone("b")), context=Context())
+        assert await one.remember("names", names) == ["a", "b"]
+        async with one.transaction() as tx:
+            tx.add(zone("c"))
+        assert await one.remember("names", names) == ["a", "b", "c"]
+        assert await sent(one) == 0
+
+
+async def test_work_sees_what_another_node_told_it(nodes: tuple[Database, Database]) -> None:
+    one, other = nodes
+    with freshness.begun():
+        assert await one.remember("names", names) == []
+        await asyncio.create_task(_add(other, zone("a")), context=Context())
+        freshness.all_heard()
+        assert await one.remember("names", names) == ["a"]
+        await asyncio.create_task(_add(other, zone("b")), context=Context())
+        await asyncio.sleep(freshness.MOST_SECONDS)
+        assert await one.remember("names", names) == ["a", "b"], "nor is anything old for long"
+
+
+async def _add(db: Database, row: ZoneModel) -> None:
+    async with db.transaction() as tx:
+        await insert_rows(tx, [row])
 
 
 async def test_what_is_rolled_back_changed_nothing(nodes: tuple[Database, Database]) -> None:
@@ -207,3 +245,26 @@ async def test_who_is_cancelled_leaves_no_transaction_behind(nodes: tuple[Databa
         tx.add(zone("a"))
     async with one.read() as session:
         assert await names(session) == ["a"]
+
+
+async def test_a_commit_begins_the_next_transaction_which_nobody_needs_for_long(
+    nodes: tuple[Database, Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, _ = nodes
+    connections = one._kept[0]
+    assert isinstance(connections, postgresql_sessions.Connections)
+    monkeypatch.setattr(connections, "_warm", 0.3)
+    for name in ("a", "b"):
+        async with one.transaction() as tx:
+            await insert_rows(tx, [zone(name)])
+    async with one.read(single=True) as session:
+        assert len(await _COUNT.rows(session, key="b")) == 1
+        async with one.transaction() as tx:
+            await insert_rows(tx, [zone("c")])
+        assert len(await _COUNT.rows(session, key="c")) == 1, "each statement sees what is true then"
+    assert any(kept.begun for kept in connections._begun)
+    async with asyncio.timeout(10):
+        while connections._begun or connections._tasks:  # noqa: ASYNC110 - they are plain lists
+            await asyncio.sleep(0.05)
+    assert connections._free
+    assert not any(kept.driver.is_in_transaction() for kept in connections._free)

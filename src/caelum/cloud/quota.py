@@ -199,12 +199,18 @@ async def _change(tx: AsyncSession, how: str, account_uuid: str, amounts: Mappin
     uuids = {derived_uuid("quota", account_uuid, name): name for name in amounts}
     if len(uuids) > 1 and not on_sqlite(tx):
         # In one order, so that of two who change several nobody waits for the other for ever.
-        rows = select(QuotaModel.uuid).where(QuotaModel.uuid.in_(uuids)).order_by(QuotaModel.uuid)
-        await tx.execute(rows.with_for_update())
+        await _locking().rows(tx, keys=list(uuids))
     values: dict[str, Any] = {}
     for number, (uuid, name) in enumerate(uuids.items()):
         values[f"uuid_{number}"], values[f"amount_{number}"] = uuid, amounts[name]
     return {uuids[uuid] for (uuid,) in await _changing(len(uuids), how).rows(tx, **values)}
+
+
+@lru_cache
+def _locking() -> Prepared:
+    uuid = cast("Table", QuotaModel.__table__).c.uuid
+    mine = uuid.in_(bindparam("keys", expanding=True))
+    return Prepared(select(uuid).where(mine).order_by(uuid).with_for_update())
 
 
 @lru_cache

@@ -19,7 +19,7 @@ from caelum.cloud.identity.errors import PERMISSION_DENIED
 from caelum.cloud.identity.messages import CheckAccess, CheckActor, CheckSession
 from caelum.gateway import syntax
 from caelum.gateway.reading import api_parameters
-from caelum.kernel import context, resources
+from caelum.kernel import context, freshness, resources
 from caelum.kernel.context import Actor
 from caelum.kernel.errors import RESOURCE_NOT_FOUND, CloudError, error_type, invalid
 from caelum.kernel.ids import is_uuid
@@ -79,6 +79,10 @@ class Portal:
 
     async def handle(self, request: Request) -> Any:
         """Check, route, and wait for the reply. Raises CloudError."""
+        with freshness.begun():
+            return await self._handle(request)
+
+    async def _handle(self, request: Request) -> Any:
         meta = request.meta
         deadline = time.monotonic() + request.seconds
         task = context.TaskContext(actor=NOBODY, job_uuid=request.job_uuid, api=meta.name, deadline=deadline)
@@ -146,7 +150,7 @@ class Portal:
             return nullcontext()
         db = self._node.db
         # A session saves trips to another process; where there are none, each question by itself is quicker.
-        return nullcontext(db.once) if db.sqlite else db.read()
+        return nullcontext(db.once) if db.sqlite else db.read(single=True)
 
     async def _missing(self, reading: Reading, param: ParamMeta, value: Any) -> list[str]:
         uuids = uuids_of(value)

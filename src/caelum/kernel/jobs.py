@@ -72,7 +72,7 @@ SCAN_INTERVAL = setting(
 )  # fmt: skip
 
 LOOK_SECONDS = 1.0
-_PROGRESS_PAUSE = 0.25
+_PROGRESS_PAUSE = 1.0
 """Seconds that news of a job's progress waits before it is told to other nodes: most jobs are finished by then."""
 _FINISH_PAUSES = (0.2, 1.0, 5.0)
 """Seconds until an answer is written again after an error of the database."""
@@ -85,9 +85,17 @@ _HAS_HOOK = text("web_hook IS NOT NULL")
 
 @canonical("/job/moved")
 class JobMoved(CanonicalEvent):
-    """A job is finished or further on: for the other nodes, whose clients may wait for it."""
+    """A job is finished: for the other nodes, whose clients may wait for it."""
 
     uuid: str
+    node_uuid: str
+
+
+@canonical("/job/progressed")
+class JobsProgressed(CanonicalEvent):
+    """Jobs of a node that are further on, some moments together."""
+
+    uuids: list[str]
     node_uuid: str
 
 
@@ -163,13 +171,16 @@ class Jobs:
         """The operation of each job that this node works on."""
         self._waiting: dict[str, asyncio.Future[Job]] = {}
         self._looking: set[asyncio.Task[None]] = set()
-        self._untold: dict[str, asyncio.TimerHandle] = {}
+        self._untold: set[str] = set()
+        """Jobs whose progress the other nodes will hear of."""
+        self._telling: asyncio.TimerHandle | None = None
         self._finish_listeners: list[Listener] = []
         self._news_listeners: list[tuple[Listener, Callable[[], bool]]] = []
 
     async def start(self) -> None:
         """Begin to purge old jobs, and to hear of those that other nodes work on."""
         self._node.bus.subscribe(JobMoved, self._moved_elsewhere)
+        self._node.bus.subscribe(JobsProgressed, self._progressed_elsewhere)
         self._node.timers.every(SCAN_INTERVAL, self.purge, name="jobs.purge")
 
     async def stop(self) -> None:
@@ -177,9 +188,8 @@ class Jobs:
         self.close()
         for future in self._waiting.values():
             future.cancel()
-        for timer in self._untold.values():
-            timer.cancel()
-        self._untold.clear()
+        if self._telling is not None:
+            self._telling.cancel()
 
     async def create(
         self, uuid: str, api: str, actor: Actor = SYSTEM, request: str | None = None, *, web_hook: str | None = None
@@ -312,21 +322,35 @@ class Jobs:
             future.set_result(job)
 
     def _tell_others(self, uuid: str) -> None:
-        if (timer := self._untold.pop(uuid, None)) is not None:
-            timer.cancel()
+        self._untold.discard(uuid)
         if not self._node.ring.alone:
             self._node.bus.publish(JobMoved(uuid=uuid, node_uuid=self._node.uuid))
 
     def _tell_others_soon(self, uuid: str) -> None:
-        if not self._node.ring.alone and uuid not in self._untold:
-            loop = asyncio.get_running_loop()
-            self._untold[uuid] = loop.call_later(_PROGRESS_PAUSE, self._tell_others, uuid)
+        if self._node.ring.alone:
+            return
+        self._untold.add(uuid)
+        if self._telling is None:
+            self._telling = asyncio.get_running_loop().call_later(_PROGRESS_PAUSE, self._tell_progress_elsewhere)
+
+    def _tell_progress_elsewhere(self) -> None:
+        self._telling = None
+        if self._untold:
+            self._node.bus.publish(JobsProgressed(uuids=sorted(self._untold), node_uuid=self._node.uuid))
+            self._untold.clear()
+
+    async def _progressed_elsewhere(self, event: JobsProgressed) -> None:
+        if event.node_uuid != self._node.uuid and self._wanted_news():
+            for uuid in event.uuids:
+                await self._look_at(uuid)
 
     async def _moved_elsewhere(self, event: JobMoved) -> None:
-        news = self._wanted_news()
-        if event.node_uuid == self._node.uuid or not (news or event.uuid in self._waiting):
-            return
-        job = await self.get(event.uuid)
+        if event.node_uuid != self._node.uuid and (event.uuid in self._waiting or self._wanted_news()):
+            await self._look_at(event.uuid)
+
+    async def _look_at(self, uuid: str) -> None:
+        """See how far another node's job is, and tell whoever wants to know."""
+        news, job = self._wanted_news(), await self.get(uuid)
         if job is not None:
             if job.done:
                 self._resolve(job)
@@ -491,8 +515,7 @@ class Jobs:
         """
         if self._node.db.sqlite:
             return False
-        state = await tx.scalar(select(JobModel.state).where(JobModel.uuid == uuid).with_for_update())
-        return state == DONE
+        return any(state == DONE for (state,) in await _LOCKED_STATE.rows(tx, key_uuid=uuid))
 
     async def tell_undelivered(self, limit: int) -> None:
         """Tell those of `on_finish` again of answered jobs of this node whose hook is neither settled nor given up."""
@@ -532,6 +555,7 @@ async def progress_in(tx: AsyncSession, uuid: str, percent: int, text: str | Non
 _TABLE = cast("Table", JobModel.__table__)
 _HERE = _TABLE.c
 _INSERT = Prepared(insert(_TABLE), "uuid", "api", "actor", "body", "web_hook", "node_uuid")
+_LOCKED_STATE = Prepared(select(_HERE.state).where(_HERE.uuid == bindparam("key_uuid")).with_for_update())
 _OPEN = (_HERE.uuid == bindparam("key_uuid"), _HERE.state == PROCESSING)
 _PERCENT = bindparam("percent", type_=BigInteger)
 _TOLD = func.coalesce(bindparam("text", type_=Text), _HERE.text)

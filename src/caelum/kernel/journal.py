@@ -139,6 +139,13 @@ _CHILDREN = Prepared(
     )
 )  # fmt: skip
 
+_LOCK = Prepared(select(func.pg_advisory_xact_lock(func.hashtextextended(bindparam("queue", type_=String), 0))))
+_OTHERS_OF_QUEUE = select(_HERE.uuid).where(
+    _HERE.queue == bindparam("queue"), _HERE.state.in_(LIVE), _HERE.owner != bindparam("owner")
+)
+_HOLDERS = Prepared(_OTHERS_OF_QUEUE)
+_HOLDERS_BEFORE = Prepared(_OTHERS_OF_QUEUE.where(_HERE.create_date < bindparam("before")))
+
 
 @lru_cache
 def _advancing(columns: tuple[str, ...]) -> Prepared:
@@ -180,13 +187,12 @@ async def is_held_elsewhere(tx: AsyncSession, row: JournalModel, before: datetim
     """
     if row.queue is None or on_sqlite(tx):
         return False
-    await tx.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(row.queue, 0))))
-    other = JournalModel
-    query = select(other.uuid).where(other.queue == row.queue, other.state.in_(LIVE), other.owner != row.owner)
-    if before is not None:
-        query = query.where(other.create_date < before)
-    holders = set(await tx.scalars(query))
-    parent = row.parent
+    await _LOCK.rows(tx, queue=row.queue)
+    if before is None:
+        found = await _HOLDERS.rows(tx, queue=row.queue, owner=row.owner)
+    else:
+        found = await _HOLDERS_BEFORE.rows(tx, queue=row.queue, owner=row.owner, before=before)
+    holders, other, parent = {one[0] for one in found}, JournalModel, row.parent
     while holders and parent is not None:
         ancestor = parent.partition("/")[0]
         holders.discard(ancestor)

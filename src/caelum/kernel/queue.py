@@ -22,7 +22,7 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from caelum.kernel import context
+from caelum.kernel import context, freshness
 from caelum.kernel.errors import CANCELED, TIMEOUT, CloudError, error_type
 from caelum.kernel.ids import new_uuid
 
@@ -416,5 +416,6 @@ def outside(*, deadline: bool = True) -> Context:
     """A context for a background task that keeps the task context (its deadline or not) but no queue turns."""
     inside = context.current()
     fresh = Context()
+    fresh.run(freshness.enter, freshness.current())
     fresh.run(context.enter, inside if deadline else context.with_deadline(inside, None))
     return fresh

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from caelum.kernel import context
+from caelum.kernel import context, freshness
 from caelum.kernel.bus import BUS_UNAVAILABLE, ApiCall, ApiHandler, BusBase
 from caelum.kernel.context import TaskContext
 from caelum.kernel.database import refuse_in_transaction
@@ -320,6 +320,7 @@ class RabbitMqBus(BusBase):
         return CloudError(UNDELIVERABLE, details, service=meta.service, message=meta.name, node=call.node, **facts)
 
     async def _take_replies(self, message: Incoming) -> None:
+        freshness.all_heard()
         for envelope in _opened(message):
             call = self._calls.get(envelope.id)
             if call is None or call.answer.done():
@@ -338,6 +339,7 @@ class RabbitMqBus(BusBase):
     # --- the handler's side -------------------------------------------------------------------------------------------
 
     async def _take_requests(self, message: Incoming) -> None:
+        freshness.all_heard()
         for envelope in _opened(message):
             if envelope.kind == "cancel":
                 self._cancel(envelope.id)
@@ -368,7 +370,8 @@ class RabbitMqBus(BusBase):
         enter_turns(envelope.turns)
         try:
             msg = decode_message(envelope.body)
-            reply = await self.call_local(msg)
+            with freshness.begun():
+                reply = await self.call_local(msg)
         except Exception as error:
             return encode_error(error)
         return encode_reply(msg.__meta__.reply, reply)
@@ -424,6 +427,7 @@ class RabbitMqBus(BusBase):
     async def _take_events(self, message: Incoming) -> None:
         if message.app_id == self.ring.me:
             return  # delivered already, when it was published
+        freshness.all_heard()
         for envelope in _opened(message):
             if envelope.kind != "event" or envelope.id in self._known_events:
                 continue

@@ -9,19 +9,23 @@ have one are kept.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import OrderedDict, defaultdict
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import MetaData
 
+from caelum.kernel import freshness
+
 _MOST = 50_000
 _WRITES = re.compile(r"\s*(?:INSERT\s+(?:OR\s+\w+\s+)?INTO|UPDATE(?:\s+OR\s+\w+)?|DELETE\s+FROM)\s+\"?(\w+)", re.I)
 _HARMLESS = re.compile(r"\s*(?:SELECT|WITH|BEGIN|SAVEPOINT|RELEASE|ROLLBACK|COMMIT|PRAGMA)\b", re.I)
 _statements: ContextVar[set[str] | None] = ContextVar("statements", default=None)
+_changes: ContextVar[set[str] | None] = ContextVar("changes", default=None)
 EVERYTHING = "*"
 """Stands for all tables, when nobody can tell what a statement changes."""
 
@@ -43,26 +47,47 @@ class Remembered:
         reading = _statements.get()
         if reading is not None:
             reading.add(statement)
-        if self._shared:
-            return
         changed = _changed_by(statement)
-        if changed is not None:
+        if changed is None:
+            return
+        if not self._shared:
             self._written.add(changed)
+        elif (changes := _changes.get()) is not None:
+            changes.add(changed)
 
     def changed_to(self, versions: Mapping[str, int]) -> None:
         """The tables' versions are these, for the questions that are asked before anything is awaited."""
         self._shared = True
         self._versions = versions
 
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[set[str]]:
+        """The block is a writing transaction; where others write too, the set has the tables that it changes."""
+        changes = set[str]()
+        token = _changes.set(changes)
+        try:
+            yield changes
+        finally:
+            _changes.reset(token)
+
     @property
     def written(self) -> bool:
         """Whether the writing transaction that is open has written anything yet."""
         return bool(self._written)
 
-    def ended(self) -> None:
-        """The writing transaction ended, one way or another: what was read from what it wrote is forgotten."""
+    def ended(self, changes: set[str]) -> None:
+        """A writing transaction ended, one way or another: what was read from what it wrote is forgotten. Where others
+        write too, its own work heard of `changes`, and all work of those to tables from which answers are kept."""
+        if changes:
+            freshness.heard()
+            if EVERYTHING in changes or not self._affected(changes).isdisjoint(self._versions):
+                freshness.all_heard()
+            changes.clear()
         if self._written:
-            self._versions = {**self._versions, **{one: self._versions.get(one, 0) + 1 for one in self._affected()}}
+            self._versions = {
+                **self._versions,
+                **{one: self._versions.get(one, 0) + 1 for one in self._affected(self._written)},
+            }
             self._written.clear()
 
     def get(self, key: Hashable) -> tuple[Any] | None:
@@ -106,9 +131,9 @@ class Remembered:
             noted = self._noted[tables] = {table: versions.get(table, 0) for table in tables}
         return noted
 
-    def _affected(self) -> Iterable[str]:
+    def _affected(self, written: set[str]) -> set[str]:
         followers = _followers(self._metadata, len(self._metadata.tables))
-        return self._written.union(*(followers.get(table, frozenset()) for table in self._written))
+        return written.union(*(followers.get(table, frozenset()) for table in written))
 
 
 class Reader:

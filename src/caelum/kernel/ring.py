@@ -15,12 +15,15 @@ from typing import Literal
 import msgspec
 
 from caelum.kernel.errors import UNDELIVERABLE, CloudError
+from caelum.kernel.ids import new_uuid
 
 log = logging.getLogger(__name__)
 
 VIRTUAL_NODES = 1024
 """Points per node. The spread of the shares is about 1/sqrt(points): 3 % here, which keeps max/min under 1.25."""
 _CIRCLE = 1 << 64
+_MOST_TRIES = 100
+"""At a UUID for the local node, of which each has a chance of one in the number of members."""
 
 
 class RingChange(msgspec.Struct, frozen=True):
@@ -78,6 +81,15 @@ class Ring:
     def owns(self, uuid: str) -> bool:
         """Whether the local node serves this resource."""
         return bool(self._members) and self.owner(uuid) == self.me
+
+    def new_uuid(self) -> str:
+        """A fresh UUID for a resource that the local node serves, as long as the members stay: what is made as a part
+        of something else takes no trips to another node. One that it does not serve when it is in no ring."""
+        for _ in range(_MOST_TRIES):
+            uuid = new_uuid()
+            if self.owns(uuid):
+                break
+        return uuid
 
     def join(self, node: str) -> None:
         """Add a node; one that is in already changes nothing."""

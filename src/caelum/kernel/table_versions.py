@@ -1,6 +1,7 @@
 """The versions of tables that PostgreSQL keeps (`changes.py`), as a node asks for them.
 
-Invariant: who asks gets versions that were read after it asked. However many ask at a time, one statement answers them.
+Invariant: who asks gets versions that were read after it asked, or, as a part of a piece of work, after all that the
+work has heard (`freshness.py`). However many ask at a time, one statement answers them.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import Context
 from functools import lru_cache
+from typing import NamedTuple
 
+from caelum.kernel import freshness
 from caelum.kernel.errors import CANCELED, CloudError
 
 VERSIONS = (
@@ -17,6 +20,14 @@ VERSIONS = (
     "FROM (SELECT name, sum(version) AS version FROM table_change GROUP BY name) AS tables"
 )
 """All versions as one text: it is asked far more often than it changes."""
+
+
+class _Answer(NamedTuple):
+    """Versions, with the moment and the loop's time before they were asked for."""
+
+    versions: Mapping[str, int]
+    moment: int
+    time: float
 
 
 class Versions:
@@ -29,6 +40,16 @@ class Versions:
         self._next: asyncio.Future[Mapping[str, int]] | None = None
         """For those who came after it was asked."""
         self._asking: asyncio.Task[None] | None = None
+        self._last: _Answer | None = None
+
+    async def current(self) -> Mapping[str, int]:
+        """Versions as fresh as the running work needs them. Raises CloudError."""
+        last, since = self._last, freshness.since()
+        if last is not None and since is not None and since <= last.moment:
+            age = asyncio.get_running_loop().time() - last.time
+            if 0 <= age < freshness.MOST_SECONDS:
+                return last.versions
+        return await self.now()
 
     async def now(self) -> Mapping[str, int]:
         """The versions as they are after this was called. Raises CloudError."""
@@ -50,8 +71,10 @@ class Versions:
         try:
             while (waiting := self._next) is not None:
                 self._waiting, self._next = waiting, None
+                moment, time = freshness.latest(), asyncio.get_running_loop().time()
                 try:
-                    waiting.set_result(_parsed(await self._ask() or ""))
+                    self._last = _Answer(_parsed(await self._ask() or ""), moment, time)
+                    waiting.set_result(self._last.versions)
                 except Exception as error:
                     waiting.set_exception(error)
                     waiting.exception()  # whoever asked may have left

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from caelum.kernel.errors import UNDELIVERABLE, CloudError
-from caelum.kernel.ids import new_uuid
+from caelum.kernel.ids import is_uuid, new_uuid
 from caelum.kernel.ring import Ring, RingChange
 
 _RANDOM = random.Random(7)
@@ -108,3 +108,12 @@ def test_a_node_that_ends_its_work_is_gone_only_later() -> None:
     stop()
     ring.gone(me)
     assert gone == [dead, ending]
+
+
+def test_a_uuid_for_what_the_local_node_serves() -> None:
+    ring, _ = _ring(5, 3)
+    assert all(ring.owns(ring.new_uuid()) for _ in range(50))
+    assert is_uuid(Ring("me").new_uuid()), "also in no ring"
+    other = Ring("me")
+    other.join("you")
+    assert not other.owns(other.new_uuid()), "nothing is its own"

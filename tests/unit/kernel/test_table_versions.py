@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 
 import pytest
 
+from caelum.kernel import freshness
 from caelum.kernel.errors import CANCELED, CloudError
 from caelum.kernel.postgresql import DATABASE_UNAVAILABLE
 from caelum.kernel.table_versions import Versions
@@ -43,3 +45,56 @@ async def test_nobody_waits_for_what_is_asked_no_more(turns: int) -> None:
     async with asyncio.timeout(5):
         left = await asyncio.gather(first, then, return_exceptions=True)
     assert [one.kind for one in left if isinstance(one, CloudError)] == [CANCELED] * 2
+
+
+async def _asked_once_more(versions: Versions, asked: list[int]) -> bool:
+    before = len(asked)
+    await versions.current()
+    return len(asked) > before
+
+
+async def test_work_asks_again_only_after_it_heard_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    async def ask() -> str:
+        asked.append(1)
+        return "zone 1"
+
+    versions = Versions(ask)
+    assert await _asked_once_more(versions, asked)
+    assert await _asked_once_more(versions, asked), "nobody knows what work without a beginning heard"
+    with freshness.begun():
+        assert await _asked_once_more(versions, asked), "it may know of what happened before it began"
+        assert not await _asked_once_more(versions, asked)
+        assert not await asyncio.create_task(_asked_once_more(versions, asked)), "a part of the same work"
+        freshness.heard()
+        assert await _asked_once_more(versions, asked)
+        context = contextvars.Context()
+        await asyncio.create_task(asyncio.sleep(0), context=context)
+        context.run(freshness.heard)
+        assert not await _asked_once_more(versions, asked), "other work heard something"
+        context.run(freshness.all_heard)
+        assert await _asked_once_more(versions, asked)
+        monkeypatch.setattr(freshness, "MOST_SECONDS", 0.0)
+        assert await _asked_once_more(versions, asked)
+
+
+async def test_what_is_heard_while_a_question_is_under_way_needs_another() -> None:
+    begun, answer = asyncio.Event(), asyncio.Event()
+
+    async def ask() -> str:
+        begun.set()
+        await answer.wait()
+        return "zone 1"
+
+    versions = Versions(ask)
+    with freshness.begun():
+        first = asyncio.create_task(versions.current())
+        await begun.wait()
+        freshness.heard()
+        answer.set()
+        await first
+        assert versions._last is not None
+        since = freshness.since()
+        assert since is not None
+        assert since > versions._last.moment

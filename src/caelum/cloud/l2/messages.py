@@ -31,7 +31,7 @@ class L2HostsReply(msgspec.Struct, frozen=True, rename="camel"):
     host_uuids: list[str]
 
 
-@message(route_by="l2_network_uuid")
+@message(route_by="host_uuid")
 class RealiseL2(Message[L2OnHost], kw_only=True):
     """Make sure that an L2 network exists on a host.
 

@@ -18,9 +18,10 @@ class L3sReply(msgspec.Struct, frozen=True, rename="camel"):
     networks: list[L3NetworkInventory]
 
 
-@message(route_by="l3_network_uuid")
+@message(route_by="vm_nic_uuid")
 class AllocateIp(Message[UsedIpInventory], kw_only=True):
-    """Take an address for a NIC, or for another `holder`; again with the same holder answers the same address.
+    """Take an address for a NIC, or for another `holder`; again with the same holder answers the same address. Served
+    where the NIC is: of nodes that choose the same one, the database lets one have it.
 
     Without `required_ip` the strategy (FirstAvailableIpAllocatorStrategy, RandomIpAllocatorStrategy) chooses.
     """
@@ -36,7 +37,7 @@ class AllocateIp(Message[UsedIpInventory], kw_only=True):
     strategy: str | None = None
 
 
-@message(route_by="l3_network_uuid")
+@message()
 class GetHeldIp(Message[UsedIpInventory | None], kw_only=True):
     """The address that a holder has on an L3 network, or None."""
 

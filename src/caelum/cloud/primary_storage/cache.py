@@ -1,8 +1,8 @@
 """The image cache of primary storages: each image once per storage (per host of a host-bound one).
 
-Invariant: all work on one cached image runs in one queue, and those who want it at the same time share one download. A
-cached image stays while a reservation names it as the image that its volume is cloned from; that mark is set before
-the image is looked up, so a clean-up can never take it away from under a clone that is being made.
+Invariant: all work on one cached image runs in one queue of the storage's node, and those who want it at the same time
+share one download. A cached image stays while a reservation names it as the image that its volume is cloned from; that
+mark is set before the image is looked up, so a clean-up can never take it away from under a clone that is being made.
 """
 
 from __future__ import annotations
@@ -39,6 +39,10 @@ class ImageCache:
 
     def __init__(self, node: Node, storages: Storages, trash: Trash) -> None:
         self._node, self._storages, self._trash = node, storages, trash
+
+    async def known(self, ps: PrimaryStorageInventory, host_uuid: str, image_uuid: str) -> Bits | None:
+        """The cached image, if it is there."""
+        return await self._find(self._storages.place(ps, host_uuid), image_uuid)
 
     async def ensure(self, ps: PrimaryStorageInventory, host_uuid: str, image_uuid: str) -> Bits:
         """The cached image; downloaded when it is not there. Waiters share the download."""

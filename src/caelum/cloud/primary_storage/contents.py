@@ -143,15 +143,23 @@ class StorageContentsService(Service):
         driver = self.storages.driver(ps)
         if msg.image_uuid is None:
             return await driver.create_volume(ps, host_uuid, msg.volume_uuid, path, msg.size)
-        cached = await self.cache.ensure(ps, host_uuid, msg.image_uuid)
+        cached = await self.cache.known(ps, host_uuid, msg.image_uuid)
+        if cached is None:
+            cached = await self._cached(ps, host_uuid, msg.image_uuid)
         try:
             return await driver.create_from_image(ps, host_uuid, msg.volume_uuid, path, cached, msg.size)
         except CloudError as error:
             if error.code != NO_CACHED_IMAGE.code:
                 raise
-        await self.cache.forget(ps, host_uuid, msg.image_uuid)
-        cached = await self.cache.ensure(ps, host_uuid, msg.image_uuid)
+        cached = await self._cached(ps, host_uuid, msg.image_uuid, again=True)
         return await driver.create_from_image(ps, host_uuid, msg.volume_uuid, path, cached, msg.size)
+
+    async def _cached(
+        self, ps: PrimaryStorageInventory, host_uuid: str, image_uuid: str, *, again: bool = False
+    ) -> Bits:
+        """Have the image cached by the storage's node, in whose queues all work on cached images runs."""
+        found = await self.node.bus.call(CacheImage(ps.uuid, host_uuid, image_uuid, again))
+        return Bits(found.install_path, found.size, found.actual_size, found.format)
 
     @handles(DeleteBitsOnStorage)
     async def delete_bits(self, msg: DeleteBitsOnStorage) -> None:
@@ -200,8 +208,11 @@ class StorageContentsService(Service):
     @handles(CacheImage)
     async def cache_image(self, msg: CacheImage) -> CachedImage:
         ps = await self.storages.known(msg.primary_storage_uuid)
-        bits = await self.cache.ensure(ps, await self.storages.worker(ps, msg.host_uuid), msg.image_uuid)
-        return CachedImage(bits.install_path, bits.size, bits.format)
+        host_uuid = await self.storages.worker(ps, msg.host_uuid)
+        if msg.again:
+            await self.cache.forget(ps, host_uuid, msg.image_uuid)
+        bits = await self.cache.ensure(ps, host_uuid, msg.image_uuid)
+        return CachedImage(bits.install_path, bits.size, bits.format, bits.actual_size)
 
     # --- where things are ---------------------------------------------------------------------------------------------
 

@@ -46,6 +46,7 @@ class CachedImage(msgspec.Struct, frozen=True, rename="camel"):
     install_path: str
     size: int
     format: str
+    actual_size: int = 0
 
 
 class VolumeHosts(msgspec.Struct, frozen=True, rename="camel"):
@@ -100,7 +101,7 @@ class FindStorage(Message[StorageCandidates]):
     image_uuid: str | None = None
 
 
-@message(route_by="primary_storage_uuid")
+@message(route_by="key")
 class ReserveStorage(Message[None]):
     """Reserve space under a key (a volume's UUID). Refused with numbers when it does not fit.
 
@@ -131,9 +132,12 @@ class MoveReservation(Message[None]):
     new_key: str
 
 
-@message(route_by="primary_storage_uuid")
+@message(route_by="volume_uuid")
 class CreateVolumeOnStorage(Message[VolumeBits]):
-    """Make a volume's bits: empty, or a clone of an image, cached first. Its space is reserved under its UUID."""
+    """Make a volume's bits: empty, or a clone of an image, cached first. Its space is reserved under its UUID.
+
+    Served where the volume is, as is their deletion, which stops it.
+    """
 
     primary_storage_uuid: str
     host_uuid: str | None
@@ -146,7 +150,7 @@ class CreateVolumeOnStorage(Message[VolumeBits]):
     """Who makes the bits (a workflow's run): only the maker's undo finds them, see `DeleteBitsOnStorage`."""
 
 
-@message(route_by="primary_storage_uuid")
+@message(route_by="key")
 class DeleteBitsOnStorage(Message[None]):
     """Delete bits. A host or path that is not given is looked up by `key`; success when nothing was made.
 
@@ -174,11 +178,15 @@ class GetBitsOnStorage(Message[VolumeBits]):
 
 @message(route_by="primary_storage_uuid")
 class CacheImage(Message[CachedImage]):
-    """Have an image (template or ISO) on the storage. Many at once download it once per host."""
+    """Have an image (template or ISO) on the storage. Many at once download it once per host: the storage's node.
+
+    `again` says that the host has no such file, whatever the records say.
+    """
 
     primary_storage_uuid: str
     host_uuid: str | None
     image_uuid: str
+    again: bool = False
 
 
 @message()

@@ -41,7 +41,7 @@ async def plan_create(node: Node, msg: CreateVmInstance) -> CreateVmContext:
         guest_os_type=msg.guest_os_type or image.guest_os_type,
         allocator_strategy=strategy,
         disks=await _disks(node, msg, image),
-        nics=plan_nics(networks, static, macs),
+        nics=plan_nics(node, networks, static, macs),
         isos=_drives(node, msg, image),
         default_l3_uuid=msg.default_l3_network_uuid or next(iter(networks), None),
         starts=(msg.strategy or "InstantStart") == "InstantStart",
@@ -75,7 +75,7 @@ async def _disks(node: Node, msg: CreateVmInstance, image: ImageInventory) -> li
     storage = (tags.STORAGE_FOR_DATA.find(msg.system_tags) or {}).get("primaryStorageUuidForDataVolume")
     data = [
         DiskPlan(
-            volume_uuid=new_uuid(),
+            volume_uuid=node.ring.new_uuid(),
             name=f"DATA-for-{msg.name}-{number}",
             type="Data",
             size=size,
@@ -101,7 +101,7 @@ async def _root(node: Node, msg: CreateVmInstance, image: ImageInventory) -> Dis
     if from_image and size and size < (image.size or 0):
         raise invalid("rootDiskSize", f"{size} bytes are less than the image's {image.size}", imageSize=image.size)
     return DiskPlan(
-        volume_uuid=new_uuid(),
+        volume_uuid=node.ring.new_uuid(),
         name=f"ROOT-for-{msg.name}",
         type="Root",
         size=size or image.size or 0,

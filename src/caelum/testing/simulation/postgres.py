@@ -87,6 +87,10 @@ class Connections:
         """A session that sees one state of the database."""
         return SimulatedSession(self._reader, Session)
 
+    def asking(self) -> SimulatedSession:
+        """The same: a trip costs nothing here."""
+        return self.reading()
+
     def writing(self) -> SimulatedSession:
         """A session that is the only one to write, from its first statement on."""
         return SimulatedSession(self._writer, postgresql.LockingSession)
@@ -105,7 +109,8 @@ class SimulatedSession(postgresql_sessions.KeptSession):
     """In the place of `KeptSession`: all that it does passes through SQLAlchemy."""
 
     def __init__(self, engine: AsyncEngine, kind: type[Session]) -> None:
-        super().__init__(engine, expire_on_commit=False, sync_session_class=kind)
+        self._engine, self._info = engine, {}
+        AsyncSession.__init__(self, engine, expire_on_commit=False, sync_session_class=kind)
 
     async def run(self, statement: str, values: Sequence[Any]) -> tuple[Sequence[Any], int]:
         """See `KeptSession`."""
@@ -129,7 +134,7 @@ class SimulatedSession(postgresql_sessions.KeptSession):
             [(answer,)], _ = await self.run(guard, ())
             if answer is None:
                 raise OperationalError(guard, None, ServerError("division by zero", postgresql_sessions.BROKEN))
-        await self.commit()
+        await AsyncSession.commit(self)
 
     @property
     def ends_at_once(self) -> bool:

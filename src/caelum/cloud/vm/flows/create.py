@@ -104,11 +104,11 @@ class CreateVmContext(VmContext, kw_only=True):
     starts: bool = True
 
 
-def plan_nics(l3_uuids: list[str], static: dict[str, str], macs: dict[str, str]) -> list[NicPlan]:
+def plan_nics(node: Node, l3_uuids: list[str], static: dict[str, str], macs: dict[str, str]) -> list[NicPlan]:
     """A NIC for each network, in order."""
     return [
         NicPlan(
-            nic_uuid=new_uuid(),
+            nic_uuid=node.ring.new_uuid(),
             l3_network_uuid=l3,
             device_id=number,
             mac=macs.get(l3, "").lower() or new_mac(),
