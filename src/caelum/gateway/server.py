@@ -43,6 +43,9 @@ _SESSION = re.compile("(?<=/sessions/)[^/]+")
 """What a path tells that no log may: who ends a session names it."""
 _API_PREFIXES = (("zstack", "v1"), ("v1",))
 _LEGACY_PREFIXES = (("zstack", "api"), ("api",))
+_BACKLOG = 4096
+"""Connections that may wait until they are taken, as many as Linux allows by default: thousands of clients may come at
+once, and whom there is no room for is cut off later, in the middle of its request."""
 
 
 class Gateway:
@@ -84,7 +87,7 @@ class Gateway:
         self._operations.observe(self)
         self._server = Server(self._answer)
         self._listener = await asyncio.get_running_loop().create_server(
-            self._server, config.api_host, config.api_port, ssl=config.api_tls(), backlog=512
+            self._server, config.api_host, config.api_port, ssl=config.api_tls(), backlog=_BACKLOG
         )
         log.info("the API is at %s:%d", config.api_host, self.port)
 
