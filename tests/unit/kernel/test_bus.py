@@ -6,7 +6,7 @@ import logging
 import time
 
 import pytest
-from tests.unit.kernel.zoo import Deadline, Fed, Feed, Look, Sleepy, Unheard, Wash, ZooService, make_bus
+from tests.unit.kernel.zoo import Deadline, Fed, Feed, Glance, Sleepy, Unheard, Wash, ZooService, make_bus
 
 from caelum.kernel import context
 from caelum.kernel.errors import CANCELED, INTERNAL, OPERATION_ERROR, TIMEOUT, UNDELIVERABLE, CloudError
@@ -22,18 +22,18 @@ async def test_a_call_returns_the_reply_and_passes_the_object_itself() -> None:
 
 async def test_who_only_reads_is_a_part_of_the_caller() -> None:
     bus, _ = make_bus()
-    assert await bus.call(Look()) is asyncio.current_task()
+    assert await bus.call(Glance()) is asyncio.current_task()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
-            await bus.call(Look(seconds=60))
+            await bus.call(Glance(seconds=60))
     with pytest.raises(CloudError) as caught:
-        await bus.call(Look(fail=True))
+        await bus.call(Glance(fail=True))
     assert caught.value.kind is INTERNAL
     over = context.with_deadline(context.current(), time.monotonic() - 1)
     with context.use(over), pytest.raises(CloudError) as late:
-        await bus.call(Look())
+        await bus.call(Glance())
     assert late.value.kind is TIMEOUT
-    counted = bus.endpoint_of(Look()).stats
+    counted = bus.endpoint_of(Glance()).stats
     assert (counted.count, counted.errors) == (3, 2)
 
 

@@ -51,7 +51,7 @@ class Unheard(Message[None], kw_only=True):
 
 
 @message(service="zoo")
-class Look(Message[asyncio.Task[None] | None], kw_only=True):
+class Glance(Message[asyncio.Task[None] | None], kw_only=True):
     """Answers the task in which its handler runs."""
 
     seconds: float = 0.0
@@ -104,8 +104,8 @@ class ZooService:
     async def sleepy(self, msg: Sleepy) -> None:
         await asyncio.sleep(5)
 
-    @handles(Look, reads=True)
-    async def look(self, msg: Look) -> asyncio.Task[None] | None:
+    @handles(Glance, reads=True)
+    async def glance(self, msg: Glance) -> asyncio.Task[None] | None:
         await asyncio.sleep(msg.seconds)
         if msg.fail:
             raise KeyError("secret detail of a bug")
