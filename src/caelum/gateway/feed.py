@@ -27,7 +27,7 @@ from caelum.kernel.context import Actor
 from caelum.kernel.errors import CloudError
 from caelum.kernel.events import CanonicalEvent, to_wire
 from caelum.kernel.ids import is_uuid
-from caelum.kernel.jobs import JobMoved, JobsProgressed
+from caelum.kernel.job_events import JobNews
 from caelum.kernel.views import encode, to_builtins
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ class Feed:
                 client.put(message)
 
     async def _event(self, event: CanonicalEvent) -> None:
-        if not self._clients or isinstance(event, (JobMoved, JobsProgressed)):
+        if not self._clients or isinstance(event, JobNews):
             return
         message = encode({"type": "event", **to_builtins(to_wire(event, self._node.uuid))})
         accounts = {one.actor.account_uuid for one in self._clients if not one.actor.is_admin}

@@ -1,7 +1,8 @@
 """What a job keeps of the request that it came from, so that another node can do what was asked for.
 
 Invariant: the session's own UUID is not among it. A job that is taken over goes through all checks again, for who asked
-then and as they are now: what they may not do any more, or whose session has ended, is refused.
+then and as they are now: what they may not do any more, or whose session has ended, is refused. Of who signed the
+request, only the account is looked at again: the key was good when it was used.
 """
 
 from __future__ import annotations

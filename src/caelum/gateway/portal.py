@@ -10,7 +10,6 @@ by the checks.
 from __future__ import annotations
 
 import time
-from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -26,7 +25,6 @@ from caelum.kernel.ids import is_uuid
 from caelum.kernel.message import ApiMessage, ApiMeta, CreateMessage, ParamMeta
 from caelum.kernel.patience import Patience
 from caelum.kernel.postgresql import is_passing
-from caelum.kernel.prepared import Reading
 from caelum.kernel.tag import check_tags
 
 if TYPE_CHECKING:
@@ -124,14 +122,13 @@ class Portal:
         if not self._node.bus.reaches(meta.cls):
             raise CloudError(NO_SERVICE, f"no service on this node handles {meta.name}", api=meta.name)
         values = syntax.trimmed(meta, request.values)
-        async with self._reader(meta, values) as reading:
-            for param in api_parameters(meta).values():
-                value = values.get(param.name)
-                syntax.check(meta, param, value)
-                if reading is not None and (missing := await self._missing(reading, param, value)):
-                    if param.param.success_if_missing:
-                        return None
-                    raise _not_found(param, missing)
+        for param in api_parameters(meta).values():
+            value = values.get(param.name)
+            syntax.check(meta, param, value)
+            if missing := await self._missing(param, value):
+                if param.param.success_if_missing:
+                    return None
+                raise _not_found(param, missing)
         msg = syntax.build(meta, values)
         if isinstance(msg, CreateMessage) and msg.resource_uuid is not None:
             await self._check_new(msg.resource_uuid)
@@ -144,15 +141,7 @@ class Portal:
         if (vo := await self._node.resources.type_of(uuid)) is not None:
             raise invalid("resourceUuid", f"{uuid} is that of a resource that exists, of type {vo}")
 
-    def _reader(self, meta: ApiMeta, values: dict[str, Any]) -> AbstractAsyncContextManager[Reading | None]:
-        """What asks the database when some parameter names a resource; most operations need none."""
-        if not any(one.param.resource and values.get(one.name) is not None for one in api_parameters(meta).values()):
-            return nullcontext()
-        db = self._node.db
-        # A session saves trips to another process; where there are none, each question by itself is quicker.
-        return nullcontext(db.once) if db.sqlite else db.read(single=True)
-
-    async def _missing(self, reading: Reading, param: ParamMeta, value: Any) -> list[str]:
+    async def _missing(self, param: ParamMeta, value: Any) -> list[str]:
         uuids = uuids_of(value)
         vo = param.param.resource
         if vo is None or not uuids:
@@ -160,7 +149,7 @@ class Portal:
         if vo == ANY_RESOURCE:
             return [one for one in dict.fromkeys(uuids) if await self._node.resources.type_of(one) is None]
         # Nothing exists of a type that nobody brings.
-        return await resources.missing(reading, vo, uuids) if vo in resources.types() else uuids
+        return await resources.missing(self._node.db.once, vo, uuids) if vo in resources.types() else uuids
 
     async def _authorise(self, meta: ApiMeta, msg: ApiMessage[Any], actor: Actor) -> None:
         if not meta.login or actor.is_admin:

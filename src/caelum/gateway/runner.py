@@ -145,12 +145,13 @@ class Runner:
                     truth = await self._node.workflows.answer_of_job(uuid)
                     if truth is not None:
                         return truth, True
-            except CloudError as unknown:
+            except Exception as unknown:
                 log.warning("what became of job %s cannot be found out: %s", uuid, unknown)
                 return answer, False
             if not undone:
                 return answer, not (again or _says_nothing(answer))
             log.info("job %s (%s) is done anew, for nothing was done before: %s", uuid, request.meta.name, answer)
+            await asyncio.sleep(_EVICTION_PAUSE)  # others may learn a little later that the node is gone
             again = True
 
     async def _tried(self, request: Request, until: float) -> str | Exception:
@@ -184,7 +185,7 @@ class Runner:
         until = min(until, time.monotonic() + _EVICTED_WITHIN)
         while time.monotonic() < until:
             if not await self._node.db.read_surely(partial(self._node.membership.is_member, uuid=node)):
-                return True
+                return await self._node.db.read_surely(self._node.membership.is_uniform)
             await asyncio.sleep(_EVICTION_PAUSE)
         return False
 

@@ -4,7 +4,7 @@ Invariant: a call returns the handler's reply or raises one `CloudError`, within
 the given time-out and the message's own. A handler that has begun is never torn by its caller's end: it runs on, the
 deadline in its context makes its own calls expire, and its late answer is dropped. While it still waits for its turn in
 a queue, the caller's end takes it out. A handler that only reads records is a part of its caller instead: it leaves
-nothing undone when it is torn, and waits no longer than the database lets it.
+nothing undone when it is torn, and what it waits for is the database, which has limits of its own.
 
 `BusBase` is what all transports share: the dispatch table, routing, lists of calls, events.
 """

@@ -4,7 +4,8 @@ Invariant: nobody reads what is older than anything that it may know of. What a 
 serves a piece of work as long as the work has heard nothing since: neither from another node, nor that a transaction
 of its own was committed, nor that this node changed a table whose answers are kept. And never for longer than
 `MOST_SECONDS`: so long a change may also take to arrive by ways that nobody here knows of. Work of which nothing is
-noted, as timers', reads what is true when it asks.
+noted, as timers', reads what is true when it asks. Who waits for another node by looking into the database says
+`heard()`.
 """
 
 from __future__ import annotations

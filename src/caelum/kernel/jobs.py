@@ -9,6 +9,7 @@ look into the database, until its answer is about to be written.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
@@ -33,11 +34,11 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Mapped, mapped_column
 
-from caelum.kernel import message
+from caelum.kernel import journal, message
 from caelum.kernel.context import SYSTEM, Actor
 from caelum.kernel.database import Base, is_unique_violation, update_where, utcnow
 from caelum.kernel.errors import INVALID_ARGUMENT, CloudError, ErrorCode, error_type, to_wire
-from caelum.kernel.events import CanonicalEvent, canonical
+from caelum.kernel.job_events import JobMoved, JobNews, JobsProgressed
 from caelum.kernel.prepared import Prepared
 from caelum.kernel.rows import read_row, update_row
 from caelum.kernel.settings import Seconds, setting
@@ -81,22 +82,6 @@ DONE = "Done"
 
 
 _HAS_HOOK = text("web_hook IS NOT NULL")
-
-
-@canonical("/job/moved")
-class JobMoved(CanonicalEvent):
-    """A job is finished: for the other nodes, whose clients may wait for it."""
-
-    uuid: str
-    node_uuid: str
-
-
-@canonical("/job/progressed")
-class JobsProgressed(CanonicalEvent):
-    """Jobs of a node that are further on, some moments together."""
-
-    uuids: list[str]
-    node_uuid: str
 
 
 class JobModel(Base):
@@ -179,8 +164,8 @@ class Jobs:
 
     async def start(self) -> None:
         """Begin to purge old jobs, and to hear of those that other nodes work on."""
-        self._node.bus.subscribe(JobMoved, self._moved_elsewhere)
-        self._node.bus.subscribe(JobsProgressed, self._progressed_elsewhere)
+        # By one subscription, which is served in order: nobody is told of a job's progress after its end.
+        self._node.bus.subscribe(JobNews, self._moved_elsewhere)
         self._node.timers.every(SCAN_INTERVAL, self.purge, name="jobs.purge")
 
     async def stop(self) -> None:
@@ -339,14 +324,16 @@ class Jobs:
             self._node.bus.publish(JobsProgressed(uuids=sorted(self._untold), node_uuid=self._node.uuid))
             self._untold.clear()
 
-    async def _progressed_elsewhere(self, event: JobsProgressed) -> None:
-        if event.node_uuid != self._node.uuid and self._wanted_news():
-            for uuid in event.uuids:
-                await self._look_at(uuid)
-
-    async def _moved_elsewhere(self, event: JobMoved) -> None:
-        if event.node_uuid != self._node.uuid and (event.uuid in self._waiting or self._wanted_news()):
-            await self._look_at(event.uuid)
+    async def _moved_elsewhere(self, event: JobNews) -> None:
+        if event.node_uuid == self._node.uuid:
+            return
+        uuids = (
+            event.uuids if isinstance(event, JobsProgressed) else [event.uuid] if isinstance(event, JobMoved) else []
+        )
+        for uuid in uuids:
+            if uuid in self._waiting or self._wanted_news():
+                with contextlib.suppress(CloudError):  # who waits looks again, and there is more news to come
+                    await self._look_at(uuid)
 
     async def _look_at(self, uuid: str) -> None:
         """See how far another node's job is, and tell whoever wants to know."""
@@ -479,7 +466,7 @@ class Jobs:
             begin = None
             if (dead is not None and row.node_uuid not in dead) or await is_answered(tx, uuid):
                 return None
-            begin = self._inherited(row)
+            begin = self._inherited(row) if await self._node.membership.is_uniform(tx) else None
             if begin is None:
                 return await self._finish_in(tx, uuid, _restarted())
             await update_row(tx, JobModel, uuid, {"node_uuid": self._node.uuid})
@@ -544,7 +531,9 @@ class Jobs:
         """Forget jobs that were finished long ago."""
         until = utcnow() - timedelta(seconds=self._node.settings.get(EXPIRED_PERIOD))
         async with self._node.db.transaction() as tx:
-            await tx.execute(delete(JobModel).where(JobModel.state == DONE, JobModel.finish_date < until))
+            old = JobModel.state == DONE, JobModel.finish_date < until
+            await journal.forget_answers(tx, select(JobModel.uuid).where(*old))
+            await tx.execute(delete(JobModel).where(*old))
 
 
 async def progress_in(tx: AsyncSession, uuid: str, percent: int, text: str | None = None) -> bool:

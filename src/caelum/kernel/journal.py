@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
-from sqlalchemy import Index, String, Table, Text, bindparam, delete, func, or_, select, update
+from sqlalchemy import Index, Select, String, Table, Text, bindparam, delete, func, or_, select, update
 from sqlalchemy import insert as insert_into
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -180,6 +180,12 @@ async def unfinished(session: AsyncSession, owners: Sequence[str] | None) -> lis
     return found
 
 
+async def lock_queue(tx: AsyncSession, queue: str) -> None:
+    """Have other nodes that come here with this queue wait for the end of the transaction. SQLite has one node."""
+    if not on_sqlite(tx):
+        await _LOCK.rows(tx, queue=queue)
+
+
 async def is_held_elsewhere(tx: AsyncSession, row: JournalModel, before: datetime | None = None) -> bool:
     """Whether a live run of another node has the queue of this one, not counting the runs that `row` is part of.
 
@@ -187,7 +193,7 @@ async def is_held_elsewhere(tx: AsyncSession, row: JournalModel, before: datetim
     """
     if row.queue is None or on_sqlite(tx):
         return False
-    await _LOCK.rows(tx, queue=row.queue)
+    await lock_queue(tx, row.queue)
     if before is None:
         found = await _HOLDERS.rows(tx, queue=row.queue, owner=row.owner)
     else:
@@ -210,3 +216,10 @@ async def purge(tx: AsyncSession, until: datetime) -> None:
     """Forget runs that ended before `until`."""
     row = JournalModel
     await tx.execute(delete(row).where(row.state.in_((DONE, UNDONE)), row.last_op_date < until))
+
+
+async def forget_answers(tx: AsyncSession, jobs: Select[str]) -> None:
+    """Forget the ended runs that answered these jobs: who uses the UUID of one again asks for something new."""
+    row = JournalModel
+    ended = (row.answers.is_(True), row.state.in_((DONE, UNDONE)), row.job_uuid.in_(jobs))
+    await tx.execute(delete(row).where(*ended))

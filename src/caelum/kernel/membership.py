@@ -28,7 +28,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
-from sqlalchemy import CursorResult, DateTime, String, Table, delete, func, insert, select, text, union, update
+from sqlalchemy import CursorResult, DateTime, String, Table, delete, func, insert, or_, select, text, union, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
@@ -419,6 +419,14 @@ class Membership:
         if not self.clustered:
             return uuid == self._node.uuid
         return await session.scalar(select(_TABLE.c.uuid).where(_TABLE.c.uuid == uuid)) is not None
+
+    async def is_uniform(self, session: AsyncSession) -> bool:
+        """Whether all members are of this version: one of another may begin a second run of what is done anew."""
+        if not self.clustered:
+            return True
+        other = or_(_TABLE.c.version != __version__, _TABLE.c.revision != self._history.newest)
+        unlike = select(_TABLE.c.uuid).where(or_(_TABLE.c.version.is_(None), _TABLE.c.revision.is_(None), other))
+        return await session.scalar(unlike.limit(1)) is None
 
     async def dead_owners(self) -> list[str]:
         """The nodes that still own something and have no row."""

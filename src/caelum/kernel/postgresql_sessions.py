@@ -37,8 +37,10 @@ READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _TURN_SECONDS = 30.0
 """How long a session waits for a connection when all are in use."""
 _WARM_SECONDS = 1.0
-"""How long after its last answer a connection is used without a question whether it still lives, and how long one that
-nobody uses stays in its next transaction."""
+"""How long a connection that nobody uses stays in its next transaction."""
+_TRUSTED_SECONDS = 0.1
+"""How long after its last answer a connection is used without a question whether it still lives. When it does not, the
+statement that it is used for waits for as long as a statement may."""
 _COUNT = re.compile(r"(?:SELECT|UPDATE|DELETE|INSERT \d+) (\d+)")
 
 
@@ -171,7 +173,7 @@ class Connections:
         if begin == READ:
             return None
         free = self._begun if begin == WRITE else self._free
-        alive = asyncio.get_running_loop().time() - self._warm
+        alive = asyncio.get_running_loop().time() - min(self._warm, _TRUSTED_SECONDS)
         if free and free[-1].answered >= alive and not free[-1].driver.is_closed():
             return free.pop()
         return None

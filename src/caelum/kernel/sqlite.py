@@ -81,7 +81,7 @@ class Pace:
 
     def quick_lately(self, statement: str, now: float) -> bool:
         """Whether it took next to no time a moment ago."""
-        return self._average.get(statement, 1.0) < _QUICK and now - self._latest[statement] < _FRESH
+        return self._average.get(statement, 1.0) < _QUICK and now - self._latest.get(statement, -_FRESH) < _FRESH
 
     def took(self, statement: str, seconds: float, *, here: bool = False) -> None:
         """Note how long it took: in a thread, or `here` on the event loop."""

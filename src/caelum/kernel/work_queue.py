@@ -24,7 +24,7 @@ from sqlalchemy import ColumnElement, Index, String, Text, delete, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
 
-from caelum.kernel import context, journal
+from caelum.kernel import context, freshness, journal
 from caelum.kernel.database import Base, is_unique_violation, refuse_in_transaction, update_where, utcnow
 from caelum.kernel.errors import CloudError
 from caelum.kernel.events import CanonicalEvent, canonical
@@ -282,6 +282,7 @@ class WorkQueue:
             async with self._node.db.read() as session:
                 entry = await session.scalar(select(row).where(row.uuid == uuid))
             if entry is None or entry.state not in OPEN:
+                freshness.heard()
                 return entry
             await self._pause()
 

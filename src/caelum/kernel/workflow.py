@@ -196,14 +196,19 @@ class Workflows:
             self._beginning.discard(row.uuid)
 
     async def _begin_alone(self, flow: Workflow[C, Any], row: JournalModel, ctx: C) -> Execution | None:
-        before, away = msgspec.json.encode(ctx), Patience(is_passing)
+        before, away, lost = msgspec.json.encode(ctx), Patience(is_passing), False
         while True:
             try:
                 if await self._write_beginning(flow, row, ctx):
                     return Execution(self._node, flow, row, ctx, resumed=False)
                 await asyncio.sleep(_LOOK_AGAIN)
             except (CloudError, IntegrityError) as error:
+                lost |= isinstance(error, CloudError) and "ambiguous" in error.facts
                 if not away.bears(error):
+                    if lost and (kept := await self._begun(row)) is not None:
+                        row.ctx = kept.ctx
+                        restore(ctx, row.ctx)
+                        return Execution(self._node, flow, row, ctx, resumed=False)
                     if await self._is_begun_elsewhere(row):
                         return None
                     raise
@@ -234,14 +239,18 @@ class Workflows:
                 row.ctx = msgspec.json.encode(ctx).decode()
                 await journal.insert(tx, row)
         except CloudError as error:
-            if "ambiguous" not in error.facts or not await self._has_begun(row):
+            if "ambiguous" not in error.facts or await self._begun(row) is None:
                 raise
         return True
 
-    async def _has_begun(self, row: JournalModel) -> bool:
-        """Whether the row was committed before the connection was lost, and is not another one of the same job."""
+    async def _begun(self, row: JournalModel) -> JournalModel | None:
+        """The row as it was committed before the connection was lost; None when it was not, or is another one of the
+        same job. It may be seen only later: the server itself may have waited before the commit took effect.
+        """
         kept = await self._node.db.read_surely(lambda session: session.get(JournalModel, row.uuid))
-        return kept is not None and kept.owner == row.owner and kept.state in LIVE and row.uuid not in self._live
+        if kept is None or (kept.owner, kept.attempt) != (row.owner, row.attempt) or kept.state not in LIVE:
+            return None
+        return None if row.uuid in self._live or row.uuid in self._waiting else kept
 
     def _start(self, execution: Execution) -> asyncio.Task[Any]:
         uuid = execution.row.uuid

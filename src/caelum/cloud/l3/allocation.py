@@ -24,7 +24,7 @@ from caelum.cloud.switch import ENABLED
 from caelum.kernel.database import Database, insert_new, utcnow
 from caelum.kernel.errors import CloudError, invalid, not_found
 from caelum.kernel.ids import derived_uuid
-from caelum.kernel.journal import refuse_late
+from caelum.kernel.journal import lock_queue, refuse_late
 from caelum.kernel.prepared import Prepared
 from caelum.kernel.rows import new_row, read_rows, values_of
 from caelum.kernel.settings import ResourceConfigModel
@@ -70,7 +70,10 @@ async def allocate(db: Database, cloud_strategy: str, msg: AllocateIp) -> UsedIp
             if msg.holder is None:  # a service keeps its address, whoever asked for it first
                 await refuse_late(tx)
             l3 = await db.remember(_key(msg), lambda session: _network(session, msg), tx)
-            row = await _take(tx, l3, msg, msg.strategy or l3.strategy or cloud_strategy)
+            strategy = msg.strategy or l3.strategy or cloud_strategy
+            if strategy == FIRST_AVAILABLE:  # all nodes would choose the same one, and all but one in vain
+                await lock_queue(tx, f"l3-ip-{msg.l3_network_uuid}")
+            row = await _take(tx, l3, msg, strategy)
             if row is not None:
                 return row
     raise CloudError(

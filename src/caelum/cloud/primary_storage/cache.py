@@ -22,9 +22,10 @@ from caelum.cloud.primary_storage.model import ImageCacheModel, StorageReservati
 from caelum.cloud.primary_storage.storages import Storages
 from caelum.cloud.primary_storage.trash import Trash, free_path
 from caelum.kernel import context
-from caelum.kernel.database import utcnow
+from caelum.kernel.database import insert_new, utcnow
 from caelum.kernel.errors import RESOURCE_NOT_FOUND, CloudError
 from caelum.kernel.node import Node
+from caelum.kernel.rows import read_rows, values_of
 
 log = logging.getLogger(__name__)
 
@@ -80,10 +81,23 @@ class ImageCache:
             bits = await self._storages.driver(ps).cache_image(ps, host_uuid, image, path)
             await self._enter(place, image, bits)
         except Exception:
-            # The file may be there although the answer was lost: it goes before its space is given back.
-            await self._trash.delete(ps, place, host_uuid, path, _key(place, image.image_uuid))
+            # The file may be there although the answer was lost: it goes before its space is given back. Unless another
+            # node, whose business it was before the ring changed, has made and entered the same one.
+            if not await self._is_entered(place, image.image_uuid):
+                await self._trash.delete(ps, place, host_uuid, path, _key(place, image.image_uuid))
             raise
         return bits
+
+    async def _is_entered(self, place: Place, image_uuid: str) -> bool:
+        """Whether it is cached now, whatever this node remembers."""
+        found = await read_rows(
+            self._node.db.once,
+            Cache,
+            image_uuid=image_uuid,
+            primary_storage_uuid=place.ps_uuid,
+            host_uuid=place.host_uuid,
+        )
+        return bool(found)
 
     async def _reserve(self, ps: PrimaryStorageInventory, place: Place, image: ImageLocation) -> str:
         """Take the space and choose the path; the same again for a download that a crash cut short."""
@@ -101,22 +115,23 @@ class ImageCache:
         return path
 
     async def _enter(self, place: Place, image: ImageLocation, bits: Bits) -> None:
+        """Note that it is cached, unless another node has done so."""
         url = f"file://{bits.install_path}" + (f";hostUuid://{place.host_uuid}" if place.host_bound else "")
+        row = Cache(
+            primary_storage_uuid=place.ps_uuid,
+            host_uuid=place.host_uuid,
+            image_uuid=image.image_uuid,
+            install_path=bits.install_path,
+            install_url=url,
+            media_type=image.media_type,
+            format=bits.format,
+            size=image.actual_size,
+            virtual_size=bits.size,
+            md5sum=image.md5,
+        )
+        values = {name: value for name, value in values_of(row).items() if name != Cache.id.key}
         async with self._node.db.transaction() as tx:
-            tx.add(
-                Cache(
-                    primary_storage_uuid=place.ps_uuid,
-                    host_uuid=place.host_uuid,
-                    image_uuid=image.image_uuid,
-                    install_path=bits.install_path,
-                    install_url=url,
-                    media_type=image.media_type,
-                    format=bits.format,
-                    size=image.actual_size,
-                    virtual_size=bits.size,
-                    md5sum=image.md5,
-                )
-            )
+            await insert_new(tx, Cache, **values)
 
     async def _find(self, place: Place, image_uuid: str) -> Bits | None:
         columns = (Cache.install_path, Cache.virtual_size, Cache.size, Cache.format)
@@ -174,6 +189,11 @@ class ImageCache:
             if await tx.scalar(held.limit(1)) is not None:
                 return 0
             await tx.execute(delete(Cache).where(Cache.id == row.id))
+        async with self._node.db.transaction() as tx:
+            # Another node may have marked it while it was deleted, and found it: from now on nobody does.
+            if await tx.scalar(held.limit(1)) is not None:
+                await insert_new(tx, Cache, **values_of(row))
+                return 0
         log.info("image %s leaves the cache on %s", row.image_uuid, place)
         host_uuid = await self._storages.worker(ps, row.host_uuid or None)
         await self._trash.delete(ps, place, host_uuid, row.install_path, _key(place, row.image_uuid))

@@ -1,0 +1,25 @@
+"""What nodes tell each other of their jobs."""
+
+from __future__ import annotations
+
+from caelum.kernel.events import CanonicalEvent, canonical
+
+
+class JobNews(CanonicalEvent):
+    """Something of a node's jobs: for the other nodes, whose clients may wait for it."""
+
+    node_uuid: str
+
+
+@canonical("/job/moved")
+class JobMoved(JobNews):
+    """A job is finished."""
+
+    uuid: str
+
+
+@canonical("/job/progressed")
+class JobsProgressed(JobNews):
+    """Jobs are further on, some moments together."""
+
+    uuids: list[str]
