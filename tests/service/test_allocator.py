@@ -208,7 +208,7 @@ async def test_a_host_that_hangs_in_its_connect_delays_nobody_elsewhere(cloud: H
     host, other, _ = await records.find(cloud.node)
     tracker = cloud.node.services["host"].tracker
     if untried:
-        tracker._followed[host.uuid].tried.clear()
+        tracker._followed[host.uuid].tried = asyncio.get_running_loop().create_future()
     else:
         tracker.forget(host.uuid)
         await records.move(cloud.node, host.uuid, CONNECTING)
@@ -224,7 +224,7 @@ async def test_a_host_that_hangs_in_its_connect_delays_nobody_elsewhere(cloud: H
     await asyncio.sleep(0.3)
     assert not any(one.done() for one in asking)
     if untried:
-        tracker._followed[host.uuid].tried.set()
+        tracker._followed[host.uuid].was_tried()
     else:
         await records.move(cloud.node, host.uuid, CONNECTED)
     assert await asyncio.gather(*asking) == [True] * 4

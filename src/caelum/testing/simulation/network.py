@@ -46,6 +46,10 @@ class Peer:
         """As `ssl.SSLObject`."""
         return b"" if binary_form else {"subjectAltName": (("URI", self._credential.urn),)}
 
+    def read(self, _size: int = 1024) -> bytes:
+        """As `ssl.SSLObject`: what came was delivered already."""
+        raise ssl.SSLWantReadError
+
 
 class Weather:
     """Which machines hear each other, and how soon. Pairs are of addresses."""
