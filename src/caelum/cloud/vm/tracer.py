@@ -74,8 +74,8 @@ _VM = cast("Table", VmInstanceModel.__table__)
 _ON_HOST = Prepared(select(_VM.c.uuid, _VM.c.state).where(_VM.c.host_uuid == bindparam("key")))
 
 
-_AGAIN = (1.0, 2.0, 5.0, 10.0, 20.0)
-"""Seconds before what a host has is told again to those who could not be reached."""
+_AGAIN = (1.0, 2.0, 2.0, 2.0, 5.0, 10.0, 20.0)
+"""Seconds before what a host has is told again to those who could not be reached: soon, until a dead node is evicted."""
 
 
 class _Seen(NamedTuple):
