@@ -15,9 +15,11 @@ from caelum.gateway import runner
 from caelum.gateway.portal import Request
 from caelum.gateway.runner import Runner
 from caelum.kernel.context import SYSTEM
+from caelum.kernel.database import update_where
 from caelum.kernel.ids import new_uuid
 from caelum.kernel.jobs import Job, JobModel
 from caelum.kernel.journal import JournalModel
+from caelum.kernel.membership import ManagementNodeModel
 from caelum.testing.cloud import EmbeddedCloud
 from caelum.testing.clusters import Cluster
 
@@ -209,3 +211,19 @@ async def test_a_job_of_a_former_version_gets_an_error(tmp_path: Path) -> None:
         answer = await cluster.answered(job)
         assert answer.error is not None
         assert answer.error.code == "SYS.1012"
+
+
+async def test_nothing_is_done_anew_while_a_node_of_another_version_is_a_member(tmp_path: Path) -> None:
+    async with Lamps(tmp_path, 3) as cluster:
+        accepting, doing, other = cluster.clouds
+        _service(doing).thinking.clear()
+        job, _ = await cluster.accept(accepting, doing)
+        await _asked(cluster, doing)
+        async with other.node.db.transaction() as tx:
+            await update_where(
+                tx, ManagementNodeModel, {"version": "0.0.9"}, ManagementNodeModel.uuid == other.node.uuid
+            )
+        await cluster.kill(doing)
+        answer = await cluster.answered(job)
+        assert answer.error is not None
+        assert await cluster.rows(LampModel) == []

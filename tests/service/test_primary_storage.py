@@ -14,6 +14,7 @@ from caelum.agent import protocol
 from caelum.cloud.cluster.api import CreateCluster
 from caelum.cloud.host.api import DeleteHost
 from caelum.cloud.image.api import DeleteImage, ExpungeImage
+from caelum.cloud.primary_storage import cache
 from caelum.cloud.primary_storage.api import (
     AttachPrimaryStorageToCluster,
     ChangePrimaryStorageState,
@@ -253,6 +254,19 @@ async def test_a_download_that_fails_leaves_nothing_and_can_be_repeated(world: S
     assert await query(world, QueryImageCache) == []
     cached = await world.cloud.node.bus.call(CacheImage(world.primary_storage, world.hosts[0].uuid, world.image))
     assert cached.install_path in world.hosts[0].world.files
+
+
+async def test_two_nodes_that_cache_an_image_at_a_time_keep_its_file(
+    world: SimulatedCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queues = (f"of another node {number}" for number in itertools.count())
+    monkeypatch.setattr(cache, "_signature", lambda _place, _image: next(queues))
+    wanted = CacheImage(world.primary_storage, world.hosts[0].uuid, world.image)
+    one, other = await world.cloud.node.bus.call_all([wanted, wanted])
+    assert not isinstance(one, CloudError)
+    assert one == other
+    assert one.install_path in world.hosts[0].world.files
+    assert len(await query(world, QueryImageCache)) == 1
 
 
 async def test_a_cached_image_that_vanished_is_fetched_again(world: SimulatedCloud) -> None:

@@ -196,3 +196,15 @@ async def test_a_job_survives_several_deaths(tmp_path: Path) -> None:
         await kill(cloud.node)
     async with life(tmp_path) as last:
         assert (await last.client.poll(last.client.base + path)).json["inventory"]["uuid"] == uuid
+
+
+async def test_a_uuid_that_is_used_again_after_its_job_is_forgotten_is_a_new_job(admin: Client) -> None:
+    node, header = admin.cloud.node, {"X-Job-UUID": new_uuid()}
+    for name in ("one", "two"):
+        answer = await admin.job("POST", BUILT, {"params": {"name": name}}, headers=header)
+        assert answer.json["inventory"]["name"] == name
+        async with node.db.transaction() as tx:
+            await tx.execute(update(JobModel).values(finish_date=utcnow() - timedelta(hours=4)))
+        await node.jobs.purge()
+    async with node.db.read() as session:
+        assert sorted(await session.scalars(select(LampModel.name))) == ["one", "two"]

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,6 +78,14 @@ def test_one_long_run_does_not_make_a_statement_slow_but_two_do() -> None:
     assert not pace.quick("x")
     pace.took("x", 0.00001)
     assert pace.quick("x"), "a short run is certain"
+
+
+def test_a_statement_whose_time_another_thread_forgot_is_not_quick_lately() -> None:
+    pace = sqlite.Pace()
+    pace.took("SELECT 1", 0.0)
+    assert pace.quick_lately("SELECT 1", time.monotonic())
+    pace._latest.clear()
+    assert not pace.quick_lately("SELECT 1", time.monotonic())
 
 
 def test_one_run_that_holds_the_loop_up_makes_a_statement_slow() -> None:

@@ -1,6 +1,7 @@
 """Durable workflows: order, undoing, retries, time, cancelling, nesting, taking over."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import msgspec
 import pytest
 from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.asyncio import AsyncSession
 from tests.unit.kernel.bakery import (
     BakeCake,
     BakeContext,
@@ -598,6 +600,33 @@ async def test_a_job_has_one_run_that_answers_it(node: Node) -> None:
         )
     assert len(runs) == 1
     assert oven_of(node).log.count("heat") == 1
+
+
+async def test_a_beginning_whose_commit_is_seen_late_is_driven(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    transaction, begun, tries, looks = node.db.transaction, node.workflows._begun, 0, 0
+
+    @contextlib.asynccontextmanager
+    async def lost_at_first() -> AsyncIterator[AsyncSession]:
+        nonlocal tries
+        tries += 1
+        first = tries == 1
+        async with transaction() as tx:
+            yield tx
+        if first:
+            raise CloudError(DATABASE_UNAVAILABLE, "connection lost", ambiguous=True)
+
+    async def late(row: JournalModel) -> JournalModel | None:
+        nonlocal looks
+        looks += 1
+        return None if looks == 1 else await begun(row)
+
+    monkeypatch.setattr(node.db, "transaction", lost_at_first)
+    monkeypatch.setattr(node.workflows, "_begun", late)
+    ctx = BakeContext(uuid=new_uuid(), name="sacher", flour=3, ice=False, burn=False)
+    with context.use(context.TaskContext(job_uuid=new_uuid(), api="BakeCake", deadline=time.monotonic() + 10)):
+        assert (await node.workflows.run(BakeFlow, ctx, answers=True)).name == "sacher"
+    async with node.db.read() as session:
+        assert list(await session.scalars(select(JournalModel.state))) == ["Done"]
 
 
 async def test_an_error_of_the_run_is_that_of_all_who_join_it(node: Node) -> None:
