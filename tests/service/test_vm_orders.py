@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from caelum.agent import protocol as p
 from caelum.cloud.host.api import ReconnectHost
 from caelum.cloud.host.errors import FAILED_TO_START_VM
 from caelum.cloud.host.messages import DestroyAndReleaseVmOnHost, PrepareAndStartVmOnHost
+from caelum.cloud.host.settings import SYNC_LEVEL
+from caelum.cloud.l3.api import AddDnsToL3Network
+from caelum.cloud.network_service.api import DetachNetworkServiceFromL3Network
 from caelum.cloud.vm.api import DestroyVmInstance, StartVmInstance, StopVmInstance
 from caelum.kernel.errors import UNDELIVERABLE, CloudError
 from caelum.testing.simcloud import SimulatedCloud, simulated_cloud
@@ -90,6 +94,40 @@ async def test_an_owner_of_the_version_before_is_asked_step_by_step(
     assert vm.state == "Running"
     assert came(world, before)[p.CreateBridge.path] == 1
     assert came(world, before)[p.StartVm.path] == 1
+
+
+# --- what changes while a start waits for its host's turn ---------------------------------------------------------------
+
+
+async def create_while(world: SimulatedCloud, change: Any, made: Callable[[], bool]) -> None:
+    """Create a VM whose start waits in its host's queue until `change` was made there."""
+    queues, name, level, free = world.cloud.node.queues, f"host-{world.hosts[0].uuid}", 3, asyncio.Event()
+    await world.cloud.node.settings.set(SYNC_LEVEL, level)
+    others = [queues.submit(name, level, free.wait) for _ in range(level)]
+    created = asyncio.create_task(world.create_vm("late"))
+    await world.cloud.until(lambda: queues.dump()[name].pending)
+    await world.cloud.api(change)
+    await world.cloud.until(made)
+    free.set()
+    await asyncio.gather(*others)
+    assert (await created).state == "Running"
+
+
+async def test_a_start_does_not_bring_back_services_that_were_detached_meanwhile(world: SimulatedCloud) -> None:
+    there = world.hosts[0].world
+    await create_while(world, DetachNetworkServiceFromL3Network(l3_network_uuid=world.l3), lambda: not there.dhcp)
+    assert (there.dhcp, there.nat, leases(world)) == ({}, {}, [])
+    await assert_nothing_wrong(world)
+
+
+async def test_a_start_does_not_bring_back_options_that_were_changed_meanwhile(world: SimulatedCloud) -> None:
+    await world.create_vm("first")
+
+    def told() -> bool:
+        return all("9.9.9.9" in one.dns for one in world.hosts[0].world.dhcp.values())
+
+    await create_while(world, AddDnsToL3Network(l3_network_uuid=world.l3, dns="9.9.9.9"), told)
+    assert told()
 
 
 # --- destruction ------------------------------------------------------------------------------------------------------
