@@ -19,6 +19,9 @@ from caelum.cloud.host.settings import SYNC_LEVEL
 from caelum.cloud.l3.api import AddDnsToL3Network
 from caelum.cloud.network_service.api import DetachNetworkServiceFromL3Network
 from caelum.cloud.vm.api import DestroyVmInstance, StartVmInstance, StopVmInstance
+from caelum.cloud.vm.flows import base
+from caelum.drivers.flat_network import removal
+from caelum.drivers.kvm import driver
 from caelum.kernel.errors import UNDELIVERABLE, CloudError
 from caelum.testing.simcloud import SimulatedCloud, simulated_cloud
 
@@ -78,6 +81,19 @@ async def test_an_order_that_fails_for_the_moment_is_repeated(world: SimulatedCl
     assert (await world.create_vm("vm")).state == "Running"
 
 
+async def test_an_order_that_hangs_fails_the_start_in_time(
+    world: SimulatedCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "PREPARED_START", 1.0)
+    world.hosts.fault("hang", p.ApplyDhcp.path)
+    async with asyncio.timeout(30):
+        with pytest.raises(CloudError):
+            await world.create_vm("vm")
+    world.hosts.heal()
+    assert guests(world) == {}
+    await assert_nothing_wrong(world)
+
+
 async def test_an_owner_of_the_version_before_is_asked_step_by_step(
     world: SimulatedCloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,7 +112,7 @@ async def test_an_owner_of_the_version_before_is_asked_step_by_step(
     assert came(world, before)[p.StartVm.path] == 1
 
 
-# --- what changes while a start waits for its host's turn ---------------------------------------------------------------
+# --- what changes while a start waits for its host's turn -------------------------------------------------------------
 
 
 async def create_while(world: SimulatedCloud, change: Any, made: Callable[[], bool]) -> None:
@@ -176,6 +192,19 @@ async def test_a_destruction_that_fails_for_a_moment_is_done_at_once(world: Simu
     await world.cloud.api(DestroyVmInstance(uuid=vm.uuid))
     assert await world.cloud.node.gc.open_jobs() == []
     assert (leases(world), guests(world)) == ([], {})
+
+
+async def test_a_destruction_of_which_a_part_hangs_is_finished_later(
+    world: SimulatedCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = await world.create_vm("vm")
+    monkeypatch.setattr(base, "IN_ONE_GO", 1.0)
+    monkeypatch.setattr(removal, "TIMEOUT", 1.0)
+    world.hosts.fault("hang", p.ReleaseDhcp.path)
+    async with asyncio.timeout(30):
+        await world.cloud.api(DestroyVmInstance(uuid=vm.uuid))
+    assert guests(world) == {}
+    assert len(await world.cloud.node.gc.open_jobs()) == 1
 
 
 async def test_an_owner_of_the_version_before_destroys_step_by_step(

@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 DESTROY_LATER = "vm.destroy-on-host"
 GC_INTERVAL = 10
+IN_ONE_GO = 180.0
+"""Seconds for a destruction with all that comes after it; then the parts are tried one by one, each with its own."""
 
 
 class VmContext(msgspec.Struct, kw_only=True):
@@ -187,7 +189,8 @@ async def destroy_and_release(node: Node, vm_uuid: str, host_uuid: str, records:
             if left is None:
                 return False
             orders += left
-        await node.bus.call(DestroyAndReleaseVmOnHost(host_uuid=host_uuid, vm_uuid=vm_uuid, orders=orders))
+        order = DestroyAndReleaseVmOnHost(host_uuid=host_uuid, vm_uuid=vm_uuid, orders=orders)
+        await node.bus.call(order, timeout=IN_ONE_GO)
     except CloudError as error:
         log.info("VM %s does not leave host %s in one go: %s", vm_uuid, host_uuid, error)
         return False
