@@ -249,14 +249,13 @@ class HostTracker:
             followed = self._unconnected.popleft()
             if self._is_followed(followed):
                 self._loading += 1
-                followed.task = self._spawn(self._load(followed))
+                followed.task = self._spawn(self._work(followed, self._connect_first))
+                # Called also for one that is cancelled before its first step.
+                followed.task.add_done_callback(self._loaded)
 
-    async def _load(self, followed: _Followed) -> None:
-        try:
-            await self._work(followed, self._connect_first)
-        finally:
-            self._loading -= 1
-            self._connect_more()
+    def _loaded(self, _first: asyncio.Task[None]) -> None:
+        self._loading -= 1
+        self._connect_more()
 
     def _is_followed(self, followed: _Followed) -> bool:
         return self._followed.get(followed.host_uuid) is followed
