@@ -90,3 +90,16 @@ async def test_those_that_are_forgotten_before_their_first_step_leave_room_for_o
         await tracker._followed["another"].tried
     assert hosts.watched.keys() == {"another"}
     await tracker.stop()
+
+
+async def test_a_sign_that_was_on_its_way_when_the_host_was_forgotten_begins_no_watch() -> None:
+    hosts = _Hosts()
+    hosts.go_on.set()
+    tracker = _tracker(hosts)
+    tracker.follow("host", connect=True)
+    followed = tracker._followed["host"]
+    await followed.tried
+    tracker.forget("host")
+    hosts.watched["host"]()
+    assert not followed.watched
+    await tracker.stop()

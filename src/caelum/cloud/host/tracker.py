@@ -397,6 +397,8 @@ class HostTracker:
         begun, loop = time.monotonic(), asyncio.get_running_loop()
 
         def gone() -> None:
+            if followed.end_watch is not end or not self._is_followed(followed):
+                return  # its end came when the sign was on its way
             held = time.monotonic() - begun > _STEADY_WATCH
             followed.watch_pause = 1.0 if held else min(followed.watch_pause * 2, _STEADY_WATCH)
             again = loop.call_later(followed.watch_pause, self._begin_watch, followed, hypervisor_type)
@@ -404,7 +406,7 @@ class HostTracker:
             self._wake(followed)
 
         driver = self._node.drivers.get(HypervisorDriver, hypervisor_type)
-        followed.end_watch = driver.watch(followed.host_uuid, gone)
+        end = followed.end_watch = driver.watch(followed.host_uuid, gone)
 
 
 async def _all_of(futures: Iterable[asyncio.Future[None] | None]) -> None:
