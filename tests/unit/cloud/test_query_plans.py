@@ -15,6 +15,7 @@ from caelum.cloud.ownership import AccountResourceRefModel, SharedResourceModel
 from caelum.cloud.query import compile as query_compile
 from caelum.cloud.query import visibility
 from caelum.cloud.query.compile import Found, Junction, Query, compile_query, compile_tree
+from caelum.cloud.tag.api import QueryUserTag
 from caelum.cloud.vm.api import QueryVmInstance, QueryVmNic, VmInstanceInventory
 from caelum.cloud.vm.model import VmInstanceModel, VmNicModel
 from caelum.cloud.volume.api import QueryVolume
@@ -281,3 +282,16 @@ def test_how_much_conditions_leave_is_remembered_by_their_values_for_a_while(mon
     for number in range(3):
         running.plan.learn({"value0": number}, _RARE)
     assert [running.plan.known({"value0": number}) for number in range(3)] == [None, _RARE, _RARE]
+
+
+@pytest.mark.parametrize("found", [_MANY, _RARE])
+def test_tags_of_tags_are_told_from_the_tags_themselves(tables: Connection, found: Found) -> None:
+    with tables.begin_nested() as inner:
+        mark = {"uuid": "of-tag", "resource_uuid": "mark1", "resource_type": "UserTagVO", "tag": "mine"}
+        with Session(tables, join_transaction_mode="create_savepoint") as session:
+            session.add(UserTagModel(**mark))
+            session.commit()
+        query = compile_query(QueryUserTag(conditions=[QueryCondition("__userTag__", "=", "mine")]), SYSTEM)
+        assert [row.uuid for row in _rows(tables, query.plan.page(found), query)] == ["mark1"]
+        assert _rows(tables, query.plan.total(found), query) == [(1,)]
+        inner.rollback()
