@@ -284,6 +284,13 @@ def test_how_much_conditions_leave_is_remembered_by_their_values_for_a_while(mon
     assert [running.plan.known({"value0": number}) for number in range(3)] == [None, _RARE, _RARE]
 
 
+def test_large_values_are_remembered_by_their_digest() -> None:
+    query = _query(QueryCondition("vmNics.ip", "in", ",".join(f"10.0.{n // 250}.{n % 250}" for n in range(1000))))
+    query.plan.learn(query.values, _RARE)
+    assert query.plan.known(query.values) == _RARE
+    assert {len(one) for one in query.plan._known} == {16}
+
+
 @pytest.mark.parametrize("found", [_MANY, _RARE])
 def test_tags_of_tags_are_told_from_the_tags_themselves(tables: Connection, found: Found) -> None:
     with tables.begin_nested() as inner:
