@@ -22,6 +22,7 @@ from caelum.cloud.volume.api import QueryVolume
 from caelum.cloud.volume.model import VolumeModel
 from caelum.kernel.context import SYSTEM, Actor
 from caelum.kernel.database import Base, Resource
+from caelum.kernel.errors import CloudError
 from caelum.kernel.message import ApiQuery, QueryCondition
 from caelum.kernel.tag import MASK, SystemTagModel, UserTagModel
 
@@ -302,3 +303,10 @@ def test_tags_of_tags_are_told_from_the_tags_themselves(tables: Connection, foun
         assert [row.uuid for row in _rows(tables, query.plan.page(found), query)] == ["mark1"]
         assert _rows(tables, query.plan.total(found), query) == [(1,)]
         inner.rollback()
+
+
+@pytest.mark.parametrize("field", ["host.totalCpuCapacity", "zone.host.availableMemoryCapacity"])
+def test_the_capacity_of_a_joined_host_is_a_number(field: str) -> None:
+    assert _query(QueryCondition(field, ">=", "4")).values["value0"] == 4
+    with pytest.raises(CloudError, match="whole number"):
+        _query(QueryCondition(field, "=", "four"))
