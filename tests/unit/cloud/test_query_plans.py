@@ -121,11 +121,11 @@ def test_what_is_joined_is_found_by_what_it_belongs_to(tables: Connection) -> No
 
 def test_a_state_of_nearly_all_is_checked_in_the_wanted_order(tables: Connection) -> None:
     plan = _plan(tables, _MANY, _query(_OF_NETWORK, _STOPPED))
-    assert plan[0] == "SCAN vm_instance USING INDEX ix_vm_instance_name", plan
+    assert plan[0] == "SCAN vm_instance USING INDEX ix_vm_instance_name_uuid", plan
 
 
 def test_a_page_in_the_order_of_names_is_not_sorted(tables: Connection) -> None:
-    assert _plan(tables, _MANY, _query(actor=SYSTEM)) == ["SCAN vm_instance USING INDEX ix_vm_instance_name"]
+    assert _plan(tables, _MANY, _query(actor=SYSTEM)) == ["SCAN vm_instance USING INDEX ix_vm_instance_name_uuid"]
 
 
 def test_the_index_of_who_owns_what_tells_whose_a_row_is(tables: Connection) -> None:
@@ -157,7 +157,7 @@ def test_only_the_index_of_the_rare_condition_is_used(
     query = _query(*conditions, actor=actor)
     assert _plan(tables, Found(few=False, rare=conditions.index(_ON_HOST)), query)[0] == of_host
     assert _plan(tables, Found(few=False, rare=conditions.index(_RUNNING)), query)[0] == of_state
-    assert _plan(tables, _MANY, query)[0] == "SCAN vm_instance USING INDEX ix_vm_instance_name"
+    assert _plan(tables, _MANY, query)[0] == "SCAN vm_instance USING INDEX ix_vm_instance_name_uuid"
 
 
 @pytest.mark.parametrize("actor", [SYSTEM, _TENANT])
