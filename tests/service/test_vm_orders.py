@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,13 @@ from caelum.agent import protocol as p
 from caelum.cloud.host.api import ReconnectHost
 from caelum.cloud.host.errors import FAILED_TO_START_VM
 from caelum.cloud.host.messages import DestroyAndReleaseVmOnHost, PrepareAndStartVmOnHost
+from caelum.cloud.host.settings import SYNC_LEVEL
+from caelum.cloud.l3.api import AddDnsToL3Network
+from caelum.cloud.network_service.api import DetachNetworkServiceFromL3Network
 from caelum.cloud.vm.api import DestroyVmInstance, StartVmInstance, StopVmInstance
+from caelum.cloud.vm.flows import base
+from caelum.drivers.flat_network import removal
+from caelum.drivers.kvm import driver
 from caelum.kernel.errors import UNDELIVERABLE, CloudError
 from caelum.testing.simcloud import SimulatedCloud, simulated_cloud
 
@@ -74,6 +81,19 @@ async def test_an_order_that_fails_for_the_moment_is_repeated(world: SimulatedCl
     assert (await world.create_vm("vm")).state == "Running"
 
 
+async def test_an_order_that_hangs_fails_the_start_in_time(
+    world: SimulatedCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "PREPARED_START", 1.0)
+    world.hosts.fault("hang", p.ApplyDhcp.path)
+    async with asyncio.timeout(30):
+        with pytest.raises(CloudError):
+            await world.create_vm("vm")
+    world.hosts.heal()
+    assert guests(world) == {}
+    await assert_nothing_wrong(world)
+
+
 async def test_an_owner_of_the_version_before_is_asked_step_by_step(
     world: SimulatedCloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,6 +110,40 @@ async def test_an_owner_of_the_version_before_is_asked_step_by_step(
     assert vm.state == "Running"
     assert came(world, before)[p.CreateBridge.path] == 1
     assert came(world, before)[p.StartVm.path] == 1
+
+
+# --- what changes while a start waits for its host's turn -------------------------------------------------------------
+
+
+async def create_while(world: SimulatedCloud, change: Any, made: Callable[[], bool]) -> None:
+    """Create a VM whose start waits in its host's queue until `change` was made there."""
+    queues, name, level, free = world.cloud.node.queues, f"host-{world.hosts[0].uuid}", 3, asyncio.Event()
+    await world.cloud.node.settings.set(SYNC_LEVEL, level)
+    others = [queues.submit(name, level, free.wait) for _ in range(level)]
+    created = asyncio.create_task(world.create_vm("late"))
+    await world.cloud.until(lambda: queues.dump()[name].pending)
+    await world.cloud.api(change)
+    await world.cloud.until(made)
+    free.set()
+    await asyncio.gather(*others)
+    assert (await created).state == "Running"
+
+
+async def test_a_start_does_not_bring_back_services_that_were_detached_meanwhile(world: SimulatedCloud) -> None:
+    there = world.hosts[0].world
+    await create_while(world, DetachNetworkServiceFromL3Network(l3_network_uuid=world.l3), lambda: not there.dhcp)
+    assert (there.dhcp, there.nat, leases(world)) == ({}, {}, [])
+    await assert_nothing_wrong(world)
+
+
+async def test_a_start_does_not_bring_back_options_that_were_changed_meanwhile(world: SimulatedCloud) -> None:
+    await world.create_vm("first")
+
+    def told() -> bool:
+        return all("9.9.9.9" in one.dns for one in world.hosts[0].world.dhcp.values())
+
+    await create_while(world, AddDnsToL3Network(l3_network_uuid=world.l3, dns="9.9.9.9"), told)
+    assert told()
 
 
 # --- destruction ------------------------------------------------------------------------------------------------------
@@ -138,6 +192,19 @@ async def test_a_destruction_that_fails_for_a_moment_is_done_at_once(world: Simu
     await world.cloud.api(DestroyVmInstance(uuid=vm.uuid))
     assert await world.cloud.node.gc.open_jobs() == []
     assert (leases(world), guests(world)) == ([], {})
+
+
+async def test_a_destruction_of_which_a_part_hangs_is_finished_later(
+    world: SimulatedCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = await world.create_vm("vm")
+    monkeypatch.setattr(base, "IN_ONE_GO", 1.0)
+    monkeypatch.setattr(removal, "TIMEOUT", 1.0)
+    world.hosts.fault("hang", p.ReleaseDhcp.path)
+    async with asyncio.timeout(30):
+        await world.cloud.api(DestroyVmInstance(uuid=vm.uuid))
+    assert guests(world) == {}
+    assert len(await world.cloud.node.gc.open_jobs()) == 1
 
 
 async def test_an_owner_of_the_version_before_destroys_step_by_step(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Union
 
 import msgspec
@@ -87,7 +87,16 @@ _named = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _raw_answer = msgspec.json.Decoder(_RawAnswer)
 _raw_news = msgspec.json.Decoder(_RawNews)
 _bundle = msgspec.json.Decoder(list[Envelope])
-_encoder = msgspec.json.Encoder()
+
+
+def _plain(value: Any) -> list[Any]:
+    """A sequence of a class of its own (a page of a query) is a list on the wire."""
+    if isinstance(value, Sequence):
+        return list(value)
+    raise TypeError(f"Encoding objects of type {type(value).__name__} is unsupported")
+
+
+_encoder = msgspec.json.Encoder(enc_hook=_plain)
 
 
 @functools.cache
@@ -274,9 +283,9 @@ def _more(hint: Any, value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[
             yield path, type(value).__name__
         for one in msgspec.structs.fields(type(value)):
             yield from _more(one.type, getattr(value, one.name), (*path, one.encode_name))
-    elif isinstance(value, list | tuple):
+    elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
         for index, one in enumerate(value):
-            yield from _more(_inner(hint, list | tuple), one, (*path, str(index)))
+            yield from _more(_inner(hint, Sequence), one, (*path, str(index)))
     elif isinstance(value, dict):
         for key, one in value.items():
             name = str(key).replace("~", "~0").replace("/", "~1")
@@ -295,7 +304,7 @@ def _declared_of(hint: Any, cls: type[msgspec.Struct]) -> type[msgspec.Struct] |
 
 
 def _inner(hint: Any, container: Any) -> Any:
-    """What a list, tuple or dictionary of this type holds."""
+    """What a sequence or dictionary of this type holds."""
     for one in _alternatives(hint):
         origin, arguments = typing.get_origin(one), typing.get_args(one)
         if isinstance(origin, type) and issubclass(origin, container) and arguments:

@@ -76,3 +76,30 @@ async def test_one_that_is_forgotten_while_it_waits_is_not_connected() -> None:
             await asyncio.sleep(0.01)
     assert hosts.watched.keys() == {"host0", "host1", "host2"}
     await tracker.stop()
+
+
+async def test_those_that_are_forgotten_before_their_first_step_leave_room_for_others() -> None:
+    hosts = _Hosts()
+    hosts.go_on.set()
+    tracker = _tracker(hosts)
+    for number in range(_AT_ONCE):
+        tracker.follow(f"host{number}", connect=True)
+        tracker.forget(f"host{number}")
+    tracker.follow("another", connect=True)
+    async with asyncio.timeout(5):
+        await tracker._followed["another"].tried
+    assert hosts.watched.keys() == {"another"}
+    await tracker.stop()
+
+
+async def test_a_sign_that_was_on_its_way_when_the_host_was_forgotten_begins_no_watch() -> None:
+    hosts = _Hosts()
+    hosts.go_on.set()
+    tracker = _tracker(hosts)
+    tracker.follow("host", connect=True)
+    followed = tracker._followed["host"]
+    await followed.tried
+    tracker.forget("host")
+    hosts.watched["host"]()
+    assert not followed.watched
+    await tracker.stop()

@@ -15,12 +15,14 @@ from caelum.cloud.ownership import AccountResourceRefModel, SharedResourceModel
 from caelum.cloud.query import compile as query_compile
 from caelum.cloud.query import visibility
 from caelum.cloud.query.compile import Found, Junction, Query, compile_query, compile_tree
+from caelum.cloud.tag.api import QueryUserTag
 from caelum.cloud.vm.api import QueryVmInstance, QueryVmNic, VmInstanceInventory
 from caelum.cloud.vm.model import VmInstanceModel, VmNicModel
 from caelum.cloud.volume.api import QueryVolume
 from caelum.cloud.volume.model import VolumeModel
 from caelum.kernel.context import SYSTEM, Actor
 from caelum.kernel.database import Base, Resource
+from caelum.kernel.errors import CloudError
 from caelum.kernel.message import ApiQuery, QueryCondition
 from caelum.kernel.tag import MASK, SystemTagModel, UserTagModel
 
@@ -119,11 +121,11 @@ def test_what_is_joined_is_found_by_what_it_belongs_to(tables: Connection) -> No
 
 def test_a_state_of_nearly_all_is_checked_in_the_wanted_order(tables: Connection) -> None:
     plan = _plan(tables, _MANY, _query(_OF_NETWORK, _STOPPED))
-    assert plan[0] == "SCAN vm_instance USING INDEX ix_vm_instance_name", plan
+    assert plan[0] == "SCAN vm_instance USING INDEX ix_vm_instance_name_uuid", plan
 
 
 def test_a_page_in_the_order_of_names_is_not_sorted(tables: Connection) -> None:
-    assert _plan(tables, _MANY, _query(actor=SYSTEM)) == ["SCAN vm_instance USING INDEX ix_vm_instance_name"]
+    assert _plan(tables, _MANY, _query(actor=SYSTEM)) == ["SCAN vm_instance USING INDEX ix_vm_instance_name_uuid"]
 
 
 def test_the_index_of_who_owns_what_tells_whose_a_row_is(tables: Connection) -> None:
@@ -155,7 +157,7 @@ def test_only_the_index_of_the_rare_condition_is_used(
     query = _query(*conditions, actor=actor)
     assert _plan(tables, Found(few=False, rare=conditions.index(_ON_HOST)), query)[0] == of_host
     assert _plan(tables, Found(few=False, rare=conditions.index(_RUNNING)), query)[0] == of_state
-    assert _plan(tables, _MANY, query)[0] == "SCAN vm_instance USING INDEX ix_vm_instance_name"
+    assert _plan(tables, _MANY, query)[0] == "SCAN vm_instance USING INDEX ix_vm_instance_name_uuid"
 
 
 @pytest.mark.parametrize("actor", [SYSTEM, _TENANT])
@@ -281,3 +283,30 @@ def test_how_much_conditions_leave_is_remembered_by_their_values_for_a_while(mon
     for number in range(3):
         running.plan.learn({"value0": number}, _RARE)
     assert [running.plan.known({"value0": number}) for number in range(3)] == [None, _RARE, _RARE]
+
+
+def test_large_values_are_remembered_by_their_digest() -> None:
+    query = _query(QueryCondition("vmNics.ip", "in", ",".join(f"10.0.{n // 250}.{n % 250}" for n in range(1000))))
+    query.plan.learn(query.values, _RARE)
+    assert query.plan.known(query.values) == _RARE
+    assert {len(one) for one in query.plan._known} == {16}
+
+
+@pytest.mark.parametrize("found", [_MANY, _RARE])
+def test_tags_of_tags_are_told_from_the_tags_themselves(tables: Connection, found: Found) -> None:
+    with tables.begin_nested() as inner:
+        mark = {"uuid": "of-tag", "resource_uuid": "mark1", "resource_type": "UserTagVO", "tag": "mine"}
+        with Session(tables, join_transaction_mode="create_savepoint") as session:
+            session.add(UserTagModel(**mark))
+            session.commit()
+        query = compile_query(QueryUserTag(conditions=[QueryCondition("__userTag__", "=", "mine")]), SYSTEM)
+        assert [row.uuid for row in _rows(tables, query.plan.page(found), query)] == ["mark1"]
+        assert _rows(tables, query.plan.total(found), query) == [(1,)]
+        inner.rollback()
+
+
+@pytest.mark.parametrize("field", ["host.totalCpuCapacity", "zone.host.availableMemoryCapacity"])
+def test_the_capacity_of_a_joined_host_is_a_number(field: str) -> None:
+    assert _query(QueryCondition(field, ">=", "4")).values["value0"] == 4
+    with pytest.raises(CloudError, match="whole number"):
+        _query(QueryCondition(field, "=", "four"))

@@ -7,7 +7,7 @@ import json
 import pkgutil
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from random import Random
 from typing import Any, Literal, Union
@@ -167,6 +167,25 @@ def test_objects_of_subclasses_stay_what_they_are() -> None:
         "/byPlace/a~1b~0c/1/friend": "Bird",
     }
     assert same(decode_reply(body, Flock), flock)
+
+
+class Rows(Sequence[Any]):
+    """A page as a query answers it: no list, but a sequence."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, at: Any) -> Any:
+        return (Animal(name="cow"), Bird(name="owl"))[at]
+
+
+class Page(Reply, rename="camel", kw_only=True):
+    animals: Sequence[Animal]
+
+
+def test_a_sequence_that_is_no_list_crosses_as_one() -> None:
+    page = decode_reply(encode_reply(Page, Page(animals=Rows())), Page)
+    assert [same(one, other) for one, other in zip(page.animals, Rows(), strict=True)] == [True, True]
 
 
 def test_a_class_that_this_node_does_not_have_is_read_as_the_declared_one() -> None:

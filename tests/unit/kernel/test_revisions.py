@@ -38,7 +38,7 @@ def excess(found: list[ops.MigrateOperation]) -> Iterator[str]:
     """What of it a program of the version before would notice."""
     new_tables = {one.table_name for one in found if isinstance(one, ops.CreateTableOp)}
     new_columns = {(one.table_name, one.column.name) for one in found if isinstance(one, ops.AddColumnOp)}
-    new_indexes = {one.index_name for one in found if isinstance(one, ops.CreateIndexOp)}
+    new_indexes = [(one.table_name, str(one.index_name)) for one in found if isinstance(one, ops.CreateIndexOp)]
     for one in found:
         match one:
             case ops.CreateTableOp():
@@ -51,8 +51,8 @@ def excess(found: list[ops.MigrateOperation]) -> Iterator[str]:
                 yield f"index {one.index_name} refuses rows"
             case ops.CreateIndexOp():
                 pass
-            case ops.DropIndexOp() if one.index_name in new_indexes:
-                pass  # it is replaced: nobody but the planner knows what is in it
+            case ops.DropIndexOp() if _is_replaced(one, new_indexes):
+                pass  # nobody but the planner knows what is in it
             case ops.AlterColumnOp() if _only_relaxes(one):
                 pass
             case ops.ExecuteSQLOp() if _fills_new_column(str(one.sqltext), new_columns):
@@ -63,6 +63,11 @@ def excess(found: list[ops.MigrateOperation]) -> Iterator[str]:
 
 def _can_be_left_out(column: Column[Any]) -> bool:
     return bool(column.nullable) or column.server_default is not None
+
+
+def _is_replaced(dropped: ops.DropIndexOp, new_indexes: list[tuple[str, str]]) -> bool:
+    """Whether another index of the table has its name, or a longer one for more columns."""
+    return any(table == dropped.table_name and name.startswith(dropped.index_name) for table, name in new_indexes)
 
 
 def _only_relaxes(one: ops.AlterColumnOp) -> bool:

@@ -49,7 +49,8 @@ class StartVmOnHost(Message[VmStarted], kw_only=True):
 
 @message(route_by="host_uuid")
 class PrepareAndStartVmOnHost(Message[VmStarted], kw_only=True):
-    """Have the host carry out what its description says comes before, and start the machine, in one go."""
+    """Have the host carry out what its description and the providers of resources say comes before, and start the
+    machine, in one go."""
 
     host_uuid: str
     spec: VmSpec

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, String, Table, bindparam, column, select, table
+from sqlalchemy import BigInteger, ColumnElement, String, Table, bindparam, column, select, table
 from sqlalchemy.orm import Mapped, column_property, mapped_column
 
 from caelum.cloud.host.api import HostInventory
@@ -38,8 +38,9 @@ class HostModel(Resource):
 # The allocator's table, by name only: what clients see of it is part of the host's view, and comparable in queries.
 _CAPACITY = table(
     "host_capacity",
-    *map(column, ("uuid", "cpu_num", "cpu_sockets", "total_cpu", "used_cpu")),
-    *map(column, ("total_memory", "limit_memory", "used_memory")),
+    column("uuid", String(32)),
+    *(column(name, BigInteger()) for name in ("cpu_num", "cpu_sockets", "total_cpu", "used_cpu")),
+    *(column(name, BigInteger()) for name in ("total_memory", "limit_memory", "used_memory")),
 )
 
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from typing import Any
 
+import msgspec
 from sqlalchemy import ColumnElement, select
 
 from caelum.cloud.cluster.messages import GetCluster
@@ -37,6 +38,7 @@ from caelum.cloud.host.settings import SYNC_LEVEL
 from caelum.cloud.host.spec import ConsoleTarget, VmStarted
 from caelum.cloud.host.states import CONNECTED, DISCONNECTED, HOST_STATES, MAINTENANCE, PRE_MAINTENANCE
 from caelum.cloud.host.tracker import HostTracker
+from caelum.cloud.vm.extension import VmResourceProvider
 from caelum.cloud.vm.messages import HostVmsSeen, VmStateSeen
 from caelum.kernel.errors import CloudError, invalid
 from caelum.kernel.membership import NodeLifecycle
@@ -273,8 +275,11 @@ class HostService(Service):
 
     @handles(m.PrepareAndStartVmOnHost, queue=_OPERATIONS, level=SYNC_LEVEL)
     async def prepare_and_start_vm(self, msg: m.PrepareAndStartVmOnHost) -> VmStarted:
-        """The same as its description says."""
-        return await (await self._driver(msg.host_uuid)).start_vm(msg.host_uuid, msg.spec)
+        """The same after what its description says, and what providers say now: in the meantime it may have changed."""
+        driver, before = await self._driver(msg.host_uuid), list(msg.spec.before)
+        for left in await self.node.extensions.each(VmResourceProvider, "prepare_start", msg.spec, msg.host_uuid):
+            before += left
+        return await driver.start_vm(msg.host_uuid, msgspec.structs.replace(msg.spec, before=before))
 
     @handles(m.StopVmOnHost, queue=_OPERATIONS, level=SYNC_LEVEL)
     async def stop_vm(self, msg: m.StopVmOnHost) -> None:

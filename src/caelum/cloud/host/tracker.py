@@ -249,14 +249,13 @@ class HostTracker:
             followed = self._unconnected.popleft()
             if self._is_followed(followed):
                 self._loading += 1
-                followed.task = self._spawn(self._load(followed))
+                followed.task = self._spawn(self._work(followed, self._connect_first))
+                # Called also for one that is cancelled before its first step.
+                followed.task.add_done_callback(self._loaded)
 
-    async def _load(self, followed: _Followed) -> None:
-        try:
-            await self._work(followed, self._connect_first)
-        finally:
-            self._loading -= 1
-            self._connect_more()
+    def _loaded(self, _first: asyncio.Task[None]) -> None:
+        self._loading -= 1
+        self._connect_more()
 
     def _is_followed(self, followed: _Followed) -> bool:
         return self._followed.get(followed.host_uuid) is followed
@@ -398,6 +397,8 @@ class HostTracker:
         begun, loop = time.monotonic(), asyncio.get_running_loop()
 
         def gone() -> None:
+            if followed.end_watch is not end or not self._is_followed(followed):
+                return  # its end came when the sign was on its way
             held = time.monotonic() - begun > _STEADY_WATCH
             followed.watch_pause = 1.0 if held else min(followed.watch_pause * 2, _STEADY_WATCH)
             again = loop.call_later(followed.watch_pause, self._begin_watch, followed, hypervisor_type)
@@ -405,7 +406,7 @@ class HostTracker:
             self._wake(followed)
 
         driver = self._node.drivers.get(HypervisorDriver, hypervisor_type)
-        followed.end_watch = driver.watch(followed.host_uuid, gone)
+        end = followed.end_watch = driver.watch(followed.host_uuid, gone)
 
 
 async def _all_of(futures: Iterable[asyncio.Future[None] | None]) -> None:

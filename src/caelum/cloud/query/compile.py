@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from hashlib import blake2b
 from typing import Any, Literal, NamedTuple, cast
 
 import msgspec
@@ -128,7 +129,7 @@ class Plan:
         self.sheet = sheet(target.model, fields)
         self._statements: dict[tuple[str, Found], Select[Any]] = {}
         self._prepared: dict[Select[Any], Prepared] = {}
-        self._known: dict[Any, tuple[float, Found]] = {}
+        self._known: dict[bytes, tuple[float, Found]] = {}
 
     def _asked(self) -> Select[Any] | None:
         numbered = [(one.few, number) for number, one in enumerate(self._where.doubtful)]
@@ -188,8 +189,9 @@ class Plan:
         return [*where, self._visible]
 
 
-def _key(values: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(tuple(one) if isinstance(one, list) else one for one in values.values())
+def _key(values: dict[str, Any]) -> bytes:
+    """What stands for values, which may be large. Were it the same for others, a page of theirs would take longer."""
+    return blake2b(repr(list(values.values())).encode(errors="backslashreplace"), digest_size=16).digest()
 
 
 class Query(NamedTuple):

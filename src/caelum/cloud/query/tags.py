@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, exists, not_, select
+from sqlalchemy.orm import aliased
 
 from caelum.cloud.query.indexes import unindexed
 from caelum.cloud.query.schema import Target, comparable
@@ -53,9 +54,9 @@ def may_be_masked(one: QueryCondition) -> bool:
 
 
 def _tags(name: str) -> tuple[Any, str]:
-    """The model of the tags of this kind, and the attribute that is compared."""
+    """The tags of this kind, and the attribute that is compared. An alias, as a query may be about tags itself."""
     vo, attribute = _TABLES[name]
     tags: Any = resources.types().get(vo)
     if tags is None:
         raise invalid(name, f"tags of type {vo} are not loaded")
-    return tags, attribute
+    return aliased(tags), attribute

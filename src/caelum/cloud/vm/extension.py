@@ -18,7 +18,8 @@ class VmResourceProvider(ExtensionPoint):
         """Before the VM starts on the host; an exception fails the start."""
 
     async def prepare_start(self, spec: VmSpec, host_uuid: str) -> Sequence[HostOrder]:
-        """The same when the VM starts next: what is left for the host to do right before, in one go with the start."""
+        """The same when the host's turn for the start has come: what is left for it to do right before, in one go with
+        the start."""
         await self.prepare(spec, host_uuid)
         return ()
 

@@ -184,7 +184,7 @@ class VmInstanceModel(Resource):
     __table_args__ = (
         Index("ix_vm_instance_host", "host_uuid"),
         Index("ix_vm_instance_state", "state"),
-        Index("ix_vm_instance_name", "name", "uuid"),  # as pages are ordered
+        Index("ix_vm_instance_name_uuid", "name", "uuid"),  # as pages are ordered
         Index("ix_vm_instance_last_host", "last_host_uuid", "state"),
     )
 

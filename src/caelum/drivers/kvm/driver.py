@@ -40,6 +40,8 @@ _QUICK = 60.0
 _DUMP_TIMEOUT = 110.0
 _STOP_MARGIN = 60.0
 """Seconds beyond the guest's own time to stop."""
+PREPARED_START = 300.0
+"""Seconds for a start with all that comes before it: a service that hangs must not hold the whole operation."""
 
 
 class KvmDriver(HypervisorDriver):
@@ -81,7 +83,7 @@ class KvmDriver(HypervisorDriver):
         if not spec.before:
             return _started(await self._run(host_uuid, command, FAILED_TO_START_VM, what))
         series = _series(*spec.before, order(command))
-        done = await self._run(host_uuid, series, FAILED_TO_START_VM, what)
+        done = await self._run(host_uuid, series, FAILED_TO_START_VM, what, PREPARED_START)
         return _started(msgspec.convert(done.results[-1], p.StartVmAnswer))
 
     async def stop_vm(self, host_uuid: str, vm_uuid: str, kind: str, grace_seconds: float) -> None:

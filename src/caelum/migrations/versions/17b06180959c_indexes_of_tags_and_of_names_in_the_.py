@@ -18,5 +18,8 @@ def upgrade() -> None:
         batch_op.create_index("ix_user_tag_tag", ["tag"], unique=False, postgresql_using="hash")
 
     with op.batch_alter_table("vm_instance", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_vm_instance_name"))
-        batch_op.create_index("ix_vm_instance_name", ["name", "uuid"], unique=False)
+        batch_op.create_index("ix_vm_instance_name_uuid", ["name", "uuid"], unique=False)
+
+    # Last: the lock that it takes also keeps readers out, until the revision is committed.
+    with op.batch_alter_table("vm_instance", schema=None) as batch_op:
+        batch_op.drop_index("ix_vm_instance_name")

@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 DESTROY_LATER = "vm.destroy-on-host"
 GC_INTERVAL = 10
+IN_ONE_GO = 180.0
+"""Seconds for a destruction with all that comes after it; then the parts are tried one by one, each with its own."""
 
 
 class VmContext(msgspec.Struct, kw_only=True):
@@ -98,27 +100,25 @@ async def prepare_on(node: Node, vm_uuid: str, host_uuid: str, records: VmRecord
 
 
 async def plan_start(node: Node, vm_uuid: str, host_uuid: str, records: VmRecords | None = None) -> VmSpec:
-    """The same for a VM that is started next: what its host can do in one go with that is left to `start_on`."""
+    """The same for a VM that is started next: what its host can do in one go with that is left to `start_on`, and so
+    are the services, which follow from what is true when the host's turn comes.
+    """
     await node.bus.call(AwaitHost(host_uuid=host_uuid))
     orders: list[HostOrder] = []
     spec = await describe(node, records or await records_of(node, vm_uuid), realise_on=host_uuid, orders=orders)
-    for left in await node.extensions.each(VmResourceProvider, "prepare_start", spec, host_uuid):
-        orders += left
     return msgspec.structs.replace(spec, before=orders)
 
 
 async def start_on(node: Node, host_uuid: str, planned: VmSpec) -> None:
     """Start a VM as `plan_start` described it."""
-    if planned.before:
-        try:
-            await node.bus.call(PrepareAndStartVmOnHost(host_uuid=host_uuid, spec=planned))
-            return
-        except CloudError as error:
-            if error.kind is not UNDELIVERABLE:
-                raise
+    try:
+        await node.bus.call(PrepareAndStartVmOnHost(host_uuid=host_uuid, spec=planned))
+    except CloudError as error:
+        if error.kind is not UNDELIVERABLE:
+            raise
         # The host's owner is a server of the version before, during an upgrade.
-        planned = await prepare_on(node, planned.vm_uuid, host_uuid)
-    await node.bus.call(StartVmOnHost(host_uuid=host_uuid, spec=planned))
+        spec = await prepare_on(node, planned.vm_uuid, host_uuid)
+        await node.bus.call(StartVmOnHost(host_uuid=host_uuid, spec=spec))
 
 
 async def bring_isos(node: Node, vm_uuid: str, host_uuid: str) -> None:
@@ -189,7 +189,8 @@ async def destroy_and_release(node: Node, vm_uuid: str, host_uuid: str, records:
             if left is None:
                 return False
             orders += left
-        await node.bus.call(DestroyAndReleaseVmOnHost(host_uuid=host_uuid, vm_uuid=vm_uuid, orders=orders))
+        order = DestroyAndReleaseVmOnHost(host_uuid=host_uuid, vm_uuid=vm_uuid, orders=orders)
+        await node.bus.call(order, timeout=IN_ONE_GO)
     except CloudError as error:
         log.info("VM %s does not leave host %s in one go: %s", vm_uuid, host_uuid, error)
         return False
