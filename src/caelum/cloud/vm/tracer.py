@@ -75,7 +75,7 @@ _ON_HOST = Prepared(select(_VM.c.uuid, _VM.c.state).where(_VM.c.host_uuid == bin
 
 
 _AGAIN = (1.0, 2.0, 2.0, 2.0, 5.0, 10.0, 20.0)
-"""Seconds before what a host has is told again to those who could not be reached: soon, until a dead node is evicted."""
+"""Seconds before what a host has is told again to those who could not be reached: soon until a dead node is evicted."""
 
 
 class _Seen(NamedTuple):
