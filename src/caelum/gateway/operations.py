@@ -39,11 +39,6 @@ class Operations:
                 "caelum_api_requests_running", "API requests being worked on", value=gateway.running
             )
             yield GaugeMetricFamily(
-                "caelum_api_operations_waiting",
-                "Operations that were accepted and have not begun",
-                value=gateway.runner.admission.waiting,
-            )
-            yield GaugeMetricFamily(
                 "caelum_feed_clients", "Clients connected to the live feed", value=gateway.feed.clients
             )
 

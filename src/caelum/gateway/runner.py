@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from caelum.cloud.identity.errors import AUTHENTICATION_ERROR
-from caelum.gateway.admission import Admission
 from caelum.gateway.keeping import keep, restored
 from caelum.gateway.limits import LoginLimit
 from caelum.gateway.portal import NOBODY, Portal, Request
@@ -50,7 +49,6 @@ class Runner:
         self._node = node
         self._portal = Portal(node)
         self._logins = LoginLimit()
-        self.admission = Admission()
         self._tasks: set[asyncio.Task[None]] = set()
         node.jobs.on_orphan(self._take_over)
 
@@ -116,7 +114,6 @@ class Runner:
 
     async def _run(self, uuid: str, request: Request, taken_over: bool) -> None:
         until = time.monotonic() + request.seconds
-        await self.admission.turn()
         while taken_over and not self._node.serves:  # it is taken over while the node still starts
             if self._node.stopping:
                 return
