@@ -23,6 +23,7 @@ from caelum.cloud.vm.flows import base
 from caelum.drivers.flat_network import removal
 from caelum.drivers.kvm import driver
 from caelum.kernel.errors import UNDELIVERABLE, CloudError
+from caelum.kernel.message import Message
 from caelum.testing.simcloud import SimulatedCloud, simulated_cloud
 
 
@@ -94,18 +95,24 @@ async def test_an_order_that_hangs_fails_the_start_in_time(
     await assert_nothing_wrong(world)
 
 
-async def test_an_owner_of_the_version_before_is_asked_step_by_step(
-    world: SimulatedCloud, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bus, before = world.cloud.node.bus, world.hosts[0].arrived.copy()
+def no_such_message(world: SimulatedCloud, monkeypatch: pytest.MonkeyPatch, cls: type[Message[Any]]) -> None:
+    """Have the hosts' owner know no message of this class, as a server of the version before."""
+    bus = world.cloud.node.bus
     call = bus.call
 
     async def older(msg: Any, timeout: float | None = None) -> Any:
-        if isinstance(msg, PrepareAndStartVmOnHost):
+        if isinstance(msg, cls):
             raise CloudError(UNDELIVERABLE, "no message is called so", message=msg.__meta__.name)
         return await call(msg, timeout)
 
     monkeypatch.setattr(bus, "call", older)
+
+
+async def test_an_owner_of_the_version_before_is_asked_step_by_step(
+    world: SimulatedCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = world.hosts[0].arrived.copy()
+    no_such_message(world, monkeypatch, PrepareAndStartVmOnHost)
     vm = await world.create_vm("vm")
     assert vm.state == "Running"
     assert came(world, before)[p.CreateBridge.path] == 1
@@ -211,14 +218,6 @@ async def test_an_owner_of_the_version_before_destroys_step_by_step(
     world: SimulatedCloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vm = await world.create_vm("vm")
-    bus = world.cloud.node.bus
-    call = bus.call
-
-    async def older(msg: Any, timeout: float | None = None) -> Any:
-        if isinstance(msg, DestroyAndReleaseVmOnHost):
-            raise CloudError(UNDELIVERABLE, "no message is called so", message=msg.__meta__.name)
-        return await call(msg, timeout)
-
-    monkeypatch.setattr(bus, "call", older)
+    no_such_message(world, monkeypatch, DestroyAndReleaseVmOnHost)
     await world.cloud.api(DestroyVmInstance(uuid=vm.uuid))
     assert (leases(world), guests(world)) == ([], {})

@@ -10,6 +10,11 @@ class JobNews(CanonicalEvent):
 
     node_uuid: str
 
+    @property
+    def about(self) -> list[str]:
+        """The UUIDs of these jobs."""
+        return []
+
 
 @canonical("/job/moved")
 class JobMoved(JobNews):
@@ -17,9 +22,19 @@ class JobMoved(JobNews):
 
     uuid: str
 
+    @property
+    def about(self) -> list[str]:
+        """This job."""
+        return [self.uuid]
+
 
 @canonical("/job/progressed")
 class JobsProgressed(JobNews):
     """Jobs are further on, some moments together."""
 
     uuids: list[str]
+
+    @property
+    def about(self) -> list[str]:
+        """These jobs."""
+        return self.uuids

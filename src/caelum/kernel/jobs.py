@@ -242,8 +242,7 @@ class Jobs:
         return finished is not None
 
     async def _is_left_alone(self, tx: AsyncSession, uuid: str, is_answered: IsAnswered) -> bool:
-        # Locked first: from here on no workflow begins that would answer it.
-        await tx.get(JobModel, uuid, with_for_update=True)
+        await _locked(tx, uuid)
         return await is_answered(tx, uuid)
 
     async def _write_stubbornly(self, uuid: str, write: Callable[[AsyncSession], Awaitable[T]]) -> T:
@@ -327,10 +326,7 @@ class Jobs:
     async def _moved_elsewhere(self, event: JobNews) -> None:
         if event.node_uuid == self._node.uuid:
             return
-        uuids = (
-            event.uuids if isinstance(event, JobsProgressed) else [event.uuid] if isinstance(event, JobMoved) else []
-        )
-        for uuid in uuids:
+        for uuid in event.about:
             if uuid in self._waiting or self._wanted_news():
                 with contextlib.suppress(CloudError):  # who waits looks again, and there is more news to come
                     await self._look_at(uuid)
@@ -456,8 +452,7 @@ class Jobs:
 
         async def settle(tx: AsyncSession) -> Job | None:
             nonlocal begin
-            # Locked first: from here on no workflow begins that would answer it.
-            row = await tx.get(JobModel, uuid, with_for_update=True)
+            row = await _locked(tx, uuid)
             if row is None or row.state != PROCESSING:
                 begin = None
                 return None
@@ -534,6 +529,11 @@ class Jobs:
             old = JobModel.state == DONE, JobModel.finish_date < until
             await journal.forget_answers(tx, select(JobModel.uuid).where(*old))
             await tx.execute(delete(JobModel).where(*old))
+
+
+async def _locked(tx: AsyncSession, uuid: str) -> JobModel | None:
+    """The job's row, locked: until the end of the transaction no workflow begins that would answer it."""
+    return await tx.get(JobModel, uuid, with_for_update=True)
 
 
 async def progress_in(tx: AsyncSession, uuid: str, percent: int, text: str | None = None) -> bool:

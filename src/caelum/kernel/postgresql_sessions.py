@@ -20,10 +20,11 @@ from typing import Any, TypeVar, cast
 
 from sqlalchemy import Connection, Dialect, Engine
 from sqlalchemy.exc import PendingRollbackError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.orm import Session
 from sqlalchemy.util.concurrency import await_, greenlet_spawn, in_greenlet
 
+from caelum.kernel.lazy_session import LazySession
 from caelum.kernel.postgresql import CONNECT_SECONDS, Limits, LockingSession
 from caelum.kernel.turns import take_turn
 
@@ -301,40 +302,20 @@ async def _throw_away(kept: Kept, *, politely: bool = False) -> None:
         log.info("a connection to PostgreSQL could not be closed: %s", error)
 
 
-class KeptSession(AsyncSession):
-    """A session on a kept connection, with a way for statements past SQLAlchemy, in the same transaction.
-
-    SQLAlchemy's session is made with the first use of it: most transactions need none.
-    """
+class KeptSession(LazySession):
+    """A session on a kept connection, with a way for statements past SQLAlchemy, in the same transaction."""
 
     def __init__(
         self, engine: AsyncEngine, connections: Connections, begin: str | None, kind: type[_OrmSession]
     ) -> None:
-        self._engine = engine
+        super().__init__(engine, kind)
         self._connections = connections
-        self._begin, self._kind = begin, kind
+        self._begin = begin
         self._kept: Kept | None = None
         self._torn = False
         """Whether somebody left while the connection was at work, so that nobody knows what it is at."""
         self._failed = False
         """Whether the transaction went with a statement that failed, or that nobody waited for."""
-        self._info: dict[Any, Any] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        """What only SQLAlchemy's session has, which is made now."""
-        if self._made:
-            raise AttributeError(name)
-        super().__init__(self._engine, expire_on_commit=False, sync_session_class=self._kind, kept=self)
-        return getattr(self, name)
-
-    @property
-    def _made(self) -> bool:
-        return "sync_session" in self.__dict__
-
-    @property
-    def info(self) -> dict[Any, Any]:
-        """What callers note of the session."""
-        return self._info
 
     @property
     def dialect(self) -> Dialect:

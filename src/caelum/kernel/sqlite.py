@@ -26,11 +26,12 @@ from typing import Any, NamedTuple, cast
 from sqlalchemy import Connection, Dialect, Engine, event
 from sqlalchemy.dialects.sqlite import aiosqlite
 from sqlalchemy.exc import DBAPIError, OperationalError, PendingRollbackError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.orm import Session
 from sqlalchemy.util.concurrency import await_, in_greenlet
 
 from caelum.kernel.errors import CloudError
+from caelum.kernel.lazy_session import LazySession
 from caelum.kernel.postgresql import DATABASE_UNAVAILABLE
 from caelum.kernel.turns import take_turn
 
@@ -399,36 +400,16 @@ def _is_open(adapted: Any) -> bool:
     return inner is not None and inner.in_transaction
 
 
-class KeptSession(AsyncSession):
-    """A session on a kept connection, with a way for statements past SQLAlchemy, in the same transaction.
-
-    SQLAlchemy's session is made with the first use of it: most transactions need none.
-    """
+class KeptSession(LazySession):
+    """A session on a kept connection, with a way for statements past SQLAlchemy, in the same transaction."""
 
     def __init__(self, engine: AsyncEngine, connections: Connections) -> None:
-        self._engine = engine
+        super().__init__(engine, _OrmSession)
         self._connections = connections
         self._taken: Kept | None = None
         self._adapted: Any = None
-        self._info: dict[Any, Any] = {}
         self.dialect = connections.dialect
         """That for which statements are compiled."""
-
-    def __getattr__(self, name: str) -> Any:
-        """What only SQLAlchemy's session has, which is made now."""
-        if self._made:
-            raise AttributeError(name)
-        super().__init__(self._engine, expire_on_commit=False, sync_session_class=_OrmSession, kept=self)
-        return getattr(self, name)
-
-    @property
-    def _made(self) -> bool:
-        return "sync_session" in self.__dict__
-
-    @property
-    def info(self) -> dict[Any, Any]:
-        """What callers note of the session."""
-        return self._info
 
     async def take(self) -> Kept:
         """The connection, which the first statement takes."""

@@ -25,7 +25,7 @@ from caelum.kernel import context
 from caelum.kernel.database import insert_new, utcnow
 from caelum.kernel.errors import RESOURCE_NOT_FOUND, CloudError
 from caelum.kernel.node import Node
-from caelum.kernel.rows import read_rows, values_of
+from caelum.kernel.rows import values_of
 
 log = logging.getLogger(__name__)
 
@@ -90,14 +90,8 @@ class ImageCache:
 
     async def _is_entered(self, place: Place, image_uuid: str) -> bool:
         """Whether it is cached now, whatever this node remembers."""
-        found = await read_rows(
-            self._node.db.once,
-            Cache,
-            image_uuid=image_uuid,
-            primary_storage_uuid=place.ps_uuid,
-            host_uuid=place.host_uuid,
-        )
-        return bool(found)
+        async with self._node.db.read() as session:
+            return await session.scalar(select(Cache.id).where(*_at(place, image_uuid))) is not None
 
     async def _reserve(self, ps: PrimaryStorageInventory, place: Place, image: ImageLocation) -> str:
         """Take the space and choose the path; the same again for a download that a crash cut short."""
