@@ -53,13 +53,13 @@ test-cluster:
 	@tools/install cluster
 	$(PY) -m pytest tests/cluster -q
 
-# Each fault ROUNDS times, with pauses and partitions as long as in real life, into docs/reliability.md: FAULT=kill_a_node
+# Each fault ROUNDS times, with pauses and partitions as long as in real life (FULL), into docs/reliability.md: FAULT=kill_a_node
 # chooses some, as pytest's -k does. All of them a hundred times take days, one fault an hour or more.
 ROUNDS ?= 100
 FAULT ?= test
 test-faults:
 	@tools/install cluster
-	ROUNDS=$(ROUNDS) CAELUM_RELIABILITY=docs/reliability.md $(PY) -m pytest tests/cluster/test_fault_*.py -q -s -k "$(FAULT)"
+	ROUNDS=$(ROUNDS) FULL=1 CAELUM_RELIABILITY=docs/reliability.md $(PY) -m pytest tests/cluster/test_fault_*.py -q -s -k "$(FAULT)"
 
 # Seeds of the simulation, from FIRST (1) on: for the night.
 SEEDS ?= 1000

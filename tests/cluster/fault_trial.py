@@ -1,7 +1,7 @@
 """One fault as a trial: calm, the fault, its end, recovery, and the verdict; measured, and written into the table.
 
-`ROUNDS` (1) says how often each fault is tried; from 10 on, pauses and partitions last as long as in real life. A round
-that fails is told with its cause, and the next ones are tried all the same.
+`ROUNDS` (1) says how often each fault is tried; from 10 on, or with `FULL=1`, pauses and partitions last as long as in
+real life. A round that fails is told with its cause, and the next ones are tried all the same.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fault_load import Load
 from fault_report import row
 
 ROUNDS = int(os.environ.get("ROUNDS", "1"))
-FULL = ROUNDS >= 10
+FULL = ROUNDS >= 10 or os.environ.get("FULL") == "1"
 CALM = 3.0
 """Seconds of undisturbed work before a fault."""
 RESTORED = 0.6
