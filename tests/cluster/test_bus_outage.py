@@ -137,6 +137,25 @@ async def test_a_queue_that_somebody_deletes_is_declared_again(peers: Peers, bro
         [answer] = await a.bus.call_all([Feed(uuid=key, portion=6)])
 
 
+async def test_what_was_lost_with_the_queue_of_a_node_that_was_cut_off_is_asked_again(
+    peers: Peers, broker: RabbitMq, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rabbitmq_bus, "ASK_AGAIN", 0.4)
+    a, b = await peers(2)
+    name, topology = service_queue("zoo", b.uuid), b.bus._topology
+    queue, consumer = topology._queues.pop(name)
+    await queue.cancel(consumer)
+    waiting = asyncio.create_task(a.bus.call(Feed(uuid=a.key_of(b), portion=7)))
+    await until(lambda: a.bus.sent > 0)
+    # As it does when it expires: the request is lost, and what is sent next comes back.
+    await queue.delete(if_unused=False, if_empty=False)
+    await asyncio.sleep(1.5)
+    assert not waiting.done()
+    await topology.declare_services(["zoo"])
+    assert await asyncio.wait_for(waiting, 30) == 7
+    assert b.zoo.fed == [7]
+
+
 async def test_nothing_waits_for_ever_when_the_node_stops_while_the_broker_is_away(
     peers: Peers, broker: RabbitMq
 ) -> None:

@@ -3,7 +3,7 @@
 Invariant: the promises of `bus.py` hold across nodes. A call gets exactly one answer, within its time. What this node
 serves itself takes no trip. While the broker is away, local calls go on and others wait a while, then fail with
 `BUS_UNAVAILABLE`. A request is done at most once by the node that takes it: calls that wait for an answer when the
-connection comes back are sent again, and the receiver knows them by their id.
+connection comes back, or for long, are sent again, and the receiver knows them by their id.
 
 `rabbitmq_link` keeps the connection, `rabbitmq_outbox` sends, `rabbitmq_wire` has the JSON; docs/bus.md tells it all.
 """
@@ -60,7 +60,11 @@ R = TypeVar("R")
 PATIENCE = 60.0
 """How long a call to another node waits for a broker that is away, in seconds."""
 SETTLE_SECONDS = 20.0
-"""After a reconnection, how long queues of other nodes may be missing that are still in the ring."""
+"""After a reconnection, or since a call that may have arrived came back, how long queues of other nodes may be missing
+that are still in the ring."""
+ASK_AGAIN = 10.0
+"""After so many seconds without an answer a call is sent again: a queue whose node was cut off for long goes with what
+waited in it, and nobody is told."""
 _RETRY_PAUSE = 0.5
 _FLUSH_SECONDS = 2.0
 _EVENT_BACKLOG = 10_000
@@ -71,7 +75,7 @@ _KNOWN_EVENTS = 10_000
 class _Call:
     """A call to another node, from its beginning to its answer."""
 
-    __slots__ = ("answer", "item", "keys", "msg", "node", "outbox")
+    __slots__ = ("answer", "item", "keys", "missing_since", "msg", "node", "outbox", "sent_at")
 
     def __init__(self, msg: Message[Any], node: str, keys: list[str], answer: asyncio.Future[Any]) -> None:
         self.msg = msg
@@ -80,6 +84,8 @@ class _Call:
         self.answer = answer
         self.item: Item | None = None
         self.outbox: Outbox | None = None
+        self.sent_at = 0.0
+        self.missing_since: float | None = None
 
     def fail(self, error: CloudError) -> None:
         if not self.answer.done():
@@ -109,6 +115,7 @@ class RabbitMqBus(BusBase):
         self._answers: set[Item] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._impatience: asyncio.TimerHandle | None = None
+        self._asking: asyncio.TimerHandle | None = None
         self._started = False
         self._no_more: Callable[[], None] | None = None
 
@@ -120,6 +127,7 @@ class RabbitMqBus(BusBase):
         self._no_more = self.ring.on_gone(self._gone)
         self._topology.serve(one.service for one in self.endpoints())
         await self._link.start()
+        self._ask_later()
 
     def register(self, service: object) -> None:
         """See `BusBase.register`; once started, the service's queue is declared too."""
@@ -144,6 +152,8 @@ class RabbitMqBus(BusBase):
         if self._link.up:
             await self._flush(boxes)
         self._forget_impatience()
+        if self._asking is not None:
+            self._asking.cancel()
         for call in list(self._calls.values()):
             call.fail(CloudError(UNDELIVERABLE, f"node[{self.ring.me}] is stopping", node=self.ring.me))
         for task in [*self._served.tasks(), *self._tasks]:
@@ -175,12 +185,29 @@ class RabbitMqBus(BusBase):
     def _up(self, again: bool) -> None:
         self._forget_impatience()
         for call in self._calls.values():
-            # Whether it had arrived, or its answer was lost, nobody can know. The receiver recognises it.
-            if call.item is not None and not call.item.waiting:
-                call.item.doubtful = True
-                self._put(call)
+            self._put_again(call)
         if again:
             self._spawn(self.reconnected())
+
+    def _put_again(self, call: _Call) -> None:
+        """Whether it had arrived, or its answer was lost, nobody can know. The receiver recognises it."""
+        if call.item is not None and not call.item.waiting:
+            call.item.doubtful = True
+            self._put(call)
+
+    def _ask_later(self) -> None:
+        self._asking = asyncio.get_running_loop().call_later(ASK_AGAIN / 2, self._ask_again)
+
+    def _ask_again(self) -> None:
+        """Send again what has had no answer for long. Not to services of other processes, which may have one queue for
+        several of them."""
+        self._ask_later()
+        if not self._link.up:
+            return
+        before = time.monotonic() - ASK_AGAIN
+        for call in self._calls.values():
+            if call.sent_at <= before and call.keys[0].endswith(call.node):
+                self._put_again(call)
 
     def _down(self) -> None:
         self._forget_impatience()
@@ -275,6 +302,7 @@ class RabbitMqBus(BusBase):
         key = call.keys[0]
         call.outbox = self._outbox(P2P, key, bundles=key.endswith(call.node))
         call.outbox.put(call.item)
+        call.sent_at = time.monotonic()
 
     def _outbox(self, exchange: str, key: str, *, bundles: bool, most: int | None = None) -> Outbox:
         found = self._outboxes.get((exchange, key))
@@ -304,15 +332,21 @@ class RabbitMqBus(BusBase):
         if len(call.keys) > 1:
             call.keys.pop(0)
             self._put(call)
-        elif call.node in self.ring.members and self._settling():
-            # It comes back from the same loss of the broker as we did, only later.
+        elif call.node in self.ring.members and self._settling(call):
+            # It comes back from the same loss of the broker as we did, only later, or it was cut off and we were not.
             asyncio.get_running_loop().call_later(_RETRY_PAUSE, self._put, call)
         else:
             certain = call.item is not None and not call.item.doubtful
             call.fail(self._undeliverable(call, f"no queue[{call.keys[0]}] exists", left=True, undelivered=certain))
 
-    def _settling(self) -> bool:
-        return self._link.returned_at > 0 and time.monotonic() - self._link.returned_at < SETTLE_SECONDS
+    def _settling(self, call: _Call) -> bool:
+        now = time.monotonic()
+        if self._link.returned_at > 0 and now - self._link.returned_at < SETTLE_SECONDS:
+            return True
+        if call.item is None or not call.item.doubtful:
+            return False
+        call.missing_since = call.missing_since or now
+        return now - call.missing_since < SETTLE_SECONDS
 
     def _undeliverable(self, call: _Call, why: str, **facts: Any) -> CloudError:
         meta = call.msg.__meta__
