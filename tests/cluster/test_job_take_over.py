@@ -16,10 +16,12 @@ from caelum.gateway.portal import Request
 from caelum.gateway.runner import Runner
 from caelum.kernel.context import SYSTEM
 from caelum.kernel.database import update_where
+from caelum.kernel.errors import CloudError
 from caelum.kernel.ids import new_uuid
 from caelum.kernel.jobs import Job, JobModel
 from caelum.kernel.journal import JournalModel
 from caelum.kernel.membership import ManagementNodeModel
+from caelum.kernel.postgresql import DATABASE_UNAVAILABLE
 from caelum.testing.cloud import EmbeddedCloud
 from caelum.testing.clusters import Cluster
 
@@ -199,6 +201,27 @@ async def test_what_begins_at_the_last_moment_is_the_truth(tmp_path: Path, monke
         accepting.node.bus.gone(doing.node.uuid)  # type: ignore[attr-defined]
         monkeypatch.setattr(runner, "_EVICTED_WITHIN", 0.1)  # it is not, and nothing is done anew
         await cluster.built_once(job, lamp)
+
+
+async def test_the_node_that_was_to_do_it_cannot_reach_the_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says so while it still is a member; nothing has begun, and the client hears nothing of it."""
+    async with Lamps(tmp_path, 2) as cluster:
+        accepting, doing = cluster.clouds
+        run, failed = doing.node.workflows.run, 0
+
+        async def refused(*args: Any, **options: Any) -> Any:
+            nonlocal failed
+            failed += 1
+            if failed < 3:
+                raise CloudError(DATABASE_UNAVAILABLE, "no connection to PostgreSQL")
+            return await run(*args, **options)
+
+        monkeypatch.setattr(doing.node.workflows, "run", refused)
+        job, lamp = await cluster.accept(accepting, doing)
+        await cluster.built_once(job, lamp)
+        assert failed == 3
 
 
 async def test_a_job_of_a_former_version_gets_an_error(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from caelum.gateway.refusal import Refusal
 from caelum.kernel.context import Actor
 from caelum.kernel.errors import CANCELED, INVALID_ARGUMENT, CloudError, as_cloud_error
 from caelum.kernel.jobs import MANAGEMENT_NODE_UNAVAILABLE, reply_body
-from caelum.kernel.membership import departed, is_of_cluster
+from caelum.kernel.membership import departed, is_database_away, is_of_cluster
 from caelum.kernel.message import api
 
 if TYPE_CHECKING:
@@ -38,6 +38,9 @@ _REROUTES = (0.5, 1.0, 2.0, 4.0)
 _EVICTED_WITHIN = 30.0
 """Seconds within which a node that is said to be gone has no row any more, also one that ends its work in order."""
 _EVICTION_PAUSE = 0.2
+_ANEW = (0.2, 0.5, 1.0, *[2.0] * 7)
+"""Seconds before an operation is done anew: others may learn a little later that a node is gone, and a node that is cut
+off from the database is not gone at once."""
 _START_PAUSE = 0.1
 _LEAST_SECONDS = 0.001
 
@@ -130,10 +133,11 @@ class Runner:
 
     async def _answer(self, uuid: str, request: Request, until: float, *, again: bool) -> tuple[str | Exception, bool]:
         """The job's answer, and whether it is true whatever else begins. What a node did not begin before it was
-        evicted, another one does.
+        evicted, or because it did not reach the database, is done anew, by whoever has it now.
 
         `again` says that somebody else may have begun; then only what became of a run is true, where there is one.
         """
+        pauses = iter(_ANEW)
         while True:
             answer = await self._tried(request, until)
             try:
@@ -145,10 +149,11 @@ class Runner:
             except Exception as unknown:
                 log.warning("what became of job %s cannot be found out: %s", uuid, unknown)
                 return answer, False
-            if not undone:
+            pause = next(pauses, None)
+            if not undone or pause is None:
                 return answer, not (again or _says_nothing(answer))
             log.info("job %s (%s) is done anew, for nothing was done before: %s", uuid, request.meta.name, answer)
-            await asyncio.sleep(_EVICTION_PAUSE)  # others may learn a little later that the node is gone
+            await asyncio.sleep(pause)
             again = True
 
     async def _tried(self, request: Request, until: float) -> str | Exception:
@@ -172,10 +177,12 @@ class Runner:
         return await self._portal.handle(_within(request, until))
 
     async def _is_left_undone(self, request: Request, answer: str | Exception, until: float) -> bool:
-        """Whether the answer is that a node went away, nothing more is to come from there, and nothing is lost if it is
-        done anew unless it has begun: then there is a run."""
+        """Whether the answer is that a node went away or was without database, nothing more is to come from there, and
+        nothing is lost if it is done anew unless it has begun: then there is a run."""
         if not isinstance(answer, CloudError) or not self._node.bus.is_repeatable(request.meta.cls):
             return False
+        if is_database_away(answer):  # whoever says so has ended with it
+            return await self._node.db.read_surely(self._node.membership.is_uniform)
         node = departed(answer)
         if node is None or node == self._node.uuid:
             return False

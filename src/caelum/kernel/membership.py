@@ -22,7 +22,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextvars import Context
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
@@ -479,25 +479,31 @@ class Membership:
 def is_of_cluster(error: BaseException) -> bool:
     """Whether it was the cluster that failed, and not what was asked: at the bottom of the error a node left or was
     evicted, or database or broker were away. Work that may be repeated after a crash may be repeated then."""
-    below: BaseException | ErrorCode | None = error
-    while isinstance(below, (CloudError, ErrorCode)):
-        facts = below.facts if isinstance(below, CloudError) else below.opaque or {}
-        if below.code in _CLUSTER_CODES or (below.code == UNDELIVERABLE.code and facts.get("left")):
-            return True
-        below = below.cause
-    return False
+    return any(
+        code in _CLUSTER_CODES or (code == UNDELIVERABLE.code and facts.get("left")) for code, facts in _chain(error)
+    )
+
+
+def is_database_away(error: BaseException) -> bool:
+    """Whether the error at the bottom is that the database could not be reached."""
+    return any(code == postgresql.DATABASE_UNAVAILABLE.code for code, _ in _chain(error))
 
 
 def departed(error: BaseException) -> str | None:
     """The node that went away, or is about to, before it had done what was asked: what the error at the bottom says."""
-    below: BaseException | ErrorCode | None = error
-    while isinstance(below, (CloudError, ErrorCode)):
-        facts = below.facts if isinstance(below, CloudError) else below.opaque or {}
-        went = below.code in _DEPARTED_CODES or facts.get("left") or facts.get("stopping")
+    for code, facts in _chain(error):
+        went = code in _DEPARTED_CODES or facts.get("left") or facts.get("stopping")
         if went and isinstance(node := facts.get("node"), str):
             return node
-        below = below.cause
     return None
+
+
+def _chain(error: BaseException) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Code and facts of an error and of those below it."""
+    below: BaseException | ErrorCode | None = error
+    while isinstance(below, (CloudError, ErrorCode)):
+        yield below.code, below.facts if isinstance(below, CloudError) else below.opaque or {}
+        below = below.cause
 
 
 def _clock() -> Any:
