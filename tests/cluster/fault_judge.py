@@ -93,8 +93,10 @@ class Judge:
         """Each VM that runs does so on one host, the one that the database says, and nothing else runs anywhere."""
         dump = await asyncio.to_thread(self._cluster.simulator, "GET", "/dump")
         on_hosts = sorted((vm, host) for host, world in dump.items() for vm in world["vms"])
-        rows = await self.rows("SELECT uuid, host_uuid FROM vm_instance WHERE state = 'Running'")
-        assert on_hosts == sorted((row[0], row[1]) for row in rows)
+        vms = {row[0]: tuple(row[1:]) for row in await self.rows("SELECT uuid, host_uuid, state FROM vm_instance")}
+        running = sorted((vm, host) for vm, (host, state) in vms.items() if state == "Running")
+        strange = {vm: (host, vms.get(vm)) for vm, host in set(on_hosts) ^ set(running)}
+        assert on_hosts == running, f"VMs that host and database see differently (host, its row): {strange}"
         volumes = Counter(file for world in dump.values() for file in world["files"] if "/rootVolumes/" in file)
         assert [file for file, number in volumes.items() if number > 1] == []
 
