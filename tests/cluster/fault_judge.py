@@ -78,14 +78,16 @@ class Judge:
         await self.clean()
 
     async def stable(self) -> None:
-        """No resource is on its way from one state to another, and every host is connected."""
+        """No resource is on its way from one state to another, every host is connected, and of each VM it is known
+        again what became of it."""
         states = ",".join(f"'{one}'" for one in sorted(TRANSITIONAL))
         assert await self.rows(f"SELECT uuid, state FROM vm_instance WHERE state IN ({states})") == []
         for table in ("volume", "image"):
             busy = f"SELECT uuid, status FROM {table} WHERE status NOT IN ('Ready', 'Deleted', 'NotInstantiated')"
             assert await self.rows(busy) == []
         deadline = time.monotonic() + RECOVERY
-        while lost := await self.rows("SELECT name, status FROM host WHERE status <> 'Connected'"):
+        unknown = "SELECT uuid, state FROM vm_instance WHERE state = 'Unknown'"
+        while lost := await self.rows(f"SELECT name, status FROM host WHERE status <> 'Connected' UNION {unknown}"):
             assert time.monotonic() < deadline, lost
             await asyncio.sleep(0.2)
 
