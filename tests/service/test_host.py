@@ -101,6 +101,20 @@ async def test_a_host_is_added_with_its_facts(cloud: HostCloud) -> None:
     assert cloud.sim[0].world.host_uuid == host.uuid
 
 
+async def test_what_a_change_of_status_tells_is_what_is_stored(cloud: HostCloud) -> None:
+    host = await cloud.add_host()
+    cloud.node.services["host"].tracker.forget(host.uuid)
+    moved = await records.move(cloud.node, host.uuid, "Connecting", agent_uuid=new_uuid())
+    assert moved is not None
+    assert moved.inventory == await records.get(cloud.node, host.uuid)
+    assert moved.inventory.last_op_date > host.last_op_date
+    async with cloud.node.db.read() as session:
+        assert moved.row == await records.row_of(session, host.uuid)
+    assert await records.move(cloud.node, host.uuid, "Connected", of=("Disconnected",)) is None
+    assert await records.move(cloud.node, new_uuid(), "Connected") is None
+    assert await records.get(cloud.node, host.uuid) == moved.inventory
+
+
 async def test_only_hypervisors_with_drivers_are_listed(cloud: HostCloud) -> None:
     assert await cloud.api(GetHypervisorTypes()) == ["KVM"]
 

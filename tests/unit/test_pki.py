@@ -63,6 +63,26 @@ async def test_agents_reach_any_node_under_one_name(tmp_path: Path) -> None:
     assert (seen, peer) == (Identity("host", HOST_A), Identity("server", NODE))
 
 
+async def test_a_listener_gives_no_tickets(tmp_path: Path) -> None:
+    host, node = _host_files(tmp_path, HOST_A), pki.ensure_server(tmp_path, NODE)
+    server, client = pki.server_context(host), pki.client_context(node)
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.readexactly(1))
+        await writer.drain()
+        writer.close()
+
+    listener = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=server)
+    async with listener:
+        port = listener.sockets[0].getsockname()[1]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client, server_hostname=HOST_A)
+        writer.write(b"x")
+        await reader.readexactly(1)  # tickets would have come before
+        session = writer.get_extra_info("ssl_object").session
+        writer.close()
+    assert session is None or not session.has_ticket
+
+
 async def test_one_host_cannot_stand_in_for_another(tmp_path: Path) -> None:
     other, node = _host_files(tmp_path, HOST_B), pki.ensure_server(tmp_path, NODE)
     with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):

@@ -229,7 +229,7 @@ _REWRITE = Prepared(
 )
 
 
-async def texts_of(session: AsyncSession, uuid: str) -> set[str]:
+async def texts_of(session: Reading, uuid: str) -> set[str]:
     """The stored system tags of a resource as text, quickly; what waits in the session is not among them."""
     return {text for (text,) in await _TEXTS.rows(session, key=uuid)}
 

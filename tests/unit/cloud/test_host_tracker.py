@@ -63,6 +63,24 @@ async def test_first_connects_wait_in_line_and_all_come_to_their_turn() -> None:
     assert sorted(hosts.ended) == sorted(hosts.watched)
 
 
+async def test_hosts_are_pinged_when_no_other_waits_for_its_first_connect_or_after_an_interval() -> None:
+    hosts = _Hosts()
+    hosts.go_on.set()
+    tracker = _tracker(hosts)
+    for number in range(10):
+        tracker.follow(f"host{number}", connect=True)
+    now, pauses = asyncio.get_running_loop().time(), list[float]()
+    async with asyncio.timeout(5):
+        while tracker.untried:  # noqa: ASYNC110 - the tracker tells nobody
+            await asyncio.sleep(0.01)
+    for followed in tracker._followed.values():
+        assert followed.next_look is not None
+        pauses.append(followed.next_look.when() - now)
+    assert len([one for one in pauses if one < 5]) == _AT_ONCE, "the last ones"
+    assert all(one < 5 or 50 < one < 70 for one in pauses)
+    await tracker.stop()
+
+
 async def test_one_that_is_forgotten_while_it_waits_is_not_connected() -> None:
     hosts = _Hosts()
     tracker = _tracker(hosts)

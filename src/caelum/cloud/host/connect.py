@@ -131,9 +131,10 @@ class Connector:
         if self._node.stopping:
             return
         reason = as_cloud_error(error)
-        host = await records.move(self._node, host_uuid, DISCONNECTED, of=(CONNECTED, CONNECTING))
-        if host is None:
+        moved = await records.move(self._node, host_uuid, DISCONNECTED, of=(CONNECTED, CONNECTING))
+        if moved is None:
             return
+        host = moved.inventory
         self._lost.setdefault(host_uuid, _Lost())
         log.warning("host %s at %s is lost: %s", host.name, host.management_ip, reason)
         self._node.bus.publish(HostLostSight(host_uuid=host_uuid, reason=reason.to_wire()))
@@ -159,12 +160,13 @@ class Connector:
             self._busy.discard(host_uuid)
 
     async def _all_steps(self, host_uuid: str) -> HostInventory:
-        host = await records.move(self._node, host_uuid, CONNECTING)
-        if host is None:
+        moved = await records.move(self._node, host_uuid, CONNECTING)
+        if moved is None:
             raise not_found("HostVO", host_uuid)
+        host = moved.inventory
         driver = self._node.drivers.get(HypervisorDriver, host.hypervisor_type)
         connection = await driver.connect(host)
-        if not await self._is_as_recorded(host.uuid, connection):
+        if not await self._is_as_recorded(moved.row, connection):
             host = await self._learn(host, connection)
         await self._node.extensions.each(HostConnect, "connect", host)
         await self._node.bus.call(
@@ -186,17 +188,18 @@ class Connector:
                 "host %s runs %d machines of others: %s", host.name, len(connection.strangers), connection.strangers
             )
         self.tell(HostVmsSeen(host_uuid=host_uuid, states=connection.vm_states))
-        await self._node.extensions.notify(HostAfterConnect, "after_connect", ready)
-        return ready
+        await self._node.extensions.notify(HostAfterConnect, "after_connect", ready.inventory)
+        return ready.inventory
 
-    async def _is_as_recorded(self, host_uuid: str, connection: HostConnection) -> bool:
-        """Whether the host is just what was written of it. After a start, nearly all of thousands are."""
-        async with self._node.db.read() as session:
-            row = await records.row_of(session, host_uuid)
-            present = await texts_of(session, host_uuid)
+    async def _is_as_recorded(self, row: dict[str, Any], connection: HostConnection) -> bool:
+        """Whether the host is just what its row, as it was when its connect began, and its tags say. After a start,
+        nearly all of thousands are.
+        """
         facts = {"architecture": connection.architecture, **connection.details}
-        wanted = (tag.text(**tokens) for tag, tokens in [*_common_tags(connection), *connection.tags])
-        return all(row.get(name) == value for name, value in facts.items()) and all(text in present for text in wanted)
+        if any(row.get(name) != value for name, value in facts.items()):
+            return False
+        present = await texts_of(self._node.db.once, row["uuid"])
+        return all(tag.text(**tokens) in present for tag, tokens in [*_common_tags(connection), *connection.tags])
 
     async def _learn(self, host: HostInventory, connection: HostConnection) -> HostInventory:
         """Write down what the host is. The row is locked first: nothing is written of a host that is being deleted."""

@@ -63,17 +63,17 @@ for _name, _value in _SHOWN.items():
 
 
 @lru_cache
-def whole_row() -> tuple[tuple[str, ...], Prepared]:
+def whole_row(*, lock: bool) -> tuple[tuple[str, ...], Prepared]:
     """The names of all that is known of a host, whatever its type, and the statement that selects it by `key`.
 
-    To be asked for once every driver has added its columns.
+    `lock` keeps others from changing the row until the transaction ends. To be asked for once every driver has added
+    its columns.
     """
     host = cast("Table", HostModel.__table__)
     columns = {**{one.name: one for one in host.c}, **_SHOWN}
     joined = host.outerjoin(_CAPACITY, _c.uuid == host.c.uuid)
-    return tuple(columns), Prepared(
-        select(*columns.values()).select_from(joined).where(host.c.uuid == bindparam("key"))
-    )
+    query = select(*columns.values()).select_from(joined).where(host.c.uuid == bindparam("key"))
+    return tuple(columns), Prepared(query.with_for_update(of=host, key_share=True) if lock else query)
 
 
 def model_of(hypervisor_type: str) -> type[HostModel]:

@@ -13,6 +13,7 @@ from caelum.cloud.host.api import HostInventory
 from caelum.cloud.host.events import HostStatusChanged
 from caelum.cloud.host.model import HostModel, model_of, whole_row
 from caelum.cloud.host.states import CONNECTING
+from caelum.kernel.database import utcnow
 from caelum.kernel.errors import not_found
 from caelum.kernel.node import Node
 from caelum.kernel.prepared import Prepared
@@ -27,7 +28,6 @@ _THIS = _HOST.c.uuid == bindparam("key")
 _STANDING = Prepared(select(_HOST.c.status, _HOST.c.hypervisor_type).where(_THIS))
 _PLACE = (_HOST.c.uuid, _HOST.c.cluster_uuid, _HOST.c.zone_uuid)
 _CONNECTING = Prepared(select(*_PLACE).where(_HOST.c.status == CONNECTING))
-_LOCKED_STATUS = Prepared(select(_HOST.c.status).where(_THIS).with_for_update(key_share=True))
 
 
 @lru_cache
@@ -45,11 +45,16 @@ async def load(session: AsyncSession, host_uuid: str, *, lock: bool = False) -> 
 
 async def row_of(session: AsyncSession, host_uuid: str) -> dict[str, Any]:
     """All that is known of a host, by the names of columns and of the inventory's capacities. Raises SYS.1003."""
-    names, statement = whole_row()
-    found = await statement.rows(session, key=host_uuid)
-    if not found:
+    row = await _find_row(session, host_uuid)
+    if row is None:
         raise not_found("HostVO", host_uuid)
-    return dict(zip(names, found[0], strict=True))
+    return row
+
+
+async def _find_row(session: AsyncSession, host_uuid: str, *, lock: bool = False) -> dict[str, Any] | None:
+    names, statement = whole_row(lock=lock)
+    found = await statement.rows(session, key=host_uuid)
+    return dict(zip(names, found[0], strict=True)) if found else None
 
 
 async def get(node: Node, host_uuid: str) -> HostInventory:
@@ -76,6 +81,13 @@ async def known(node: Node, host_uuid: str) -> Known:
 
 def _inventory(row: dict[str, Any]) -> HostInventory:
     return view_of(model_of(row["hypervisor_type"]), row)  # type: ignore[no-any-return]
+
+
+class Moved(NamedTuple):
+    """A host whose status was set, and its whole row as `row_of` has it."""
+
+    inventory: HostInventory
+    row: dict[str, Any]
 
 
 class Standing(NamedTuple):
@@ -136,25 +148,27 @@ async def connecting(node: Node, place: Place) -> set[str]:
 
 async def move(
     node: Node, host_uuid: str, status: str, *, of: Sequence[str] | None = None, also: Also | None = None, **values: Any
-) -> HostInventory | None:
+) -> Moved | None:
     """Set a host's status, when it is one `of` these now, and other columns with it; None when it was not.
 
     What is `also` to happen does so in the same transaction.
     The news goes out once the change is committed, and only when the status is another than before.
     """
     async with node.db.transaction() as tx:
-        found = await _LOCKED_STATUS.rows(tx, key=host_uuid)
-        old = found[0][0] if found else None
-        if old is None or (of is not None and old not in of):
+        before = await _find_row(tx, host_uuid, lock=True)
+        if before is None or (of is not None and before["status"] not in of):
             return None
-        await _setting(("status", *values)).run(tx, key=host_uuid, status=status, **values)
+        # The row is locked, so that what it is afterwards needs no reading.
+        changes = {"status": status, "last_op_date": utcnow(), **values}
+        await _setting(tuple(changes)).run(tx, key=host_uuid, **changes)
         if also is not None:
             await also(tx, host_uuid)
-        host = _inventory(await row_of(tx, host_uuid))
-    if old != status:
-        event = HostStatusChanged(host_uuid=host_uuid, old_status=old, new_status=status, inventory=host)
+        row = before | changes
+        host = _inventory(row)
+    if before["status"] != status:
+        event = HostStatusChanged(host_uuid=host_uuid, old_status=before["status"], new_status=status, inventory=host)
         node.bus.publish(event)
-    return host
+    return Moved(host, row)
 
 
 async def change(node: Node, host_uuid: str, **values: Any) -> HostInventory:

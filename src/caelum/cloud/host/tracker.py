@@ -384,7 +384,9 @@ class HostTracker:
             followed.acts = False
         followed.failures = 0
         self._watch(followed, host.hypervisor_type)
-        # A first ping soon notices an agent that restarted during the connect. Of thousands, others come first.
+        if among > 1 and self._unconnected:
+            return self._interval()  # hosts that nobody can work with yet come before those that have just answered
+        # A first ping soon notices an agent that restarted during the connect.
         return random.uniform(_FIRST_LOOK, min(self._interval(), _FIRST_LOOK + among * _FIRST_LOOK_EACH))  # noqa: S311
 
     # --- watching ---------------------------------------------------------------------------------------------------
