@@ -236,16 +236,37 @@ async def test_a_job_of_a_former_version_gets_an_error(tmp_path: Path) -> None:
         assert answer.error.code == "SYS.1012"
 
 
-async def test_nothing_is_done_anew_while_a_node_of_another_version_is_a_member(tmp_path: Path) -> None:
+async def _turns_into(cloud: EmbeddedCloud, version: str, revision: str) -> None:
+    """Have a member say that its program is of another version."""
+    values = {"version": version, "revision": revision}
+    async with cloud.node.db.transaction() as tx:
+        await update_where(tx, ManagementNodeModel, values, ManagementNodeModel.uuid == cloud.node.uuid)
+
+
+@pytest.mark.parametrize(
+    ("version", "revision"), [("0.1.1", "17b06180959c"), ("99.0", "more99")], ids=["our schema", "a newer one"]
+)
+async def test_a_node_stops_for_an_upgrade(tmp_path: Path, version: str, revision: str) -> None:
+    """It is the first of its version, or the last; what it does not begin any more others do, whatever they are."""
+    async with Lamps(tmp_path, 3) as cluster:
+        accepting, doing, other = cluster.clouds
+        await _turns_into(other, version, revision)
+        _service(doing).thinking.clear()
+        job, lamp = await cluster.accept(accepting, doing)
+        await _asked(cluster, doing)
+        await doing.node.workflows.stop()
+        _service(doing).thinking.set()
+        await cluster.remove(doing)
+        await cluster.built_once(job, lamp)
+
+
+async def test_nothing_is_done_anew_while_a_node_is_a_member_that_might_do_it_too(tmp_path: Path) -> None:
     async with Lamps(tmp_path, 3) as cluster:
         accepting, doing, other = cluster.clouds
         _service(doing).thinking.clear()
         job, _ = await cluster.accept(accepting, doing)
         await _asked(cluster, doing)
-        async with other.node.db.transaction() as tx:
-            await update_where(
-                tx, ManagementNodeModel, {"version": "0.0.9"}, ManagementNodeModel.uuid == other.node.uuid
-            )
+        await _turns_into(other, "0.0.9", "66f08dcb4acf")
         await cluster.kill(doing)
         answer = await cluster.answered(job)
         assert answer.error is not None

@@ -182,14 +182,14 @@ class Runner:
         if not isinstance(answer, CloudError) or not self._node.bus.is_repeatable(request.meta.cls):
             return False
         if is_database_away(answer):  # whoever says so has ended with it
-            return await self._node.db.read_surely(self._node.membership.is_uniform)
+            return await self._node.db.read_surely(self._node.membership.may_do_anew)
         node = departed(answer)
         if node is None or node == self._node.uuid:
             return False
         until = min(until, time.monotonic() + _EVICTED_WITHIN)
         while time.monotonic() < until:
             if not await self._node.db.read_surely(partial(self._node.membership.is_member, uuid=node)):
-                return await self._node.db.read_surely(self._node.membership.is_uniform)
+                return await self._node.db.read_surely(self._node.membership.may_do_anew)
             await asyncio.sleep(_EVICTION_PAUSE)
         return False
 

@@ -461,7 +461,7 @@ class Jobs:
             begin = None
             if (dead is not None and row.node_uuid not in dead) or await is_answered(tx, uuid):
                 return None
-            begin = self._inherited(row) if await self._node.membership.is_uniform(tx) else None
+            begin = self._inherited(row) if await self._node.membership.may_do_anew(tx) else None
             if begin is None:
                 return await self._finish_in(tx, uuid, _restarted())
             await update_row(tx, JobModel, uuid, {"node_uuid": self._node.uuid})

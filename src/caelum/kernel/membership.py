@@ -28,7 +28,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
-from sqlalchemy import CursorResult, DateTime, String, Table, delete, func, insert, or_, select, text, union, update
+from sqlalchemy import CursorResult, DateTime, String, Table, delete, func, insert, select, text, union, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
@@ -74,6 +74,8 @@ BEATS_PER_LEASE = 3
 LOST_AFTER = 12
 """Heartbeats that a row may be old before the only node of a cloud on SQLite forgets that former process."""
 _LOOK_FOR_ORPHANS = 3.0
+_ONE_RUN_PER_JOB = "17b06180959c"
+"""The revision of the schema since which programs begin at most one run for a job, however often its work is begun."""
 _EVICTION_LOCK_SECONDS = 1.0
 _SHORTEST_WAIT = 0.05
 
@@ -420,13 +422,15 @@ class Membership:
             return uuid == self._node.uuid
         return await session.scalar(select(_TABLE.c.uuid).where(_TABLE.c.uuid == uuid)) is not None
 
-    async def is_uniform(self, session: AsyncSession) -> bool:
-        """Whether all members are of this version: one of another may begin a second run of what is done anew."""
+    async def may_do_anew(self, session: AsyncSession) -> bool:
+        """Whether what nobody is known to have begun may be done anew: all members begin at most one run for a job.
+
+        Members of other versions do too, so nodes that stop for an upgrade let no operation fail.
+        """
         if not self.clustered:
             return True
-        other = or_(_TABLE.c.version != __version__, _TABLE.c.revision != self._history.newest)
-        unlike = select(_TABLE.c.uuid).where(or_(_TABLE.c.version.is_(None), _TABLE.c.revision.is_(None), other))
-        return await session.scalar(unlike.limit(1)) is None
+        revisions = await session.scalars(select(_TABLE.c.revision))
+        return all(self._history.reaches(one, _ONE_RUN_PER_JOB) for one in revisions)
 
     async def dead_owners(self) -> list[str]:
         """The nodes that still own something and have no row."""

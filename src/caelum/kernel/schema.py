@@ -120,11 +120,15 @@ class History:
 
     def admits(self, member: Member, contraction: Revision) -> bool:
         """Whether a member's program knows a contract revision, which may then be run."""
-        if member.revision is None:
+        return self.reaches(member.revision, contraction.name)
+
+    def reaches(self, newest: str | None, revision: str) -> bool:
+        """Whether a program knows a revision of this history; `newest` is what it says of itself, None: nothing."""
+        if newest is None:
             return False
-        place = self._place(member.revision)
+        place = self._place(newest)
         # One that is not known here is of a newer program, which has the whole history of this one.
-        return place is None or place >= self.revisions.index(contraction)
+        return place is None or place >= [one.name for one in self.revisions].index(revision)
 
     def _place(self, revision: str) -> int | None:
         return next((place for place, one in enumerate(self.revisions) if one.name == revision), None)

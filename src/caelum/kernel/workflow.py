@@ -305,8 +305,10 @@ class Workflows:
         return await self._follow(flow, uuid)
 
     async def _follow(self, flow: Workflow[Any, R], uuid: str) -> R:
-        """Wait for a run that another node drives."""
+        """Wait for a run that another node drives; this one does from when it has taken it over."""
         while True:
+            if uuid in self._waiting:
+                return await self._join(flow, uuid)
             async with self._node.db.read() as session:
                 row = await session.get_one(JournalModel, uuid)
             if row.state not in LIVE:

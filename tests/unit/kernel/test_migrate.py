@@ -213,6 +213,7 @@ def test_a_contract_revision_waits_for_every_member_that_does_not_know_it(script
     for revision, admitted in ((None, False), ("a", False), ("b", True), ("c", True), ("of a newer one", True)):
         member = schema.Member("u", "h", moment, "1.0", revision)
         assert history.admits(member, contraction) is admitted, revision
+        assert history.reaches(revision, "b") is admitted, revision
     assert [history.needed(one) for one in (None, "a", "b", "c")] == [None, "a", "b", "b"]
     assert [history.equals(one) for one in "abc"] == [["a"], ["b"], ["c", "b"]]
     (scripts / "versions" / "d.py").write_text("revision = 'd'\ndown_revision = 'c'\n")

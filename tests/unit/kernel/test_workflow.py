@@ -534,6 +534,26 @@ async def test_a_nested_run_that_is_live_is_joined(node: Node) -> None:
     assert oven.log.count("spread") == 1
 
 
+async def test_a_nested_run_of_another_node_is_joined_and_taken_over_meanwhile(node: Node) -> None:
+    """It gets the turn of the task that waits for it: behind that it would wait for ever."""
+    uuid, ctx, flow = new_uuid(), IceContext(new_uuid()), IceFlow(node)
+    await node.bus.call(BakeCake(uuid=ctx.uuid, ice=False))
+    run = JournalModel(
+        uuid=uuid, name=IceFlow.name, subject=flow.subject(ctx), queue=f"icing-{ctx.uuid}", parent="w/ice/run",
+        identity=flow.identity(ctx), owner="e" * 32, attempt=1, steps=flow.step_names(), position=0, skipped=[],
+        state=journal.RUNNING, ctx=msgspec.json.encode(ctx).decode(), answers=False,
+        actor=msgspec.to_builtins(context.SYSTEM),
+    )  # fmt: skip
+    async with node.db.transaction() as tx:
+        tx.add(run)
+    with _in_step("w/ice/run"):
+        asked = asyncio.create_task(node.bus.call(IceCake(uuid=ctx.uuid)))
+    await asyncio.sleep(0.2)
+    assert not asked.done()
+    assert await node.workflows.recover(["e" * 32]) == 1
+    assert await asyncio.wait_for(asked, 10) == 1
+
+
 async def test_a_nested_run_that_was_undone_is_tried_anew(node: Node) -> None:
     oven, uuid = oven_of(node), new_uuid()
     await node.bus.call(BakeCake(uuid=uuid, ice=False))
