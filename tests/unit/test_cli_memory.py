@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
@@ -20,8 +21,12 @@ class Ring:
         self.me = self
 
 
+class Plain:
+    """Refers to nothing."""
+
+
 @pytest.fixture
-def collections() -> Iterator[Collections]:
+async def collections() -> AsyncIterator[Collections]:
     former = gc.get_threshold()
     watching = Collections()
     watching.start()
@@ -31,7 +36,7 @@ def collections() -> Iterator[Collections]:
     gc.set_threshold(*former)
 
 
-def test_what_survives_a_long_collection_is_not_looked_at_again(
+async def test_what_survives_a_long_collection_is_not_looked_at_again(
     collections: Collections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frozen = gc.get_freeze_count()
@@ -42,7 +47,7 @@ def test_what_survives_a_long_collection_is_not_looked_at_again(
     assert gc.get_freeze_count() >= frozen + len(kept)
 
 
-def test_a_short_collection_freezes_nothing(collections: Collections, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_short_collection_freezes_nothing(collections: Collections, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_LONG", 1e6)
     frozen = gc.get_freeze_count()
     kept = [Ring() for _ in range(1000)]
@@ -51,7 +56,7 @@ def test_a_short_collection_freezes_nothing(collections: Collections, monkeypatc
     assert kept
 
 
-def test_garbage_that_was_frozen_goes_with_the_next_thaw(
+async def test_garbage_that_was_frozen_goes_with_the_next_thaw(
     collections: Collections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "_LONG", 0.0)
@@ -66,7 +71,7 @@ def test_garbage_that_was_frozen_goes_with_the_next_thaw(
     assert gone() is None
 
 
-def test_the_young_are_left_to_the_collector(collections: Collections, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_young_are_left_to_the_collector(collections: Collections, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_LONG", 0.0)
     frozen = gc.get_freeze_count()
     kept = [Ring() for _ in range(1000)]
@@ -75,13 +80,71 @@ def test_the_young_are_left_to_the_collector(collections: Collections, monkeypat
     assert kept
 
 
-def test_nothing_is_observed_after_the_end() -> None:
-    watching = Collections()
-    watching.stop()
-    assert watching.observe not in gc.callbacks
+async def test_the_young_are_looked_at_though_as_many_are_freed_as_made(
+    collections: Collections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_LOOK", 0.01)
+    monkeypatch.setattr(memory, "_WORK", 0.0)
+    collections.stop()
+    collections.start()
+    kept = [Plain() for _ in range(30_000)]
+    gc.collect()
+    for number in range(len(kept)):  # never more made than freed, so Python would look at none of them
+        kept[number] = Plain()
+    assert _young() >= len(kept)
+    await _until(lambda: _young() < len(kept))
+
+
+async def test_an_idle_server_collects_nothing(collections: Collections, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_LOOK", 0.001)
+    monkeypatch.setattr(memory, "_WORK", 1e6)
+    gc.collect()
+    before = gc.get_stats()[0]["collections"]
+    await asyncio.sleep(0.15)
+    assert gc.get_stats()[0]["collections"] == before
+
+
+async def test_what_survives_several_looks_is_frozen_until_the_thaw(
+    collections: Collections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_LOOK", 0.001)
+    monkeypatch.setattr(memory, "_WORK", 0.0)
+    ring = Ring()
+    gone = weakref.ref(ring)
+    collections.stop()
+    collections.start()  # freezes the ring
+    frozen = gc.get_freeze_count()
+    kept = [Ring() for _ in range(1000)]
+    await _until(lambda: gc.get_freeze_count() >= frozen + len(kept))
+    del ring
+    await asyncio.sleep(0.05)
+    assert gone() is not None
+    monkeypatch.setattr(memory, "_THAW", 0.0)
+    await _until(lambda: gone() is None)
+
+
+async def test_nothing_is_observed_after_the_end(collections: Collections) -> None:
+    collections.stop()
+    collections.stop()
+    assert collections.observe not in gc.callbacks
+    assert collections._next_look is None
+
+
+def test_who_never_started_can_be_stopped() -> None:
+    Collections().stop()
+
+
+def _young() -> int:
+    return len(gc.get_objects(generation=0))
 
 
 def test_large_blocks_can_be_mapped_anywhere() -> None:
     began = time.monotonic()
     map_large_blocks()
     assert time.monotonic() - began < 1
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - the collector wakes nobody
+            await asyncio.sleep(0.01)

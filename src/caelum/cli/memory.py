@@ -6,6 +6,7 @@ use is not looked at again until then.
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import gc
 import time
@@ -16,10 +17,16 @@ _LARGE = 128 << 10
 """Bytes from which on memory is taken from the system by itself and goes back to it. glibc begins so, but raises this
 with what is freed, and then the 256 KB that the event loop reserves for each TLS connection and hardly touches lie
 among the rest, in memory that others have used before."""
-_GARBAGE = (5_000, 5, 160)
-"""How many new objects, and collections of younger ones, come before a collection: Python's own numbers suit programs
-of a few objects, and a collection of old ones holds everything up. One of the middle generation looks at 25,000 objects
-that no processor's cache has lost yet, which takes a few milliseconds."""
+_GARBAGE = (5_000, 20, 160)
+"""How many more objects than were freed, and collections of younger ones, come before a collection: Python's own
+numbers suit programs of a few objects, and a collection of old ones holds everything up."""
+_WORK = 0.2
+"""Seconds of the processor after which the young are looked at, also when no more were made than were freed."""
+_LOOK = 0.1
+"""Seconds between looks at what was used of the processor."""
+_MIDDLE = 5
+"""Collections of the young after which what survived them is no longer looked at. A second look takes longer than
+the first, with which the objects are still in the processor's cache, and finds next to nothing."""
 _OLDEST = 2
 _LONG = 0.02
 """Seconds of the processor that a collection may take before what it left is no longer looked at."""
@@ -35,27 +42,35 @@ def map_large_blocks() -> None:
 
 
 class Collections:
-    """Keeps collections of old objects short: with thousands of hosts and operations there are millions of them, and
-    each collection would stop the event loop for as long as it takes to look at all.
+    """Keeps collections short: with thousands of hosts and operations there are millions of objects, and each
+    collection stops the event loop for as long as it takes to look at all that it is about.
 
-    What survives a long collection is frozen. It is freed as ever when nobody refers to it; only cycles wait for the
-    collection after the next thaw.
+    Python counts how many more objects were made than freed. Where thousands of operations make new ones and free old
+    ones, that number hardly changes, and the young become hundreds of thousands before anybody looks. So they are
+    looked at after so much work, too. What survives some of these, or a long collection of the oldest, is frozen. It is
+    freed as ever when nobody refers to it; only cycles wait for the collection after the next thaw.
     """
 
     def __init__(self) -> None:
         self._begun = 0.0
         self._thawed = time.monotonic()
+        self._used = 0.0
+        """What the process had used of the processor when the young were looked at."""
+        self._next_look: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """What has been loaded stays; from now on, collections are rare and short."""
+        """What has been loaded stays; from now on, collections are short. Call it on the event loop."""
         gc.collect()
         gc.freeze()
         gc.set_threshold(*_GARBAGE)
         gc.callbacks.append(self.observe)
+        self._look()
 
     def stop(self) -> None:
         """Look no longer; without a start there is nothing to do."""
-        if self.observe in gc.callbacks:
+        if self._next_look is not None:
+            self._next_look.cancel()
+            self._next_look = None
             gc.callbacks.remove(self.observe)
 
     def observe(self, phase: str, info: dict[str, Any]) -> None:
@@ -63,9 +78,24 @@ class Collections:
         if info["generation"] != _OLDEST:
             return
         if phase == "start":
-            if time.monotonic() - self._thawed >= _THAW:
+            if self._thaws:
                 self._thawed = time.monotonic()
                 gc.unfreeze()
             self._begun = time.thread_time()
         elif time.thread_time() - self._begun > _LONG:
+            gc.freeze()
+
+    @property
+    def _thaws(self) -> bool:
+        return time.monotonic() - self._thawed >= _THAW
+
+    def _look(self) -> None:
+        """Collect after work: an idle server makes no garbage."""
+        self._next_look = asyncio.get_running_loop().call_later(_LOOK, self._look)
+        used = time.process_time()
+        if used - self._used < _WORK:
+            return
+        self._used = used
+        gc.collect(_OLDEST if self._thaws else 0)
+        if gc.get_count()[1] > _MIDDLE:
             gc.freeze()
