@@ -93,7 +93,7 @@ def closed_up(dump: Dump) -> Dump:
 
 def _renumbered(value: Any, places: Mapping[str, str], key: str = "") -> Any:
     if isinstance(value, str):
-        return _NIC_NAME.sub(lambda found: f"vnic<{places.get(found[1], found[1])}>.", value)
+        return _NIC_NAME.sub(lambda found: f"vnic<{places[found[1]]}>." if found[1] in places else found[0], value)
     if isinstance(value, Mapping):
         return {_renumbered(name, places): _renumbered(item, places, name) for name, item in value.items()}
     if isinstance(value, list):
