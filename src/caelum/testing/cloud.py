@@ -51,6 +51,8 @@ class EmbeddedCloud:
         if databases.on_postgresql():
             # A busy machine may let a test's loop wait for long.
             values |= {"database_url": databases.url_for(directory / "caelum.db"), "database_idle_seconds": 30.0}
+            if bus is None:  # else others wait for its eviction when it dies
+                values |= {"node_lease_seconds": 30.0, "node_eviction_seconds": 60.0}
         self.node = Node(Config(**{**values, **config}), services=services, drivers=drivers, bus=bus)
         self.events: list[CanonicalEvent] = []
 

@@ -43,6 +43,9 @@ _IDENTITY = re.compile(
 _UUID = re.compile(r"[0-9a-f]{32}")
 _MOMENT = re.compile(r"\b(ConnectedTime::)\d+")
 """Times that are kept as text."""
+_NIC_NAME = re.compile(r"\bvnic(\d+)\.")
+_NUMBERS = frozenset({"internal_id", "internalId"})
+"""What the database and the hosts call the small number of a VM."""
 _ROUNDS = 6
 _STABLE_ENDINGS = frozenset({"Running", "Existing", "Pending"})
 
@@ -74,6 +77,28 @@ def _replaced(value: Any, old: str, new: str) -> Any:
     if isinstance(value, Mapping):
         return {_replaced(key, old, new): _replaced(item, old, new) for key, item in value.items()}
     return [_replaced(one, old, new) for one in value] if isinstance(value, list) else value
+
+
+def closed_up(dump: Dump) -> Dump:
+    """The same with the small numbers of VMs, and the names of NICs made of them, replaced by places in their order.
+
+    A sequence of PostgreSQL gives no number twice, also when what took it is rolled back, so that gaps mean nothing. A
+    number that belongs to no VM stays as it is.
+    """
+    numbers = sorted(row["internal_id"] for row in dump.get("vm_instance", ()))
+    places = {str(number): f"VM {place}" for place, number in enumerate(numbers, 1)}
+    renumbered: Dump = _renumbered(dump, places)
+    return renumbered
+
+
+def _renumbered(value: Any, places: Mapping[str, str], key: str = "") -> Any:
+    if isinstance(value, str):
+        return _NIC_NAME.sub(lambda found: f"vnic<{places[found[1]]}>." if found[1] in places else found[0], value)
+    if isinstance(value, Mapping):
+        return {_renumbered(name, places): _renumbered(item, places, name) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_renumbered(one, places) for one in value]
+    return places.get(str(value), value) if key in _NUMBERS else value
 
 
 def identities(dump: Dump) -> frozenset[str]:
