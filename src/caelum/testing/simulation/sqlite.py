@@ -28,6 +28,9 @@ PATIENCE = 30.0
 IDLE_TRANSACTION = 3.0
 """A machine that is paused in a transaction loses it after so many seconds."""
 _GONE = "connection closed: the database is not reachable"
+_COMMIT = "commit"
+_ENDS = frozenset({_COMMIT, "rollback", "close"})
+"""The names of what ends a transaction."""
 
 
 class ServerError(sqlite3.OperationalError):
@@ -99,7 +102,7 @@ class InlineConnection(aiosqlite.Connection):
         self._thread: Any = types.SimpleNamespace(daemon=True)
         # SQLAlchemy puts its settings of a connection straight into the queue of the thread.
         self._tx: Any = types.SimpleNamespace(put_nowait=lambda item: self._put(*item))
-        self._work: deque[tuple[asyncio.Future[Any], Callable[[], Any], bool]] = deque()
+        self._work: deque[tuple[asyncio.Future[Any], Callable[[], Any], str | None]] = deque()
         self._waits_since: float | None = None
         self._number: int | None = None
         self.machine = self.server.loop.machine
@@ -161,12 +164,13 @@ class InlineConnection(aiosqlite.Connection):
         if not self._running or self._connection is None:
             raise _gone()
         future: asyncio.Future[Any] = self.server.loop.create_future()
-        is_commit = any(getattr(one, "__name__", "") == "commit" for one in (fn, *args))
-        self._put(future, lambda: fn(*args, **kwargs), is_commit)
+        end = next((name for one in (fn, *args) if (name := getattr(one, "__name__", "")) in _ENDS), None)
+        self._put(future, lambda: fn(*args, **kwargs), end)
         return await future
 
-    def _put(self, future: asyncio.Future[Any], work: Callable[[], Any], is_commit: bool = False) -> None:
-        self._work.append((future, work, is_commit))
+    def _put(self, future: asyncio.Future[Any], work: Callable[[], Any], end: str | None = None) -> None:
+        """Do some work in its turn; `end` is the way in which it ends a transaction."""
+        self._work.append((future, work, end))
         if len(self._work) == 1:
             self._later(self.server.delay())
 
@@ -174,13 +178,13 @@ class InlineConnection(aiosqlite.Connection):
         self.server.loop.call_later(seconds, self._next)
 
     def _next(self) -> None:
-        future, work, is_commit = self._work[0]
+        future, work, end = self._work[0]
         outage = self.server.outage(self.machine)
         if outage.away and self._connection is not None:
             self._fail_later()
             return
         try:
-            result = self._do(work, outage, is_commit)
+            result = self._do(work, outage, end)
         except sqlite3.OperationalError as error:
             if "locked" in str(error) and self._may_wait():
                 self._later(self.server.chance.uniform(BUSY_PAUSE / 4, BUSY_PAUSE))
@@ -191,17 +195,17 @@ class InlineConnection(aiosqlite.Connection):
         else:
             self._answer(future.set_result, future, result)
 
-    def _do(self, work: Callable[[], Any], outage: Outage, is_commit: bool) -> Any:
+    def _do(self, work: Callable[[], Any], outage: Outage, end: str | None) -> Any:
         if self._connection is None:
             raise _gone()
         if not self.in_transaction:
             self._connection.execute("PRAGMA busy_timeout=0")
-        elif outage.conflicts and not is_commit and self._writes:
+        elif outage.conflicts and end is None and self._writes:
             outage.conflicts -= 1
             raise ServerError("deadlock detected", "40P01")
-        if outage.break_at_commit is None or not is_commit or not self.in_transaction:
+        if outage.break_at_commit is None or end != _COMMIT or not self.in_transaction:
             result = work()
-            if is_commit:
+            if end == _COMMIT:
                 self._settle("committed")
             return result
         how, outage.break_at_commit = outage.break_at_commit, None
