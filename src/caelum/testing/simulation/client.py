@@ -24,6 +24,8 @@ _HTTP_TIMEOUT = aiohttp.ClientTimeout(total=40, sock_connect=5)
 _POLL_WAIT = 5
 _PATIENCE = 1500.0
 _LOGIN_CODE = "ID.1001"
+_MOST_SESSIONS = 3
+"""New sessions that are tried; what is refused then was asked for with one that has ended."""
 _PAUSES = (0.2, 0.5, 1, 2, 5)
 
 
@@ -67,6 +69,7 @@ class Client:
         self._addresses, self._chance, self._history = addresses, chance, history
         self._http: aiohttp.ClientSession
         self._session: str | None = None
+        self._refused_sessions = 0
 
     async def open(self) -> None:
         """Get ready to speak."""
@@ -106,7 +109,8 @@ class Client:
         headers = {"Prefer": f"wait={wait}"} if wait else {}
         while True:
             status, body = await self._anywhere("GET", f"/api-jobs/{job}", headers=headers)
-            if status in (200, 202, 404) or (status == 503 and not _is_passing(body)):
+            if status in (200, 202, 404) or (status == 503 and not self._is_passing(body)):
+                self._refused_sessions = 0
                 return status, body
             await self._after_refusal(status, body)
 
@@ -137,7 +141,10 @@ class Client:
         while True:
             status, answer = await self._anywhere(method, path, body=body, query=query, headers=headers)
             if status == 202 or (status == 400 and "Duplicate job" in str(answer)):
-                made.accepted = True
+                made.accepted, self._refused_sessions = True, 0
+                return
+            if status == 503 and self._is_of_job(answer):
+                made.accepted = True  # by a request whose answer got lost
                 return
             if status == 400:
                 raise AssertionError(f"the workload asks for nonsense: {made}: {answer}")
@@ -147,6 +154,7 @@ class Client:
         code = body.get("error", {}).get("code") if status == 503 else status
         if code == _LOGIN_CODE or status == 401:
             self._session = None
+            self._refused_sessions += 1
         self._history.add(f"is refused: {status} {code} {str(body)[:160]}")
         await asyncio.sleep(self._chance.uniform(0.5, 2))
 
@@ -190,6 +198,10 @@ class Client:
                 found = {"text": text.decode()}
             return answer.status, found if isinstance(found, dict) else {"value": found}
 
+    def _is_passing(self, body: dict[str, Any]) -> bool:
+        code = body.get("error", {}).get("code")
+        return code == NOT_READY.code or (code == _LOGIN_CODE and not self._is_of_job(body))
 
-def _is_passing(body: dict[str, Any]) -> bool:
-    return body.get("error", {}).get("code") in (NOT_READY.code, _LOGIN_CODE)
+    def _is_of_job(self, body: dict[str, Any]) -> bool:
+        """Whether it is the job's answer that its session has ended: new sessions do not help."""
+        return body.get("error", {}).get("code") == _LOGIN_CODE and self._refused_sessions >= _MOST_SESSIONS

@@ -12,6 +12,7 @@ import errno
 import random
 import ssl
 from collections.abc import Callable
+from contextvars import Context
 from typing import Any
 
 from caelum.testing.simulation.loop import Machine, VirtualLoop
@@ -298,7 +299,8 @@ class Network:
             self.pipes[pipe] = None
             if isinstance(other, Credential):
                 pipe._extra.update(ssl_object=Peer(other), sslcontext=own)  # type: ignore[attr-defined]
-        self.loop.call_at_for(listener.machine, self.loop.time(), _accept, listener, theirs)
+        # Another process knows nothing of the caller's task.
+        self.loop.call_at_for(listener.machine, self.loop.time(), _accept, listener, theirs, context=Context())
         protocol.connection_made(mine)
         return mine, protocol
 
