@@ -156,6 +156,20 @@ async def test_what_was_lost_with_the_queue_of_a_node_that_was_cut_off_is_asked_
     assert b.zoo.fed == [7]
 
 
+async def test_who_ends_its_work_while_it_takes_no_more_is_waited_for(
+    peers: Peers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is asked again meanwhile comes back, for its queues are gone."""
+    monkeypatch.setattr(rabbitmq_bus, "ASK_AGAIN", 0.4)
+    a, b = await peers(2)
+    long = asyncio.create_task(a.bus.call(Feed(uuid=a.key_of(b), portion=8, seconds=3.0)))
+    await until(lambda: b.zoo.working == 1)
+    a.ring.leave(b.uuid, ends_work=True)
+    await b.bus.drain(10)
+    assert await asyncio.wait_for(long, 30) == 8
+    assert b.zoo.fed == [8]
+
+
 async def test_nothing_waits_for_ever_when_the_node_stops_while_the_broker_is_away(
     peers: Peers, broker: RabbitMq
 ) -> None:

@@ -150,7 +150,7 @@ class Runner:
                 log.warning("what became of job %s cannot be found out: %s", uuid, unknown)
                 return answer, False
             pause = next(pauses, None)
-            if not undone or pause is None:
+            if not undone or pause is None or time.monotonic() + pause > until:
                 return answer, not (again or _says_nothing(answer))
             log.info("job %s (%s) is done anew, for nothing was done before: %s", uuid, request.meta.name, answer)
             await asyncio.sleep(pause)

@@ -489,8 +489,8 @@ def is_of_cluster(error: BaseException) -> bool:
 
 
 def is_database_away(error: BaseException) -> bool:
-    """Whether the error at the bottom is that the database could not be reached."""
-    return any(code == postgresql.DATABASE_UNAVAILABLE.code for code, _ in _chain(error))
+    """Whether the error at the bottom is that the database could not be reached; not that it had too much to do."""
+    return any(code == postgresql.DATABASE_UNAVAILABLE.code and not facts.get("busy") for code, facts in _chain(error))
 
 
 def departed(error: BaseException) -> str | None:

@@ -188,7 +188,7 @@ def is_passing(error: BaseException) -> bool:
 def passing(error: BaseException, *, committing: bool = False) -> CloudError | None:
     """The error to raise instead when `error` says that the database is away, or that two writers met; else None."""
     if isinstance(error, PoolTimeoutError):
-        return CloudError(DATABASE_UNAVAILABLE, f"all connections to the database are in use: {error}")
+        return CloudError(DATABASE_UNAVAILABLE, f"all connections to the database are in use: {error}", busy=True)
     if not isinstance(error, DBAPIError):
         return None
     state = getattr(error.orig, "sqlstate", None) or ""

@@ -125,6 +125,11 @@ def enter_turns(names: Sequence[str]) -> None:
     _held_elsewhere.set(tuple(name for name in names if name not in found))
 
 
+def holds(signature: str | None) -> bool:
+    """Whether the running task runs in a turn of this queue."""
+    return any(turn.live and turn.queue.signature == signature for turn in _held.get())
+
+
 class QueueTask(Generic[T]):
     """A submitted task: await it for the result, `cancel()` it while it waits or runs."""
 

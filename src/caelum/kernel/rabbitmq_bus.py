@@ -60,12 +60,12 @@ R = TypeVar("R")
 PATIENCE = 60.0
 """How long a call to another node waits for a broker that is away, in seconds."""
 SETTLE_SECONDS = 20.0
-"""After a reconnection, or since a call that may have arrived came back, how long queues of other nodes may be missing
-that are still in the ring."""
+"""After a reconnection, how long queues of other nodes may be missing that are still in the ring."""
 ASK_AGAIN = 10.0
 """After so many seconds without an answer a call is sent again: a queue whose node was cut off for long goes with what
 waited in it, and nobody is told."""
 _RETRY_PAUSE = 0.5
+_ASLEEP = 1.0
 _FLUSH_SECONDS = 2.0
 _EVENT_BACKLOG = 10_000
 _REPLY_BACKLOG = 50_000
@@ -75,7 +75,7 @@ _KNOWN_EVENTS = 10_000
 class _Call:
     """A call to another node, from its beginning to its answer."""
 
-    __slots__ = ("answer", "item", "keys", "missing_since", "msg", "node", "outbox", "sent_at")
+    __slots__ = ("answer", "item", "keys", "msg", "node", "outbox", "sent_at")
 
     def __init__(self, msg: Message[Any], node: str, keys: list[str], answer: asyncio.Future[Any]) -> None:
         self.msg = msg
@@ -85,7 +85,16 @@ class _Call:
         self.item: Item | None = None
         self.outbox: Outbox | None = None
         self.sent_at = 0.0
-        self.missing_since: float | None = None
+
+    @property
+    def may_be_at_work(self) -> bool:
+        """Whether the node that was asked may have it, though its queue is gone."""
+        return self.item is not None and self.item.doubtful and self.is_for_node
+
+    @property
+    def is_for_node(self) -> bool:
+        """Whether it goes to a node's own queue, and not to one that several processes may share."""
+        return self.keys[0].endswith(self.node)
 
     def fail(self, error: CloudError) -> None:
         if not self.answer.done():
@@ -196,17 +205,18 @@ class RabbitMqBus(BusBase):
             self._put(call)
 
     def _ask_later(self) -> None:
-        self._asking = asyncio.get_running_loop().call_later(ASK_AGAIN / 2, self._ask_again)
+        due = time.monotonic() + ASK_AGAIN / 2
+        self._asking = asyncio.get_running_loop().call_later(ASK_AGAIN / 2, self._ask_again, due)
 
-    def _ask_again(self) -> None:
+    def _ask_again(self, due: float) -> None:
         """Send again what has had no answer for long. Not to services of other processes, which may have one queue for
-        several of them."""
+        several of them; and not when this process has slept, for then the answers wait to be read."""
         self._ask_later()
-        if not self._link.up:
+        now = time.monotonic()
+        if not self._link.up or now - due > _ASLEEP:
             return
-        before = time.monotonic() - ASK_AGAIN
         for call in self._calls.values():
-            if call.sent_at <= before and call.keys[0].endswith(call.node):
+            if call.sent_at <= now - ASK_AGAIN and call.is_for_node:
                 self._put_again(call)
 
     def _down(self) -> None:
@@ -297,10 +307,10 @@ class RabbitMqBus(BusBase):
             raise self._undeliverable(call, f"node[{call.node}] left the cluster", left=True)
 
     def _put(self, call: _Call) -> None:
-        if call.item is None or call.answer.done():
+        if call.item is None or call.item.waiting or call.answer.done():
             return
         key = call.keys[0]
-        call.outbox = self._outbox(P2P, key, bundles=key.endswith(call.node))
+        call.outbox = self._outbox(P2P, key, bundles=call.is_for_node)
         call.outbox.put(call.item)
         call.sent_at = time.monotonic()
 
@@ -329,24 +339,18 @@ class RabbitMqBus(BusBase):
 
     def _returned(self, call: _Call) -> None:
         """No queue has this name."""
-        if len(call.keys) > 1:
+        if len(call.keys) > 1 and not call.may_be_at_work:
             call.keys.pop(0)
             self._put(call)
-        elif call.node in self.ring.members and self._settling(call):
-            # It comes back from the same loss of the broker as we did, only later, or it was cut off and we were not.
+        elif call.node in self.ring.members and self._settling():
+            # It comes back from the same loss of the broker as we did, only later.
             asyncio.get_running_loop().call_later(_RETRY_PAUSE, self._put, call)
-        else:
+        elif not call.may_be_at_work:
             certain = call.item is not None and not call.item.doubtful
             call.fail(self._undeliverable(call, f"no queue[{call.keys[0]}] exists", left=True, undelivered=certain))
 
-    def _settling(self, call: _Call) -> bool:
-        now = time.monotonic()
-        if self._link.returned_at > 0 and now - self._link.returned_at < SETTLE_SECONDS:
-            return True
-        if call.item is None or not call.item.doubtful:
-            return False
-        call.missing_since = call.missing_since or now
-        return now - call.missing_since < SETTLE_SECONDS
+    def _settling(self) -> bool:
+        return self._link.returned_at > 0 and time.monotonic() - self._link.returned_at < SETTLE_SECONDS
 
     def _undeliverable(self, call: _Call, why: str, **facts: Any) -> CloudError:
         meta = call.msg.__meta__

@@ -31,6 +31,7 @@ class ServedRequests:
     def __init__(self, most: int = MOST_ANSWERED, most_bytes: int = MOST_ANSWER_BYTES) -> None:
         self._running: dict[str, Served] = {}
         self._answered: OrderedDict[str, Served] = OrderedDict()
+        self._with_answers: OrderedDict[str, Served] = OrderedDict()
         self._most, self._most_bytes = most, most_bytes
         self._bytes = 0
 
@@ -50,14 +51,22 @@ class ServedRequests:
         served = self._running.pop(request, None) or Served()
         served.task, served.done = None, True
         if (before := self._answered.pop(request, None)) is not None:
-            self._bytes -= len(before.answer or b"")
+            self._forget_answer(request, before)
         if answer is not None and len(answer) <= LARGEST_ANSWER:
             served.answer = answer
             self._bytes += len(answer)
+            self._with_answers[request] = served
         self._answered[request] = served
-        while len(self._answered) > self._most or self._bytes > self._most_bytes:
-            _, oldest = self._answered.popitem(last=False)
-            self._bytes -= len(oldest.answer or b"")
+        while self._bytes > self._most_bytes:
+            # That it was done is known for longer than what the answer was.
+            self._forget_answer(*next(iter(self._with_answers.items())))
+        while len(self._answered) > self._most:
+            self._forget_answer(*self._answered.popitem(last=False))
+
+    def _forget_answer(self, request: str, served: Served) -> None:
+        if self._with_answers.pop(request, None) is not None:
+            self._bytes -= len(served.answer or b"")
+            served.answer = None
 
     def tasks(self) -> list[asyncio.Task[None]]:
         """The tasks of the requests under way."""

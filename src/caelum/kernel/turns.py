@@ -18,4 +18,4 @@ async def take_turn(turns: asyncio.Semaphore, seconds: float) -> None:
             await turns.acquire()
     except TimeoutError as error:
         details = f"all connections to the database were in use for {seconds:g} s"
-        raise CloudError(DATABASE_UNAVAILABLE, details) from error
+        raise CloudError(DATABASE_UNAVAILABLE, details, busy=True) from error

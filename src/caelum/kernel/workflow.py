@@ -41,6 +41,7 @@ from caelum.kernel.jobs import reply_body
 from caelum.kernel.journal import DONE, LIVE, UNDONE, JournalModel, StaleAttempt
 from caelum.kernel.patience import Patience
 from caelum.kernel.postgresql import is_passing
+from caelum.kernel.queue import holds
 from caelum.kernel.relocation import relocate
 from caelum.kernel.rows import new_row
 
@@ -305,9 +306,11 @@ class Workflows:
         return await self._follow(flow, uuid)
 
     async def _follow(self, flow: Workflow[Any, R], uuid: str) -> R:
-        """Wait for a run that another node drives; this one does from when it has taken it over."""
+        """Wait for a run that another node drives, or this one when it has taken it over. That must not wait for the
+        turn in which this task waits for it."""
         while True:
-            if uuid in self._waiting:
+            taken_over = self._waiting.get(uuid)
+            if taken_over is not None and holds(taken_over.row.queue):
                 return await self._join(flow, uuid)
             async with self._node.db.read() as session:
                 row = await session.get_one(JournalModel, uuid)

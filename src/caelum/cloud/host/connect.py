@@ -83,7 +83,11 @@ class Connector:
                 return host
             if not patient or not await self._return_of(host_uuid):
                 details = f"host[uuid:{host_uuid}, name:{host.name}] is {host.status}, not {CONNECTED}"
-                raise failure or CloudError(HOST_DISCONNECTED, details, hostUuid=host_uuid, status=host.status)
+                error = failure or CloudError(HOST_DISCONNECTED, details, hostUuid=host_uuid, status=host.status)
+                try:
+                    raise error
+                finally:
+                    del error, failure  # a circle by way of its traceback, which the collector is slow to find
 
     async def worth_another_try(self, host_uuid: str, waited: float) -> bool:
         """Whether a host that could not be reached `waited` seconds ago may be reached now; waits for a lost one."""
