@@ -101,7 +101,7 @@ async def test_a_paused_node_is_fenced_and_its_workflow_goes_on_elsewhere(tmp_pa
         survivor, paused = cluster.clouds
         cluster.oven.slow["heat"] = 3600
         cake = await _bake_at(cluster, paused)
-        await cluster.until(lambda: "spread" in cluster.oven.log)
+        await cluster.until(lambda: "heat" in cluster.oven.begun)
         paused.node.membership.freeze()
         await cluster.until(lambda: paused.node.uuid not in survivor.node.ring.members)
         cluster.oven.slow["heat"] = 0
@@ -130,7 +130,7 @@ async def test_a_node_that_leaves_hands_its_unfinished_work_over(tmp_path: Path)
         await cluster.job(leaving, job)
         cluster.oven.slow["heat"] = 3600
         cake = await _bake_at(cluster, leaving, job)
-        await cluster.until(lambda: "spread" in cluster.oven.log)
+        await cluster.until(lambda: "heat" in cluster.oven.begun)
         cluster.oven.slow["heat"] = 0
         await cluster.remove(leaving)
         assert (await cluster.answered(job)).error is None
@@ -161,7 +161,7 @@ async def test_work_of_a_whole_dead_cloud_is_taken_by_the_first_that_starts(tmp_
         oven = cluster.oven
         oven.slow["heat"] = 3600
         cake = await _bake_at(cluster, cluster.clouds[0])
-        await cluster.until(lambda: "spread" in oven.log)
+        await cluster.until(lambda: "heat" in oven.begun)
         await cluster.kill(cluster.clouds[0])
         oven.slow["heat"] = 0
         first = cluster.prepare()
@@ -175,7 +175,7 @@ async def test_a_node_that_joins_takes_nothing_from_those_that_live(tmp_path: Pa
     async with Bakeries(tmp_path, 1) as cluster:
         first, oven = cluster.clouds[0], cluster.oven
         oven.slow["heat"] = 3600
-        cakes = [await _bake_at(cluster, first, flour=0, ice=False) for _ in range(8)]
+        cakes = [await _bake_at(cluster, first, flour=0, ice=False) for _ in range(16)]
         await cluster.until(lambda: oven.log.count("fill_tin") == len(cakes))
         second = await cluster.add()
         moved = [cake for cake in cakes if second.node.ring.owns(cake)]
@@ -189,7 +189,7 @@ async def test_new_work_of_a_resource_that_moved_waits_for_the_old_owners(tmp_pa
     async with Bakeries(tmp_path, 1) as cluster:
         first, oven = cluster.clouds[0], cluster.oven
         oven.slow["heat"] = 3600
-        cakes = [await _bake_at(cluster, first, flour=0, ice=False) for _ in range(8)]
+        cakes = [await _bake_at(cluster, first, flour=0, ice=False) for _ in range(16)]
         await cluster.until(lambda: oven.log.count("fill_tin") == len(cakes))
         second = await cluster.add()
         cake = next(one for one in cakes if second.node.ring.owns(one))
@@ -239,7 +239,7 @@ async def test_an_answer_is_true_though_the_node_that_worked_died(tmp_path: Path
         cake = cluster.owned_by(victim, new_uuid)
         with context.use(context.TaskContext(job_uuid=job, api="BakeCake")):
             asked = asyncio.create_task(here.node.bus.call(BakeCake(uuid=cake), 60))
-        await cluster.until(lambda: "spread" in cluster.oven.log)
+        await cluster.until(lambda: "heat" in cluster.oven.begun)
         cluster.oven.slow["heat"] = 0
         await cluster.kill(victim)
         with pytest.raises(CloudError) as gone:

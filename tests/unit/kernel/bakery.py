@@ -53,12 +53,14 @@ class Oven:
     def __init__(self) -> None:
         self.tins: dict[str, str] = {}
         self.icing: set[str] = set()
+        self.begun: list[str] = []
         self.log: list[str] = []
         self.smoke: dict[str, int] = {}
         self.slow: dict[str, float] = {}
         self.fences: list[str] = []
 
     async def work(self, what: str) -> None:
+        self.begun.append(what)
         await asyncio.sleep(self.slow.get(what, 0))
         self.log.append(what)
         if self.smoke.get(what, 0) > 0:
