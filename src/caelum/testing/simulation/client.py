@@ -151,7 +151,7 @@ class Client:
             await self._after_refusal(status, answer)
 
     async def _after_refusal(self, status: int, body: dict[str, Any]) -> None:
-        code = body.get("error", {}).get("code") if status == 503 else status
+        code = _code(body) if status == 503 else status
         if code == _LOGIN_CODE or status == 401:
             self._session = None
             self._refused_sessions += 1
@@ -199,9 +199,13 @@ class Client:
             return answer.status, found if isinstance(found, dict) else {"value": found}
 
     def _is_passing(self, body: dict[str, Any]) -> bool:
-        code = body.get("error", {}).get("code")
-        return code == NOT_READY.code or (code == _LOGIN_CODE and not self._is_of_job(body))
+        return _code(body) in (NOT_READY.code, _LOGIN_CODE) and not self._is_of_job(body)
 
     def _is_of_job(self, body: dict[str, Any]) -> bool:
         """Whether it is the job's answer that its session has ended: new sessions do not help."""
-        return body.get("error", {}).get("code") == _LOGIN_CODE and self._refused_sessions >= _MOST_SESSIONS
+        return _code(body) == _LOGIN_CODE and self._refused_sessions >= _MOST_SESSIONS
+
+
+def _code(body: dict[str, Any]) -> str | None:
+    code: str | None = body.get("error", {}).get("code")
+    return code
