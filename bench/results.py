@@ -12,6 +12,8 @@ import msgspec
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+FINDINGS = Path(__file__).parent / "findings.md"
+"""What the numbers do not say by themselves: why a goal is missed, where the time goes, what was tried."""
 _BAR = 40
 _WORSE = 1.25
 """How much more than the last time is pointed out."""
@@ -64,15 +66,25 @@ def begin(mode: str) -> Run:
 
 
 def keep(run: Run) -> Path:
-    """Write a run into the history; rows of scenarios that it left out stay in `latest.json` from the run before."""
+    """Write a run into the history; what it did not measure stays in `latest.json` from the runs before."""
     RESULTS.mkdir(exist_ok=True)
     run.load_after = round(os.getloadavg()[0], 1)
     path = RESULTS / f"{run.date.replace(' ', 'T').replace(':', '')}-{run.mode}.json"
     path.write_bytes(_pretty(run))
-    known = {row.id: row for row in last()}
-    known.update({row.id: row for row in run.rows})
-    (RESULTS / "latest.json").write_bytes(_pretty(list(known.values())))
+    (RESULTS / "latest.json").write_bytes(_pretty([row for row, _ in newest(history())]))
     return path
+
+
+def newest(runs: list[Run]) -> list[tuple[Row, Run]]:
+    """The latest rows of each thing that was measured, with their run. A thing is what ids have before the slash: its
+    rows are replaced together, as one that a later run no longer has would tell of an older program."""
+    of_thing: dict[str, list[tuple[Row, Run]]] = {}
+    for run in runs:
+        measured: dict[str, list[tuple[Row, Run]]] = {}
+        for row in run.rows:
+            measured.setdefault(row.id.partition("/")[0], []).append((row, run))
+        of_thing.update(measured)
+    return [row for rows in of_thing.values() for row in rows]
 
 
 def last() -> list[Row]:
@@ -126,16 +138,16 @@ def _change(row: Row, before: float | None) -> str:
 def write_page() -> None:
     """Generate docs/performance.md from what was kept."""
     runs = history()
-    newest = {row.id: (row, run) for run in runs for row in run.rows}
+    measured = newest(runs)
     lines = [_HEAD]
-    scenarios = dict.fromkeys(row.scenario for row, _ in newest.values())
+    scenarios = dict.fromkeys(row.scenario for row, _ in measured)
     for scenario in scenarios:
         lines += [
             f"\n### {scenario}\n",
             "| measure | value | goal | | measured | load |",
             "| --- | ---: | ---: | --- | --- | --- |",
         ]
-        for row, run in newest.values():
+        for row, run in measured:
             if row.scenario == scenario:
                 goal = "" if row.goal is None else f"{'≥' if row.at_least else '≤'} {row.goal:g} {row.unit}"
                 verdict = "" if row.met is None else "met" if row.met else "**missed**"
@@ -144,8 +156,9 @@ def write_page() -> None:
                 lines.append(
                     f"| {row.id} | {_value(row)} {row.unit}{mark} | {goal} | {verdict} | {run.date} | {load} |"
                 )
-    if bars := _bars([row for row, _ in newest.values()]):
+    if bars := _bars([row for row, _ in measured]):
         lines += ["\n## Against the goals\n", "Left of the mark is met.\n", "```text", *bars, "```"]
+    lines += ["\n" + FINDINGS.read_text().rstrip()]
     machines = dict.fromkeys((run.processor, run.processors, run.memory_gb, run.python) for run in runs)
     lines.append("\n## Machines\n")
     lines += [
@@ -172,10 +185,10 @@ def _processor() -> str:
 
 _HEAD = """# Performance
 
-This page is made by `make bench` from `bench/results/`; do not edit it. `make bench` takes a few minutes,
-`make bench-full` up to an hour or, on a slow machine, what `--scale 0.1` or less makes of it; `--only NAME` runs one
-scenario, `--profile` writes what the server spends its time on. A scenario that was given up after its time limit has
-a row that says so.
+This page is made by `make bench` from `bench/results/` and `bench/findings.md`; do not edit it. `make bench` takes a
+few minutes, `make bench-full` up to an hour or, on a slow machine, what `--scale 0.1` or less makes of it; `--only
+NAME` runs one scenario, `--profile` writes what the server spends its time on. A scenario that was given up after its
+time limit has a row that says so.
 
 The server under test is a process of its own with its default durability (SQLite in WAL mode, every step of a workflow
 committed before the next; where nodes are counted: a PostgreSQL and a RabbitMQ of their own), beside it the simulated
