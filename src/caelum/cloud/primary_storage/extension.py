@@ -1,13 +1,18 @@
-"""What a primary storage driver offers to the core, and where plugins may hook in."""
+"""What a primary storage driver offers to the core, where plugins may hook in, and what the service records in the
+transactions of others.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
+from sqlalchemy.ext.asyncio import AsyncSession
 
+from caelum.cloud.host.spec import HostOrder
 from caelum.cloud.image.messages import ImageLocation
 from caelum.cloud.primary_storage.api import PrimaryStorageInventory
+from caelum.cloud.primary_storage.messages import VolumeBits, VolumePlan
 from caelum.kernel.extension import ExtensionPoint
 
 
@@ -90,6 +95,31 @@ class PrimaryStorageDriver(Protocol):
 
     async def bits_info(self, ps: PrimaryStorageInventory, host_uuid: str, install_path: str) -> Bits:
         """The true size."""
+
+
+@runtime_checkable
+class MakesVolumesWithStart(Protocol):
+    """What a driver can have besides: a host makes volumes in one go with the start of their machine."""
+
+    def creation(
+        self, ps: PrimaryStorageInventory, volume_uuid: str, install_path: str, size: int, cached: Bits | None
+    ) -> HostOrder:
+        """What makes a volume as `create_from_image` does, or without a cached image as `create_volume`. Idempotent."""
+
+    def created(self, answer: dict[str, Any]) -> Bits:
+        """What the host's answer to that order says."""
+
+
+class BitsRecords(ExtensionPoint):
+    """The records of bits that somebody else's workflow has a host make, as `PlanVolumeOnStorage` has planned it."""
+
+    async def pin(self, tx: AsyncSession, plan: VolumePlan) -> bool:
+        """Note where the bits go before they are made; False, and nothing is noted, when they cannot go there."""
+        raise NotImplementedError
+
+    async def made(self, tx: AsyncSession, plan: VolumePlan, answer: dict[str, Any]) -> VolumeBits:
+        """Note what was made, which the host's answer says."""
+        raise NotImplementedError
 
 
 class PrimaryStorageBeforeDelete(ExtensionPoint):

@@ -7,10 +7,12 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.ownership import disown, own, owner_of
+from caelum.cloud.primary_storage.messages import VolumeBits
 from caelum.cloud.quota import give_all, take_all
 from caelum.cloud.volume.api import VOLUME, VolumeInventory
 from caelum.cloud.volume.events import VolumeStatusChanged
-from caelum.cloud.volume.model import DATA, STATUSES, VolumeModel
+from caelum.cloud.volume.extension import VolumeRecords
+from caelum.cloud.volume.model import DATA, NOT_INSTANTIATED, READY, STATUSES, VolumeModel
 from caelum.kernel.database import after_commit, insert_new, utcnow
 from caelum.kernel.errors import OPERATION_ERROR, CloudError, not_found
 from caelum.kernel.node import Node
@@ -99,3 +101,22 @@ def without_vm(row: VolumeModel) -> dict[str, Any]:
     if row.vm_instance_uuid is not None:
         values |= {"last_vm_instance_uuid": row.vm_instance_uuid, "last_detach_date": utcnow()}
     return values
+
+
+class RecordsOfVolumes(VolumeRecords):
+    """What others record of volumes in their transactions."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def filled(self, tx: AsyncSession, uuid: str, account_uuid: str, bits: VolumeBits) -> VolumeInventory:
+        """A volume has got its bits."""
+        made = {"install_path": bits.install_path, "format": bits.format}
+        sizes = {"size": bits.size, "actual_size": bits.actual_size}
+        status = STATUSES.next(NOT_INSTANTIATED, "instantiated")
+        try:
+            return await enter(self._node, tx, uuid, NOT_INSTANTIATED, status, account_uuid, **made, **sizes)
+        except CloudError:
+            if (await get(tx, uuid, lock=True)).status != READY:
+                raise
+        return await change(tx, uuid, **made, **sizes)  # it was filled before a crash

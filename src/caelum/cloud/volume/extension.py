@@ -1,0 +1,20 @@
+"""What the volume service records in the transactions of others."""
+
+from __future__ import annotations
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from caelum.cloud.primary_storage.messages import VolumeBits
+from caelum.cloud.volume.api import VolumeInventory
+from caelum.kernel.extension import ExtensionPoint
+
+
+class VolumeRecords(ExtensionPoint):
+    """The records of volumes that a workflow of their virtual machine makes: they commit with the workflow's progress.
+
+    The same as messages would do, for a workflow that lets nobody else have the volumes before it ends.
+    """
+
+    async def filled(self, tx: AsyncSession, uuid: str, account_uuid: str, bits: VolumeBits) -> VolumeInventory:
+        """A volume has got its bits on the storage that it was recorded with: Ready. `account_uuid` owns it."""
+        raise NotImplementedError
