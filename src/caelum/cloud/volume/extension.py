@@ -6,6 +6,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.primary_storage.messages import VolumeBits
 from caelum.cloud.volume.api import VolumeInventory
+from caelum.cloud.volume.messages import CreateVolume
 from caelum.kernel.extension import ExtensionPoint
 
 
@@ -14,6 +15,10 @@ class VolumeRecords(ExtensionPoint):
 
     The same as messages would do, for a workflow that lets nobody else have the volumes before it ends.
     """
+
+    async def add(self, tx: AsyncSession, msg: CreateVolume) -> VolumeInventory:
+        """What the message would do, for a size that is neither 0 nor less than the image's."""
+        raise NotImplementedError
 
     async def filled(self, tx: AsyncSession, uuid: str, account_uuid: str, bits: VolumeBits) -> VolumeInventory:
         """A volume has got its bits on the storage that it was recorded with: Ready. `account_uuid` owns it."""

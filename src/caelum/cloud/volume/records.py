@@ -12,12 +12,13 @@ from caelum.cloud.quota import give_all, take_all
 from caelum.cloud.volume.api import VOLUME, VolumeInventory
 from caelum.cloud.volume.events import VolumeStatusChanged
 from caelum.cloud.volume.extension import VolumeRecords
+from caelum.cloud.volume.messages import CreateVolume
 from caelum.cloud.volume.model import DATA, NOT_INSTANTIATED, READY, STATUSES, VolumeModel
 from caelum.kernel.database import after_commit, insert_new, utcnow
 from caelum.kernel.errors import OPERATION_ERROR, CloudError, not_found
 from caelum.kernel.node import Node
-from caelum.kernel.rows import delete_rows, read_row, update_row, values_of
-from caelum.kernel.tag import drop_tags
+from caelum.kernel.rows import delete_rows, new_row, read_row, update_row, values_of
+from caelum.kernel.tag import drop_tags, save_system_tags
 from caelum.kernel.views import view
 
 
@@ -103,11 +104,39 @@ def without_vm(row: VolumeModel) -> dict[str, Any]:
     return values
 
 
+async def record_volume(tx: AsyncSession, msg: CreateVolume, size: int) -> VolumeInventory | None:
+    """Record a volume as the message says, with its owner and tags; None when it is recorded already."""
+    row = new_row(
+        VolumeModel,
+        uuid=msg.volume_uuid,
+        name=msg.name,
+        description=msg.description,
+        type=msg.type,
+        size=size,
+        primary_storage_uuid=msg.primary_storage_uuid,
+        vm_instance_uuid=msg.vm_instance_uuid,
+        device_id=msg.device_id,
+        root_image_uuid=msg.root_image_uuid,
+        disk_offering_uuid=msg.disk_offering_uuid,
+        status=NOT_INSTANTIATED,
+    )
+    if not await add_volume(tx, row, msg.account_uuid):
+        return None
+    await save_system_tags(tx, msg.system_tags, row.uuid, VOLUME)
+    volume: VolumeInventory = view(row)
+    return volume
+
+
 class RecordsOfVolumes(VolumeRecords):
     """What others record of volumes in their transactions."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
+
+    async def add(self, tx: AsyncSession, msg: CreateVolume) -> VolumeInventory:
+        """Record a volume."""
+        volume: VolumeInventory = await record_volume(tx, msg, msg.size) or view(await get(tx, msg.volume_uuid))
+        return volume
 
     async def filled(self, tx: AsyncSession, uuid: str, account_uuid: str, bits: VolumeBits) -> VolumeInventory:
         """A volume has got its bits."""

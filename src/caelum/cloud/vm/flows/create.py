@@ -16,6 +16,7 @@ from caelum.cloud.allocator.messages import AllocateHost, DiskRequest, ReturnHos
 from caelum.cloud.host.messages import PrepareAndStartVmOnHost
 from caelum.cloud.host.spec import nic_name
 from caelum.cloud.l3.api import UsedIpInventory
+from caelum.cloud.l3.extension import AddressRecords
 from caelum.cloud.l3.messages import AllocateIp, ReturnIp
 from caelum.cloud.ownership import own_all
 from caelum.cloud.parts import part
@@ -158,16 +159,13 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
 
     @step(progress=20)
     async def reserve(self, run: Run[CreateVmContext]) -> None:
-        """A host with room for it and its disks, the disks' records, and addresses."""
+        """A host with room for it and its disks."""
         ctx = run.ctx
         place = await run.bus.call(_wanted_place(ctx))
         ctx.host_uuid, ctx.cluster_uuid, ctx.zone_uuid = place.host_uuid, place.cluster_uuid, place.zone_uuid
         for disk in ctx.disks:
             disk.primary_storage_uuid = place.disks[disk.volume_uuid]
-        self._volumes = await _all(run, [_volume(ctx, one) for one in ctx.disks])
-        ctx.root = await run.bus.call(_planned(ctx, self._volumes[0])) if ctx.starts else None
-        taken = await _all(run, [_address(one) for one in ctx.nics])
-        ctx.addresses = {plan.nic_uuid: one for plan, one in zip(ctx.nics, taken, strict=True)}
+        ctx.root = await run.bus.call(_planned(ctx, ctx.disks[0])) if ctx.starts else None
 
     @reserve.undo
     async def give_back(self, run: Run[CreateVmContext]) -> None:
@@ -177,9 +175,12 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
         await run.bus.call(ReturnHost(vm_uuid=ctx.vm_uuid))
         await _all(run, [ReleaseStorage(key=one.volume_uuid) for one in ctx.disks])
 
-    @db_step(no_undo="the row goes when the creation is undone")  # type: ignore[untyped-decorator]
+    @db_step(no_undo="the undo of reserve is that of both", retry=Retry(times=2, delay=0.1))  # type: ignore[untyped-decorator]
     async def record_place(self, tx: AsyncSession, run: Run[CreateVmContext]) -> None:
+        """Its addresses, its place and its disks. What all creations change, the account's quota, comes last."""
         ctx = run.ctx
+        taken = await part(self.node, AddressRecords).take(tx, [_address(one) for one in ctx.nics])
+        ctx.addresses = {plan.nic_uuid: one for plan, one in zip(ctx.nics, taken, strict=True)}
         place = {
             "cluster_uuid": ctx.cluster_uuid,
             "zone_uuid": ctx.zone_uuid,
@@ -193,6 +194,7 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
             related(self._vm, vm_nics=[one for one in nics if one is not None])
         if ctx.root is not None and not await part(self.node, BitsRecords).pin(tx, ctx.root):
             ctx.root = None
+        self._volumes = [await part(self.node, VolumeRecords).add(tx, _volume(ctx, one)) for one in ctx.disks]
 
     # --- on its host --------------------------------------------------------------------------------------------------
 
@@ -414,13 +416,13 @@ def _fill(ctx: CreateVmContext, disk: DiskPlan) -> FillVolume:
     )
 
 
-def _planned(ctx: CreateVmContext, root: VolumeInventory) -> PlanVolumeOnStorage:
+def _planned(ctx: CreateVmContext, root: DiskPlan) -> PlanVolumeOnStorage:
     return PlanVolumeOnStorage(
         primary_storage_uuid=root.primary_storage_uuid or "",
         host_uuid=_host(ctx),
-        volume_uuid=root.uuid,
+        volume_uuid=root.volume_uuid,
         size=root.size,
-        image_uuid=root.root_image_uuid,
+        image_uuid=root.image_uuid,
         account_uuid=ctx.account_uuid,
         volume_type=root.type,
     )
