@@ -33,8 +33,13 @@ class IpRangeAdded(ExtensionPoint):
 
 
 class AddressRecords(ExtensionPoint):
-    """The records of addresses, for a workflow whose undo returns them."""
+    """The records of addresses."""
 
     async def take(self, tx: AsyncSession, asked: Sequence[AllocateIp]) -> list[UsedIpInventory]:
-        """What these messages would do, and raise, in a transaction that has written nothing yet; in their order."""
+        """What these messages would do, and raise, in a transaction that has written nothing yet; in their order. For a
+        workflow whose undo returns them."""
+        raise NotImplementedError
+
+    async def give_back(self, tx: AsyncSession, vm_nic_uuids: Sequence[str]) -> None:
+        """What `ReturnIp` would do, for these NICs."""
         raise NotImplementedError

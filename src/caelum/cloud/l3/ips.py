@@ -231,3 +231,7 @@ class RecordsOfAddresses(AddressRecords):
             await allocate_in(tx, self._node.db, self._node.settings.get(IP_STRATEGY), asked)
         )
         return taken
+
+    async def give_back(self, tx: AsyncSession, vm_nic_uuids: Sequence[str]) -> None:
+        """Give addresses back."""
+        await delete_rows(tx, UsedIpModel, holder=list(vm_nic_uuids))

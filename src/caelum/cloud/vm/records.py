@@ -27,6 +27,8 @@ NUMBER = "vm.num"
 """How many run; `TOTAL` counts them all."""
 CPU = "vm.cpuNum"
 MEMORY = "vm.memorySize"
+NO_ADDRESS = dict.fromkeys(("used_ip_uuid", "ip", "netmask", "gateway"))
+"""What a NIC's row says of its address when it has none."""
 
 
 def require_state(vm: VmInstanceModel, operation: str, allowed: frozenset[str] | set[str]) -> None:

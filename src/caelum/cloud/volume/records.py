@@ -13,7 +13,7 @@ from caelum.cloud.volume.api import VOLUME, VolumeInventory
 from caelum.cloud.volume.events import VolumeStatusChanged
 from caelum.cloud.volume.extension import VolumeRecords
 from caelum.cloud.volume.messages import CreateVolume
-from caelum.cloud.volume.model import DATA, NOT_INSTANTIATED, READY, STATUSES, VolumeModel
+from caelum.cloud.volume.model import DATA, NOT_INSTANTIATED, READY, ROOT, STATUSES, VolumeModel
 from caelum.kernel.database import after_commit, insert_new, utcnow
 from caelum.kernel.errors import OPERATION_ERROR, CloudError, not_found
 from caelum.kernel.node import Node
@@ -149,3 +149,13 @@ class RecordsOfVolumes(VolumeRecords):
             if (await get(tx, uuid, lock=True)).status != READY:
                 raise
         return await change(tx, uuid, **made, **sizes)  # it was filled before a crash
+
+    async def delete_root(self, tx: AsyncSession, uuid: str) -> VolumeInventory | None:
+        """It stays with its machine, which may be recovered."""
+        deleted = {"status": STATUSES.next(READY, "delete")}
+        row = await update_row(tx, VolumeModel, uuid, deleted, type=ROOT, status=READY)
+        if row is None:
+            return None
+        volume: VolumeInventory = view(row)
+        _tell_status(self._node, tx, volume, READY, await owner_of(tx, uuid))
+        return volume
