@@ -69,6 +69,12 @@ async def records_of(node: Node, vm: VmInstanceModel | str) -> VmRecords:
     return VmRecords(vm, volumes_of(vm), texts, account)
 
 
+def records_to_leave(vm: VmInstanceModel) -> VmRecords:
+    """The records of a VM, as `read_vm` has read it, that its host needs to lose it: without what only its guest is
+    told."""
+    return VmRecords(vm, volumes_of(vm), {}, None)
+
+
 def volumes_of(vm: VmInstanceModel) -> list[VolumeInventory]:
     """The volumes, but for deleted ones, of a VM as `read_vm` has read it."""
     volumes: list[VolumeInventory] = views(vm.__dict__.get("all_volumes", ()))

@@ -21,17 +21,18 @@ from caelum.cloud.vm.flows.base import (
     destroy_on_host,
     release_from,
 )
-from caelum.cloud.vm.model import VM_STATES, VmInstanceModel, VmNicModel, VmState
+from caelum.cloud.vm.model import VmInstanceModel, VmNicModel, VmState
 from caelum.cloud.vm.records import (
     NO_ADDRESS,
     announce,
     forget_vm,
     give_running_quota,
     move,
+    move_unseen,
     require_state,
     with_related,
 )
-from caelum.cloud.vm.specs import VmRecords, read_vm, records_of, volumes_of
+from caelum.cloud.vm.specs import VmRecords, read_vm, records_of, records_to_leave, volumes_of
 from caelum.cloud.volume.api import VolumeInventory
 from caelum.cloud.volume.extension import VolumeRecords
 from caelum.cloud.volume.messages import (
@@ -44,7 +45,7 @@ from caelum.cloud.volume.messages import (
 from caelum.kernel.database import after_commit
 from caelum.kernel.errors import CloudError
 from caelum.kernel.node import Node
-from caelum.kernel.rows import read_rows, related, update_row
+from caelum.kernel.rows import read_related, read_rows, related, update_row
 from caelum.kernel.views import view
 from caelum.kernel.workflow import BEGIN, Run, db_step, step
 
@@ -80,9 +81,23 @@ class DestroyVmFlow(VmWork[DestroyContext, None]):
         """Its volumes that went with it."""
 
     async def begin(self, tx: AsyncSession, ctx: DestroyContext) -> None:
+        self._vm = await self._end_running(tx, ctx) or await self._end(tx, ctx)
+        ctx.host_uuid = self._vm.host_uuid
+
+    async def _end_running(self, tx: AsyncSession, ctx: DestroyContext) -> VmInstanceModel | None:
+        """Most run: for those it takes no look before."""
+        ctx.former_state = former = VmState.RUNNING
+        row = await move_unseen(tx, ctx.vm_uuid, former, "destroying")
+        if row is None:
+            return None
+        vm = await read_related(tx, row)
+        after_commit(tx, lambda: announce(self.node, view(vm), former))
+        return vm
+
+    async def _end(self, tx: AsyncSession, ctx: DestroyContext) -> VmInstanceModel:
         vm = await read_vm(tx, ctx.vm_uuid, lock=True)
-        ctx.former_state, ctx.host_uuid = vm.state, vm.host_uuid
-        self._vm = await move(self.node, tx, vm, "destroying", operation="DestroyVmInstance")
+        ctx.former_state = vm.state
+        return await move(self.node, tx, vm, "destroying", operation="DestroyVmInstance")
 
     @step(progress=30, no_undo="the machine is gone, or the garbage collector will see to it")
     async def destroy_domain(self, run: Run[DestroyContext]) -> None:
@@ -95,7 +110,7 @@ class DestroyVmFlow(VmWork[DestroyContext, None]):
             await destroy_on_host(run.node, ctx.vm_uuid, ctx.host_uuid)
 
     async def _records(self, run: Run[DestroyContext]) -> VmRecords:
-        return await records_of(run.node, self._vm or run.ctx.vm_uuid)
+        return await records_of(run.node, run.ctx.vm_uuid) if self._vm is None else records_to_leave(self._vm)
 
     @step(progress=50, skip=lambda ctx: ctx.left, no_undo="a destroyed VM needs nothing on a host")
     async def release_host(self, run: Run[DestroyContext]) -> None:
@@ -161,8 +176,7 @@ class DestroyVmFlow(VmWork[DestroyContext, None]):
         if self._vm is None or ctx.has_volumes:
             return False
         former = VmState.DESTROYING
-        values = {**columns, "state": str(VM_STATES.next(former, "destroyed"))}
-        row = await update_row(tx, VmInstanceModel, ctx.vm_uuid, values, state=former)
+        row = await move_unseen(tx, ctx.vm_uuid, former, "destroyed", **columns)
         if row is None:
             return False
         final: VmInstanceInventory = view(related(with_related(row, self._vm), vm_nics=self._nics))
