@@ -20,3 +20,8 @@ def part(node: Node, point: type[P]) -> P:
     if not found:
         raise CloudError(UNDELIVERABLE, f"no service on node[{node.uuid}] keeps {point.__name__}", node=node.uuid)
     return found[0]
+
+
+def has_part(node: Node, point: type[ExtensionPoint]) -> bool:
+    """Whether the service that keeps these records is in this process."""
+    return bool(node.extensions.of(point))

@@ -24,6 +24,8 @@ from caelum.cloud.primary_storage.extension import (
     BitsRecords,
     MakesVolumesWithStart,
     PrimaryStorageDriver,
+    Reserve,
+    SpaceRecords,
     VolumePlace,
 )
 from caelum.cloud.primary_storage.finder import Finder
@@ -72,10 +74,11 @@ class StorageContentsService(Service):
         self.storages, self.trash, self.cache = storages, trash, cache
         self._making = Interruptible()
         node.extensions.add(RecordsOfBits(node))
+        node.extensions.add(RecordsOfSpace(storages))
 
     # --- space --------------------------------------------------------------------------------------------------------
 
-    @handles(FindStorage)
+    @handles(FindStorage, reads=True)
     async def find(self, msg: FindStorage) -> StorageCandidates:
         image_size = 0
         if msg.image_uuid is not None:
@@ -89,11 +92,10 @@ class StorageContentsService(Service):
 
     @handles(ReserveStorage, queue="storage-{key}")
     async def reserve(self, msg: ReserveStorage) -> None:
-        ps = await self.storages.known(msg.primary_storage_uuid)
-        place, terms = self.storages.place(ps, msg.host_uuid), await self.storages.terms(ps.uuid)
+        take = await reserving(self.storages, msg.primary_storage_uuid, msg.host_uuid)
         async with self.node.db.transaction() as tx:
             await refuse_late(tx)
-            await reserve(tx, place, msg.key, msg.size, terms)
+            await take(tx, msg.key, msg.size)
 
     @handles(ReleaseStorage, queue="storage-{key}")
     async def release(self, msg: ReleaseStorage) -> None:
@@ -262,6 +264,28 @@ class StorageContentsService(Service):
         """The connected hosts of the clusters that the storage serves."""
         found = await self.node.bus.call(ListHosts(cluster_uuids=ps.attached_cluster_uuids))
         return [one.uuid for one in found.hosts if one.status == CONNECTED]
+
+
+async def reserving(storages: Storages, ps_uuid: str, host_uuid: str | None) -> Reserve:
+    """What reserves space there."""
+    ps = await storages.known(ps_uuid)
+    place, terms = storages.place(ps, host_uuid), await storages.terms(ps.uuid)
+
+    async def take(tx: AsyncSession, key: str, size: int) -> None:
+        await reserve(tx, place, key, size, terms)
+
+    return take
+
+
+class RecordsOfSpace(SpaceRecords):
+    """What others reserve in their transactions."""
+
+    def __init__(self, storages: Storages) -> None:
+        self._storages = storages
+
+    async def at(self, primary_storage_uuid: str, host_uuid: str) -> Reserve:
+        """What reserves space there."""
+        return await reserving(self._storages, primary_storage_uuid, host_uuid)
 
 
 class RecordsOfBits(BitsRecords):

@@ -4,6 +4,7 @@ transactions of others.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
@@ -108,6 +109,18 @@ class MakesVolumesWithStart(Protocol):
 
     def created(self, answer: dict[str, Any]) -> Bits:
         """What the host's answer to that order says."""
+
+
+Reserve = Callable[[AsyncSession, str, int], Awaitable[None]]
+"""Reserves bytes under a key in a transaction, as `ReserveStorage` does."""
+
+
+class SpaceRecords(ExtensionPoint):
+    """The records of reserved space, for who reserves it together with something else."""
+
+    async def at(self, primary_storage_uuid: str, host_uuid: str) -> Reserve:
+        """What reserves space on a storage for a host. To be asked for before the transaction."""
+        raise NotImplementedError
 
 
 class BitsRecords(ExtensionPoint):
