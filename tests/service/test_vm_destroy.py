@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.service.vm_clouds import assert_nothing_wrong, guests, room, used, vm_of
+from tests.service.vm_clouds import assert_nothing_wrong, guests, room, until_state, used, vm_of
 
+from caelum.cloud.host.service import HostService
 from caelum.cloud.l3.api import CheckIpAvailability
 from caelum.cloud.parts import part
 from caelum.cloud.vm.api import DestroyVmInstance, VmInstanceInventory, VmStateChanged
@@ -105,6 +107,25 @@ async def test_a_root_disk_that_is_not_ready_takes_its_own_way(world: SimulatedC
     await world.api(DestroyVmInstance(uuid=vm.uuid))
     assert (await volumes_of(world, vm))["Root"].status == "Deleted"
     assert (await bus.call(GetVolumes(vm_instance_uuid=vm.uuid))).volumes == []
+    assert guests(world) == {}
+
+
+async def test_it_waits_for_a_connect_that_is_due(world: SimulatedCloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What that had planned to serve would be there again otherwise."""
+    vm, due = await world.create_vm(), asyncio.Event()
+    hosts = world.cloud.node.services["host"]
+    assert isinstance(hosts, HostService)
+
+    async def tried(_host_uuid: str) -> None:
+        await due.wait()
+
+    monkeypatch.setattr(hosts.tracker, "tried", tried)
+    destroying = asyncio.create_task(world.api(DestroyVmInstance(uuid=vm.uuid)))
+    await until_state(world, vm.uuid, "Destroying")
+    await asyncio.sleep(0.2)
+    assert guests(world) == {vm.uuid: "Running"}
+    due.set()
+    await destroying
     assert guests(world) == {}
 
 

@@ -325,7 +325,9 @@ class HostService(Service):
 
     @handles(m.DestroyAndReleaseVmOnHost, queue=_OPERATIONS, level=SYNC_LEVEL)
     async def destroy_and_release_vm(self, msg: m.DestroyAndReleaseVmOnHost) -> None:
-        """Destroy a machine and what it had."""
+        """Destroy a machine and what it had. A connect that is under way or due could bring that again, so it is over
+        first."""
+        await self.tracker.tried(msg.host_uuid)
         await (await self._driver(msg.host_uuid)).destroy_vm(msg.host_uuid, msg.vm_uuid, msg.orders)
 
     @handles(m.GetVmStatesOnHost)

@@ -182,7 +182,6 @@ async def destroy_and_release(node: Node, vm_uuid: str, host_uuid: str, records:
     succeed, or a provider has more to do: then `destroy_on_host` and `release_from` do it, which may be done twice.
     """
     try:
-        await node.bus.call(AwaitHost(host_uuid=host_uuid))
         spec = await describe(node, records)
         orders: list[HostOrder] = []
         for left in await node.extensions.each(VmResourceProvider, "release_orders", spec, host_uuid):
