@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.service.vm_clouds import assert_nothing_wrong, guests
+from tests.service.vm_clouds import assert_nothing_wrong, chain, guests
 
 from caelum.agent import protocol as p
 from caelum.cloud.host.api import ReconnectHost
@@ -18,10 +18,12 @@ from caelum.cloud.host.messages import DestroyAndReleaseVmOnHost, PrepareAndStar
 from caelum.cloud.host.settings import SYNC_LEVEL
 from caelum.cloud.l3.api import AddDnsToL3Network
 from caelum.cloud.network_service.api import DetachNetworkServiceFromL3Network
-from caelum.cloud.vm.api import DestroyVmInstance, StartVmInstance, StopVmInstance
+from caelum.cloud.vm.api import DestroyVmInstance, ExpungeVmInstance, StartVmInstance, StopVmInstance
 from caelum.cloud.vm.flows import base
+from caelum.cloud.volume.messages import GetVolumes
 from caelum.drivers.flat_network import removal
 from caelum.drivers.kvm import driver
+from caelum.drivers.kvm.messages import RunAgentCommand
 from caelum.kernel.errors import UNDELIVERABLE, CloudError
 from caelum.kernel.message import Message
 from caelum.testing.simcloud import SimulatedCloud, simulated_cloud
@@ -92,6 +94,133 @@ async def test_an_order_that_hangs_fails_the_start_in_time(
             await world.create_vm("vm")
     world.hosts.heal()
     assert guests(world) == {}
+    await assert_nothing_wrong(world)
+
+
+# --- the root disk is made with the start -----------------------------------------------------------------------------
+
+
+def asked_alone(world: SimulatedCloud, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The commands that drivers send to hosts outside of a start, from now on."""
+    bus, paths = world.cloud.node.bus, list[str]()
+    call = bus.call
+
+    async def noted(msg: Any, timeout: float | None = None) -> Any:
+        if isinstance(msg, RunAgentCommand):
+            paths.append(msg.path)
+        return await call(msg, timeout)
+
+    monkeypatch.setattr(bus, "call", noted)
+    return paths
+
+
+def disks(world: SimulatedCloud) -> list[str]:
+    """The volumes' files on the host."""
+    return sorted(one for one in world.hosts[0].world.files if "Volumes" in one)
+
+
+async def test_the_root_disk_is_made_in_the_request_that_starts_its_vm(
+    world: SimulatedCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await world.create_vm("first")
+    alone, before = asked_alone(world, monkeypatch), world.hosts[0].arrived.copy()
+    vm = await world.create_vm("second")
+    assert (alone, came(world, before)[p.CreateVolume.path], came(world, before)[p.Series.path]) == ([], 1, 1)
+    (root,) = vm.all_volumes
+    (volume,) = (await world.cloud.node.bus.call(GetVolumes(vm_instance_uuid=vm.uuid))).volumes
+    made = (volume.status, volume.install_path, volume.format, volume.size, volume.actual_size)
+    assert (root.status, root.install_path, root.format, root.size, root.actual_size) == made
+    assert (volume.status, volume.install_path in disks(world)) == ("Ready", True)
+    other = first.all_volumes[0]
+    assert made[2:] == (other.format, other.size, other.actual_size), "as one that was made alone"
+    await assert_nothing_wrong(world)
+
+
+async def test_data_disks_are_made_before(world: SimulatedCloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    await world.create_vm("first")
+    alone = asked_alone(world, monkeypatch)
+    vm = await world.create_vm("vm", data_disk_offering_uuids=[world.disk_offering])
+    assert alone == [p.CreateVolume.path]
+    assert [(one.device_id, one.status) for one in vm.all_volumes] == [(0, "Ready"), (1, "Ready")]
+    assert len(world.hosts[0].world.vms[vm.uuid].definition.disks) == 2
+    await assert_nothing_wrong(world)
+
+
+async def test_an_image_that_has_left_the_host_is_fetched_again(world: SimulatedCloud) -> None:
+    first = await world.create_vm("first")
+    await world.cloud.api(DestroyVmInstance(uuid=first.uuid))
+    await world.cloud.api(ExpungeVmInstance(uuid=first.uuid))
+    files = world.hosts[0].world.files
+    for path in [one for one in files if "imagecache" in one]:
+        del files[path]
+    vm = await world.create_vm("vm")
+    assert (vm.state, vm.all_volumes[0].status) == ("Running", "Ready")
+    await assert_nothing_wrong(world)
+
+
+async def test_a_root_disk_that_fails_in_the_series_is_tried_alone(
+    world: SimulatedCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.create_vm("first")
+    alone = asked_alone(world, monkeypatch)
+    world.hosts.fault("error", p.CreateVolume.path, code=p.STORAGE, count=1)
+    vm = await world.create_vm("vm")
+    assert (vm.state, vm.all_volumes[0].status, alone) == ("Running", "Ready", [p.CreateVolume.path])
+    await assert_nothing_wrong(world)
+
+
+async def test_a_root_disk_that_cannot_be_made_fails_with_the_storages_error(world: SimulatedCloud) -> None:
+    first, before = await world.create_vm("first"), disks(world)
+    world.hosts.fault("error", p.CreateVolume.path, code=p.STORAGE, details="no such luck")
+    with pytest.raises(CloudError, match="no such luck") as failed:
+        await world.create_vm("vm")
+    codes = [one.code for one in chain(failed.value)]
+    assert p.STORAGE in codes
+    assert FAILED_TO_START_VM.code not in codes
+    world.hosts.heal()
+    assert (guests(world), disks(world)) == ({first.uuid: "Running"}, before)
+    await assert_nothing_wrong(world)
+
+
+async def test_a_start_that_fails_takes_the_root_disk_along(world: SimulatedCloud) -> None:
+    first, before = await world.create_vm("first"), disks(world)
+    world.hosts.fault("error", p.StartVm.path, code=p.LIBVIRT)
+    with pytest.raises(CloudError) as failed:
+        await world.create_vm("vm")
+    assert FAILED_TO_START_VM.code in [one.code for one in chain(failed.value)]
+    world.hosts.heal()
+    assert (guests(world), disks(world)) == ({first.uuid: "Running"}, before)
+    await assert_nothing_wrong(world)
+
+
+@pytest.mark.parametrize("command", [p.CreateVolume, p.CreateBridge, p.StartVm])
+async def test_a_creation_that_is_cancelled_on_its_host_leaves_nothing(
+    world: SimulatedCloud, command: type[p.Command[Any]]
+) -> None:
+    first, before, workflows = await world.create_vm("first"), disks(world), world.cloud.node.workflows
+    arrived = world.hosts[0].arrived[command.path]
+    world.hosts.fault("hang", command.path)
+    creation = asyncio.create_task(world.create_vm("vm"))
+    await world.cloud.until(lambda: world.hosts[0].arrived[command.path] > arrived)
+    (run,) = [one for one in workflows.dump() if one["name"] == "vm.create"]
+    assert workflows.cancel(run["uuid"], "by its user")
+    async with asyncio.timeout(10):
+        with pytest.raises(CloudError):
+            await creation
+    world.hosts.heal()
+    assert (guests(world), disks(world)) == ({first.uuid: "Running"}, before)
+    await assert_nothing_wrong(world)
+
+
+async def test_a_host_that_does_not_tell_of_the_disk_is_asked_again(
+    world: SimulatedCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its owner, of the version before, does what is ordered, and keeps the answers to itself."""
+    await world.create_vm("first")
+    silent = driver._started
+    monkeypatch.setattr(driver, "_started", lambda answer, _before=(): silent(answer))
+    vm = await world.create_vm("vm")
+    assert (vm.state, vm.all_volumes[0].status) == ("Running", "Ready")
     await assert_nothing_wrong(world)
 
 

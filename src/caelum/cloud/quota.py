@@ -196,7 +196,7 @@ async def _uncount(tx: AsyncSession, account_uuid: str, amounts: Mapping[str, in
 async def _change(tx: AsyncSession, how: str, account_uuid: str, amounts: Mapping[str, int]) -> set[str]:
     if not amounts:
         return set()
-    uuids = {derived_uuid("quota", account_uuid, name): name for name in amounts}
+    uuids = {_uuid(account_uuid, name): name for name in amounts}
     if len(uuids) > 1 and not on_sqlite(tx):
         # In one order, so that of two who change several nobody waits for the other for ever.
         await _locking().rows(tx, keys=list(uuids))
@@ -204,6 +204,11 @@ async def _change(tx: AsyncSession, how: str, account_uuid: str, amounts: Mappin
     for number, (uuid, name) in enumerate(uuids.items()):
         values[f"uuid_{number}"], values[f"amount_{number}"] = uuid, amounts[name]
     return {uuids[uuid] for (uuid,) in await _changing(len(uuids), how).rows(tx, **values)}
+
+
+@lru_cache(maxsize=4096)
+def _uuid(account_uuid: str, name: str) -> str:
+    return derived_uuid("quota", account_uuid, name)
 
 
 @lru_cache
@@ -228,7 +233,7 @@ def _changing(count: int, how: str) -> Prepared:
 
 async def _quota(tx: AsyncSession, account_uuid: str, name: str) -> QuotaModel:
     """The account's quota, made with the setting's value where an account has none yet."""
-    uuid = derived_uuid("quota", account_uuid, name)
+    uuid = _uuid(account_uuid, name)
     row = await tx.get(QuotaModel, uuid)
     if row is None:
         declared, config = find_setting("quota", name), GlobalConfigModel

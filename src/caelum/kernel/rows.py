@@ -63,8 +63,12 @@ async def read_row(session: Reading, model: type[M], uuid: str, *, lock: bool = 
 async def read_whole(session: AsyncSession, model: type[M], uuid: str, *, lock: bool = False) -> M | None:
     """The same with what belongs to its relationships that are loaded with it (`lazy="selectin"`), and to theirs."""
     row = await read_row(session, model, uuid, lock=lock)
-    if row is not None:
-        await _read_related(session, model, [row])
+    return None if row is None else await read_related(session, row)
+
+
+async def read_related(session: AsyncSession, row: M) -> M:
+    """Give an object what belongs to those relationships, as the session sees it."""
+    await _read_related(session, type(row), [row])
     return row
 
 

@@ -273,6 +273,7 @@ class SimulatedHost:
         for command in commands:
             answer = self._perform(command, fault)
             if answer.error is not None:
+                answer.error.facts = {"order": command.path, **answer.error.facts}
                 return answer
             results.append(answer.result)
         self.done[series.path] += 1

@@ -13,8 +13,9 @@ from sqlalchemy import BigInteger, ColumnElement, Table, bindparam, delete, func
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.allocator.model import HostCapacityModel, HostReservationModel
+from caelum.kernel.database import insert_new
 from caelum.kernel.prepared import Prepared
-from caelum.kernel.rows import insert_rows
+from caelum.kernel.rows import insert_rows, values_of
 
 Capacity = HostCapacityModel
 Reservation = HostReservationModel
@@ -43,6 +44,15 @@ async def take(tx: AsyncSession, wanted: Reservation, *, physically: bool = Fals
         return False
     await insert_rows(tx, [wanted])
     return True
+
+
+async def take_anew(tx: AsyncSession, wanted: Reservation, *, physically: bool) -> bool:
+    """The same for a machine that has no reservation. False when it has one, or the host does not have so much: then
+    the transaction must be rolled back."""
+    if not await insert_new(tx, Reservation, **values_of(wanted)):
+        return False
+    needs = {CPU: wanted.cpu_num, MEMORY: wanted.memory}
+    return await _taking(physically=physically, force=False).run(tx, on_host=wanted.host_uuid, **needs) > 0
 
 
 @lru_cache

@@ -1,9 +1,9 @@
 """Choosing a host: the database's rules, then plugins' filters and storage, then the reservation that decides.
 
 Invariant: a host is chosen by taking from it. Whatever was found before is only a proposal: when somebody was faster,
-the next candidate is tried, and what was already taken for the refused one is given back. Disks come first, so that a
-host's reservation is complete as soon as there is one. For a workflow that has turned back meanwhile nothing is taken:
-its undo has given everything back.
+the next candidate is tried, and what was already taken for the refused one is given back. Nearly always one transaction
+takes everything. Else disks come first, so that a host's reservation is complete as soon as there is one. For a
+workflow that has turned back meanwhile nothing is taken: its undo has given everything back.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from caelum.cloud.allocator.settings import CHECK_PHYSICAL_MEMORY, PAGE
 from caelum.cloud.allocator.strategies import full_name
 from caelum.cloud.l2.messages import GetL2
 from caelum.cloud.l3.messages import GetL3
+from caelum.cloud.parts import has_part, part
 from caelum.cloud.primary_storage.errors import RESERVED_ELSEWHERE
+from caelum.cloud.primary_storage.extension import SpaceRecords
 from caelum.cloud.primary_storage.messages import FindStorage, ReleaseStorage, ReserveStorage, StorageCandidates
-from caelum.kernel.errors import CloudError
+from caelum.kernel.errors import CANCELED, CloudError
 from caelum.kernel.journal import refuse_late
 from caelum.kernel.node import Node
 from caelum.kernel.rows import new_row
@@ -36,6 +38,10 @@ _FIRST_PAGE = 8
 _GROWTH = 8
 Storages = dict[str, list[str]]
 """By disk key, the primary storages that will do on a host, best first."""
+
+
+class _NotSoError(Exception):
+    """Rolls a transaction back that took something."""
 
 
 class Chooser:
@@ -64,7 +70,10 @@ class Chooser:
                     return _allocation(left[0], types, candidates=left)
                 continue
             for candidate in left:
-                disks = await self._take(candidate, storages.get(candidate.host_uuid, {}), physically)
+                here = storages.get(candidate.host_uuid, {})
+                disks = await self._take_at_once(candidate, here, physically)
+                if disks is None:
+                    disks = await self._take(candidate, here, physically)
                 if disks is not None:
                     return _allocation(candidate, types, disks=disks)
         raise await self._nothing(asked, missed=await pages.missed())
@@ -144,6 +153,31 @@ class Chooser:
 
     # --- taking -----------------------------------------------------------------------------------------------------
 
+    async def _take_at_once(self, candidate: Candidate, storages: Storages, physically: bool) -> dict[str, str] | None:
+        """All in one transaction, each disk on the best storage; None, and nothing is taken, when not all can be had
+        so, or the storages' service is elsewhere."""
+        if self._ask.disks and not has_part(self._node, SpaceRecords):
+            return None
+        host_uuid = candidate.host_uuid
+        disks = {disk.key: storages[disk.key][0] for disk in self._ask.disks}
+        takes = [
+            (await part(self._node, SpaceRecords).at(disks[disk.key], host_uuid), disk) for disk in self._ask.disks
+        ]
+        try:
+            async with self._node.db.transaction() as tx:
+                await refuse_late(tx)
+                if not await books.take_anew(tx, self._wanted(host_uuid, disks), physically=physically):
+                    raise _NotSoError
+                for take, disk in takes:
+                    await take(tx, disk.key, disk.size)
+        except _NotSoError:
+            return None
+        except CloudError as error:
+            if error.kind is CANCELED or error.kind.transient:
+                raise
+            return None
+        return disks
+
     async def _take(
         self, candidate: Candidate, storages: Storages, physically: bool, *, again: bool = True
     ) -> dict[str, str] | None:
@@ -170,15 +204,17 @@ class Chooser:
         return None
 
     async def _take_host(self, host_uuid: str, disks: dict[str, str], physically: bool) -> bool:
+        async with self._node.db.transaction() as tx:
+            await refuse_late(tx)
+            await books.give_back(tx, self._ask.vm_uuid)
+            return await books.take(tx, self._wanted(host_uuid, disks), physically=physically)
+
+    def _wanted(self, host_uuid: str, disks: dict[str, str]) -> HostReservationModel:
         ask = self._ask
-        wanted = new_row(
+        return new_row(
             HostReservationModel, vm_uuid=ask.vm_uuid, host_uuid=host_uuid, cpu_num=ask.cpu_num, memory=ask.memory,
             disks=msgspec.json.encode(disks).decode(),
         )  # fmt: skip
-        async with self._node.db.transaction() as tx:
-            await refuse_late(tx)
-            await books.give_back(tx, ask.vm_uuid)
-            return await books.take(tx, wanted, physically=physically)
 
     async def _take_disk(self, disk: DiskRequest, host_uuid: str, storages: list[str]) -> str:
         refusals: list[CloudError] = []

@@ -1,8 +1,12 @@
-"""What plugs into host allocation: strategies, which order the candidates, and filters, which refuse some."""
+"""What plugs into host allocation: strategies, which order the candidates, and filters, which refuse some; and what the
+service records in the transactions of others.
+"""
 
 from __future__ import annotations
 
 from typing import Any, Protocol
+
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.allocator.messages import AllocateHost, Candidate
 from caelum.kernel.extension import ExtensionPoint
@@ -16,6 +20,14 @@ class HostAllocatorStrategy(Protocol):
 
     def preferred(self, ask: AllocateHost) -> str | None:
         """A host that is tried before all others; None: the order alone decides."""
+
+
+class RoomRecords(ExtensionPoint):
+    """The records of what machines have reserved of hosts."""
+
+    async def give_back(self, tx: AsyncSession, vm_uuid: str) -> None:
+        """What `ReturnHost` would do. All machines of a host wait for its books, so they are written last."""
+        raise NotImplementedError
 
 
 class HostFilter(ExtensionPoint):

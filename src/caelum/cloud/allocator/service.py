@@ -24,7 +24,7 @@ from caelum.cloud.allocator.api import (
 )
 from caelum.cloud.allocator.choose import MISSED, Chooser
 from caelum.cloud.allocator.errors import NO_AVAILABLE_HOST
-from caelum.cloud.allocator.extension import HostAllocatorStrategy
+from caelum.cloud.allocator.extension import HostAllocatorStrategy, RoomRecords
 from caelum.cloud.allocator.limits import Limits
 from caelum.cloud.allocator.model import HOST, HostCapacityModel, HostReservationModel
 from caelum.cloud.allocator.settings import CONCURRENT, CONCURRENT_LEVEL
@@ -56,6 +56,7 @@ class AllocatorService(Service):
     def __init__(self, node: Node) -> None:
         super().__init__(node)
         self._limits = Limits(node)
+        node.extensions.add(RecordsOfRoom())
         for name, strategy in STRATEGIES.items():
             node.drivers.add(HostAllocatorStrategy, name, strategy)
 
@@ -176,6 +177,14 @@ class AllocatorService(Service):
             capacity_data=data,
             resource_type=kind,
         )
+
+
+class RecordsOfRoom(RoomRecords):
+    """What others give back in their transactions."""
+
+    async def give_back(self, tx: AsyncSession, vm_uuid: str) -> None:
+        """Give back what a machine took."""
+        await books.give_back(tx, vm_uuid)
 
 
 def _those_awaited(msg: m.AllocateHost) -> AwaitHosts:

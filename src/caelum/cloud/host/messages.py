@@ -100,7 +100,7 @@ class DestroyVmOnHost(Message[None], kw_only=True):
 
 @message(route_by="host_uuid")
 class DestroyAndReleaseVmOnHost(Message[None], kw_only=True):
-    """The same, and then have the host carry out orders, in one go."""
+    """The same, and then have the host carry out orders, in one go, when no connect of it is under way or due."""
 
     host_uuid: str
     vm_uuid: str

@@ -63,6 +63,8 @@ class HostService(Service):
         super().__init__(node)
         self.connector = Connector(node)
         self.tracker = HostTracker(node, self.connector)
+        self._starting: dict[str, asyncio.Task[Any]] = {}
+        """The starts of machines that go on, by machine."""
         node.extensions.add(HostCascade(node))
 
     async def start(self) -> None:
@@ -275,7 +277,18 @@ class HostService(Service):
 
     @handles(m.PrepareAndStartVmOnHost, queue=_OPERATIONS, level=SYNC_LEVEL)
     async def prepare_and_start_vm(self, msg: m.PrepareAndStartVmOnHost) -> VmStarted:
-        """The same after what its description says, and what providers say now: in the meantime it may have changed."""
+        """The same after what its description says, and what providers say now: in the meantime it may have changed.
+        A destruction calls it off."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - handlers run in tasks
+        self._starting[msg.spec.vm_uuid] = task
+        try:
+            return await self._prepare_and_start(msg)
+        finally:
+            if self._starting.get(msg.spec.vm_uuid) is task:
+                del self._starting[msg.spec.vm_uuid]
+
+    async def _prepare_and_start(self, msg: m.PrepareAndStartVmOnHost) -> VmStarted:
         driver, before = await self._driver(msg.host_uuid), list(msg.spec.before)
         for left in await self.node.extensions.each(VmResourceProvider, "prepare_start", msg.spec, msg.host_uuid):
             before += left
@@ -304,12 +317,17 @@ class HostService(Service):
 
     @handles(m.DestroyVmOnHost, queue=_OPERATIONS, level=SYNC_LEVEL)
     async def destroy_vm(self, msg: m.DestroyVmOnHost) -> None:
-        """Destroy a machine."""
+        """Destroy a machine; a start that still goes on ends first."""
+        if (starting := self._starting.get(msg.vm_uuid)) is not None:
+            starting.cancel()
+            await asyncio.wait([starting])
         await (await self._driver(msg.host_uuid)).destroy_vm(msg.host_uuid, msg.vm_uuid)
 
     @handles(m.DestroyAndReleaseVmOnHost, queue=_OPERATIONS, level=SYNC_LEVEL)
     async def destroy_and_release_vm(self, msg: m.DestroyAndReleaseVmOnHost) -> None:
-        """Destroy a machine and what it had."""
+        """Destroy a machine and what it had. A connect that is under way or due could bring that again, so it is over
+        first."""
+        await self.tracker.tried(msg.host_uuid)
         await (await self._driver(msg.host_uuid)).destroy_vm(msg.host_uuid, msg.vm_uuid, msg.orders)
 
     @handles(m.GetVmStatesOnHost)

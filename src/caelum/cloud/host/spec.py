@@ -120,6 +120,8 @@ class VmStarted(_Spec):
     vnc_port: int
     accelerated: bool = True
     """False: the host emulates the CPU in software, because hardware acceleration does not work there."""
+    before: list[dict[str, Any]] = []
+    """What the orders before the start were answered, in their order."""
 
 
 class ConsoleTarget(_Spec):

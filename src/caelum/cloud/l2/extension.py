@@ -54,10 +54,9 @@ class L2Driver(ABC):
     async def realise(self, l2: L2NetworkInventory, bridge: str, host_uuid: str) -> None:
         """Make the network on the host."""
 
-    async def realise_with_start(self, l2: L2NetworkInventory, bridge: str, host_uuid: str) -> list[HostOrder]:
-        """What makes the network on the host right before a machine starts there; empty: it is made already."""
-        await self.realise(l2, bridge, host_uuid)
-        return []
+    def orders(self, l2: L2NetworkInventory, bridge: str) -> list[HostOrder] | None:  # noqa: ARG002
+        """What makes the network on a host in one go with the start of a machine; None: only `realise` does."""
+        return None
 
     @abstractmethod
     async def remove(self, l2: L2NetworkInventory, bridge: str, host_uuid: str) -> None:

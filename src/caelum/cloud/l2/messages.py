@@ -10,19 +10,22 @@ from caelum.kernel.message import Message, message
 
 
 class L2OnHost(msgspec.Struct, frozen=True, rename="camel"):
-    """Where an L2 network is on a host, and what the host has yet to do for that."""
+    """Where an L2 network is on a host."""
 
     bridge: str
-    orders: list[HostOrder] = []
 
 
 class L2Facts(msgspec.Struct, frozen=True, rename="camel"):
-    """What others need to know of an L2 network. `private` networks have no uplink."""
+    """What others need to know of an L2 network. `private` networks have no uplink.
+
+    `orders`, if asked for, are what makes it on a host right before a machine starts there; None: `RealiseL2` does.
+    """
 
     inventory: L2NetworkInventory
     bridge: str
     private: bool
     mtu: int
+    orders: list[HostOrder] | None = None
 
 
 class L2HostsReply(msgspec.Struct, frozen=True, rename="camel"):
@@ -33,14 +36,10 @@ class L2HostsReply(msgspec.Struct, frozen=True, rename="camel"):
 
 @message(route_by="host_uuid")
 class RealiseL2(Message[L2OnHost], kw_only=True):
-    """Make sure that an L2 network exists on a host.
-
-    `with_start`: a machine is started there next, and what the answer orders is done right before.
-    """
+    """Make sure that an L2 network exists on a host."""
 
     l2_network_uuid: str
     host_uuid: str
-    with_start: bool = False
 
 
 @message(route_by="l2_network_uuid")
@@ -60,6 +59,7 @@ class GetL2(Message[L2Facts], kw_only=True):
     """What an L2 network is."""
 
     l2_network_uuid: str
+    with_orders: bool = False
 
 
 @message()

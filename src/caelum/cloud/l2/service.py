@@ -169,12 +169,9 @@ class L2Service(Service):
 
     @handles(RealiseL2)
     async def realise(self, msg: RealiseL2) -> L2OnHost:
-        """Make the network on a host, or say what makes it."""
+        """Make the network on a host."""
         l2, bridge = await self._found(msg.l2_network_uuid)
-        driver = self._driver(l2)
-        if msg.with_start:
-            return L2OnHost(bridge, await driver.realise_with_start(l2, bridge, msg.host_uuid))
-        await driver.realise(l2, bridge, msg.host_uuid)
+        await self._driver(l2).realise(l2, bridge, msg.host_uuid)
         return L2OnHost(bridge)
 
     @handles(RemoveL2)
@@ -188,7 +185,8 @@ class L2Service(Service):
         """What a network is."""
         l2, bridge = await self._found(msg.l2_network_uuid)
         driver = self._driver(l2)
-        return L2Facts(inventory=l2, bridge=bridge, private=driver.private(l2), mtu=driver.mtu(l2))
+        orders = driver.orders(l2, bridge) if msg.with_orders else None
+        return L2Facts(inventory=l2, bridge=bridge, private=driver.private(l2), mtu=driver.mtu(l2), orders=orders)
 
     @handles(GetL2Hosts)
     async def hosts(self, msg: GetL2Hosts) -> L2HostsReply:

@@ -69,14 +69,47 @@ async def allocate(db: Database, cloud_strategy: str, msg: AllocateIp) -> UsedIp
         async with db.transaction() as tx:
             if msg.holder is None:  # a service keeps its address, whoever asked for it first
                 await refuse_late(tx)
-            l3 = await db.remember(_key(msg), lambda session: _network(session, msg), tx)
-            strategy = msg.strategy or l3.strategy or cloud_strategy
-            if strategy == FIRST_AVAILABLE:  # all nodes would choose the same one, and all but one in vain
-                await lock_queue(tx, f"l3-ip-{msg.l3_network_uuid}")
-            row = await _take(tx, l3, msg, strategy)
+            row = await _attempt(tx, await _known(db, tx, msg), msg, cloud_strategy)
             if row is not None:
                 return row
-    raise CloudError(
+    raise _too_busy(msg)
+
+
+async def allocate_in(
+    tx: AsyncSession, db: Database, cloud_strategy: str, asked: Sequence[AllocateIp]
+) -> list[UsedIpModel]:
+    """The same for several in somebody else's transaction, which has written nothing yet."""
+    # In one order, so that of two who ask for several nobody waits for the other for ever.
+    in_order = sorted(asked, key=lambda one: one.l3_network_uuid)
+    networks = [await _known(db, tx, one) for one in in_order]
+    taken = {}
+    for l3, one in zip(networks, in_order, strict=True):
+        taken[holder_of(one)] = await _surely(tx, l3, one, cloud_strategy)
+    return [taken[holder_of(one)] for one in asked]
+
+
+async def _known(db: Database, tx: AsyncSession, msg: AllocateIp) -> _Network:
+    return await db.remember(_key(msg), lambda session: _network(session, msg), tx)
+
+
+async def _surely(tx: AsyncSession, l3: _Network, msg: AllocateIp, cloud_strategy: str) -> UsedIpModel:
+    for _ in range(ATTEMPTS):
+        row = await _attempt(tx, l3, msg, cloud_strategy)
+        if row is not None:
+            return row
+    raise _too_busy(msg)
+
+
+async def _attempt(tx: AsyncSession, l3: _Network, msg: AllocateIp, cloud_strategy: str) -> UsedIpModel | None:
+    """The address; None when somebody was faster."""
+    strategy = msg.strategy or l3.strategy or cloud_strategy
+    if strategy == FIRST_AVAILABLE:  # all nodes would choose the same one, and all but one in vain
+        await lock_queue(tx, f"l3-ip-{msg.l3_network_uuid}")
+    return await _take(tx, l3, msg, strategy)
+
+
+def _too_busy(msg: AllocateIp) -> CloudError:
+    return CloudError(
         ALLOCATE_IP_ERROR,
         f"lost the race for an address of L3 network[{msg.l3_network_uuid}] {ATTEMPTS} times",
         attempts=ATTEMPTS,
@@ -84,7 +117,6 @@ async def allocate(db: Database, cloud_strategy: str, msg: AllocateIp) -> UsedIp
 
 
 async def _take(tx: AsyncSession, l3: _Network, msg: AllocateIp, strategy: str) -> UsedIpModel | None:
-    """The address; None when somebody was faster."""
     guess = _guess(l3, msg, strategy)
     if guess is not None and await _insert(tx, guess):
         return guess

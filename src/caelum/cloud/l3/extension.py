@@ -1,8 +1,13 @@
-"""Where others may join in the life of an L3 network."""
+"""Where others may join in the life of an L3 network, and what the service records in the transactions of others."""
 
 from __future__ import annotations
 
-from caelum.cloud.l3.api import IpRangeInventory, L3NetworkInventory
+from collections.abc import Sequence
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from caelum.cloud.l3.api import IpRangeInventory, L3NetworkInventory, UsedIpInventory
+from caelum.cloud.l3.messages import AllocateIp
 from caelum.kernel.extension import ExtensionPoint
 
 
@@ -25,3 +30,16 @@ class IpRangeAdded(ExtensionPoint):
 
     async def ip_range_added(self, l3: L3NetworkInventory, added: IpRangeInventory) -> None:
         """`added` is among the ranges of `l3`."""
+
+
+class AddressRecords(ExtensionPoint):
+    """The records of addresses."""
+
+    async def take(self, tx: AsyncSession, asked: Sequence[AllocateIp]) -> list[UsedIpInventory]:
+        """What these messages would do, and raise, in a transaction that has written nothing yet; in their order. For a
+        workflow whose undo returns them."""
+        raise NotImplementedError
+
+    async def give_back(self, tx: AsyncSession, vm_nic_uuids: Sequence[str]) -> None:
+        """What `ReturnIp` would do, for these NICs."""
+        raise NotImplementedError

@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.l3.addresses import any_ip, at, offset, usable
-from caelum.cloud.l3.allocation import allocate, holder_of
+from caelum.cloud.l3.allocation import allocate, allocate_in, holder_of
 from caelum.cloud.l3.api import (
     AvailabilityReply,
     CheckIpAvailability,
@@ -19,15 +19,17 @@ from caelum.cloud.l3.api import (
     IpCapacityReply,
     UsedIpInventory,
 )
+from caelum.cloud.l3.extension import AddressRecords
 from caelum.cloud.l3.messages import AllocateIp, GetHeldIp, ReturnIp
 from caelum.cloud.l3.model import IpRangeModel, L3NetworkModel, ReservedIpRangeModel, UsedIpModel
 from caelum.cloud.l3.rows import network
 from caelum.cloud.l3.settings import IP_STRATEGY
 from caelum.kernel.errors import invalid
 from caelum.kernel.journal import refuse_late
+from caelum.kernel.node import Node
 from caelum.kernel.rows import delete_rows, read_rows
 from caelum.kernel.service import Service, handles
-from caelum.kernel.views import view
+from caelum.kernel.views import view, views
 
 MAX_LISTED = 10_000
 """Free addresses that one answer lists at most."""
@@ -37,6 +39,10 @@ _WINDOW = 4096
 
 class AddressHandlers(Service):
     """What the L3 service does with addresses."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        node.extensions.add(RecordsOfAddresses(node))
 
     @handles(AllocateIp, queue="l3-ip-{l3_network_uuid}")
     async def allocate(self, msg: AllocateIp) -> UsedIpInventory:
@@ -211,3 +217,21 @@ _NUMBERS = tuple(name for name in IpCapacityData.__struct_fields__ if name != "r
 def _sum(data: list[IpCapacityData], vo: str) -> IpCapacityReply:
     totals = {name: min(MAX_LONG, sum(getattr(one, name) for one in data)) for name in _NUMBERS}
     return IpCapacityReply(**totals, capacity_data=data, resource_type=vo)
+
+
+class RecordsOfAddresses(AddressRecords):
+    """What others take of addresses in their transactions."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def take(self, tx: AsyncSession, asked: Sequence[AllocateIp]) -> list[UsedIpInventory]:
+        """Take addresses."""
+        taken: list[UsedIpInventory] = views(
+            await allocate_in(tx, self._node.db, self._node.settings.get(IP_STRATEGY), asked)
+        )
+        return taken
+
+    async def give_back(self, tx: AsyncSession, vm_nic_uuids: Sequence[str]) -> None:
+        """Give addresses back."""
+        await delete_rows(tx, UsedIpModel, holder=list(vm_nic_uuids))

@@ -7,6 +7,7 @@ a clean-up always finds them; and what was reserved is given back only when the 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -18,7 +19,15 @@ from caelum.cloud.primary_storage.api import PrimaryStorageInventory
 from caelum.cloud.primary_storage.cache import ImageCache
 from caelum.cloud.primary_storage.capacity import Place, move, pin, pin_new, release, reserve
 from caelum.cloud.primary_storage.errors import ALLOCATE_ERROR, NO_CACHED_IMAGE
-from caelum.cloud.primary_storage.extension import Bits, PrimaryStorageDriver, VolumePlace
+from caelum.cloud.primary_storage.extension import (
+    Bits,
+    BitsRecords,
+    MakesVolumesWithStart,
+    PrimaryStorageDriver,
+    Reserve,
+    SpaceRecords,
+    VolumePlace,
+)
 from caelum.cloud.primary_storage.finder import Finder
 from caelum.cloud.primary_storage.messages import (
     CachedImage,
@@ -30,12 +39,14 @@ from caelum.cloud.primary_storage.messages import (
     GetVolumeHosts,
     GetVolumesOnHost,
     MoveReservation,
+    PlanVolumeOnStorage,
     ReleaseStorage,
     ReserveStorage,
     StorageCandidates,
     StorageContents,
     VolumeBits,
     VolumeHosts,
+    VolumePlan,
 )
 from caelum.cloud.primary_storage.model import (
     CONNECTED,
@@ -62,10 +73,12 @@ class StorageContentsService(Service):
         super().__init__(node)
         self.storages, self.trash, self.cache = storages, trash, cache
         self._making = Interruptible()
+        node.extensions.add(RecordsOfBits(node))
+        node.extensions.add(RecordsOfSpace(storages))
 
     # --- space --------------------------------------------------------------------------------------------------------
 
-    @handles(FindStorage)
+    @handles(FindStorage, reads=True)
     async def find(self, msg: FindStorage) -> StorageCandidates:
         image_size = 0
         if msg.image_uuid is not None:
@@ -79,11 +92,10 @@ class StorageContentsService(Service):
 
     @handles(ReserveStorage, queue="storage-{key}")
     async def reserve(self, msg: ReserveStorage) -> None:
-        ps = await self.storages.known(msg.primary_storage_uuid)
-        place, terms = self.storages.place(ps, msg.host_uuid), await self.storages.terms(ps.uuid)
+        take = await reserving(self.storages, msg.primary_storage_uuid, msg.host_uuid)
         async with self.node.db.transaction() as tx:
             await refuse_late(tx)
-            await reserve(tx, place, msg.key, msg.size, terms)
+            await take(tx, msg.key, msg.size)
 
     @handles(ReleaseStorage, queue="storage-{key}")
     async def release(self, msg: ReleaseStorage) -> None:
@@ -122,8 +134,7 @@ class StorageContentsService(Service):
                 path = await self._known_path(tx, msg, place, lambda name: driver.volume_path(ps, volume, name))
                 await pin(tx, key, path, msg.image_uuid, msg.maker)
             if place.host_bound:
-                bound = {"primary_storage_uuid": ps.uuid, "host_uuid": place.host_uuid}
-                await insert_new(tx, Ref, resource_uuid=key, **bound, size=msg.size, resource_type=VOLUME)
+                await _note_host(tx, place, key, msg.size)
         return path
 
     async def _known_path(
@@ -160,6 +171,28 @@ class StorageContentsService(Service):
         """Have the image cached by the storage's node, in whose queues all work on cached images runs."""
         found = await self.node.bus.call(CacheImage(ps.uuid, host_uuid, image_uuid, again))
         return Bits(found.install_path, found.size, found.actual_size, found.format)
+
+    @handles(PlanVolumeOnStorage, reads=True)
+    async def plan_volume(self, msg: PlanVolumeOnStorage) -> VolumePlan | None:
+        ps = await self.storages.known(msg.primary_storage_uuid)
+        driver = self.storages.driver(ps)
+        if not isinstance(driver, MakesVolumesWithStart):
+            return None
+        cached = None if msg.image_uuid is None else await self.cache.known(ps, msg.host_uuid, msg.image_uuid)
+        if cached is None and msg.image_uuid is not None:
+            return None
+        volume = VolumePlace(msg.volume_uuid, msg.account_uuid, msg.volume_type)
+        path = driver.volume_path(ps, volume, msg.volume_uuid)
+        return VolumePlan(
+            volume_uuid=msg.volume_uuid,
+            primary_storage_uuid=ps.uuid,
+            storage_type=ps.type,
+            host_uuid=msg.host_uuid,
+            install_path=path,
+            size=msg.size,
+            image_uuid=msg.image_uuid,
+            order=driver.creation(ps, msg.volume_uuid, path, msg.size, cached),
+        )
 
     @handles(DeleteBitsOnStorage)
     async def delete_bits(self, msg: DeleteBitsOnStorage) -> None:
@@ -231,6 +264,62 @@ class StorageContentsService(Service):
         """The connected hosts of the clusters that the storage serves."""
         found = await self.node.bus.call(ListHosts(cluster_uuids=ps.attached_cluster_uuids))
         return [one.uuid for one in found.hosts if one.status == CONNECTED]
+
+
+async def reserving(storages: Storages, ps_uuid: str, host_uuid: str | None) -> Reserve:
+    """What reserves space there."""
+    ps = await storages.known(ps_uuid)
+    place, terms = storages.place(ps, host_uuid), await storages.terms(ps.uuid)
+
+    async def take(tx: AsyncSession, key: str, size: int) -> None:
+        await reserve(tx, place, key, size, terms)
+
+    return take
+
+
+class RecordsOfSpace(SpaceRecords):
+    """What others reserve in their transactions."""
+
+    def __init__(self, storages: Storages) -> None:
+        self._storages = storages
+
+    async def at(self, primary_storage_uuid: str, host_uuid: str) -> Reserve:
+        """What reserves space there."""
+        return await reserving(self._storages, primary_storage_uuid, host_uuid)
+
+
+class RecordsOfBits(BitsRecords):
+    """The records of bits that are made with the start of a machine."""
+
+    def __init__(self, node: Node) -> None:
+        self._drivers = node.drivers
+
+    async def pin(self, tx: AsyncSession, plan: VolumePlan) -> bool:
+        """Note where the bits go."""
+        bound = self._drivers.get(PrimaryStorageDriver, plan.storage_type).host_bound
+        place = Place(plan.primary_storage_uuid, plan.host_uuid, bound)
+        waiting = job_name(place.ps_uuid, place.host_uuid, plan.install_path)
+        if not await pin_new(tx, place, plan.volume_uuid, plan.install_path, plan.image_uuid, None, waiting):
+            return False
+        if bound:
+            await _note_host(tx, place, plan.volume_uuid, plan.size)
+        return True
+
+    async def made(self, tx: AsyncSession, plan: VolumePlan, answer: dict[str, Any]) -> VolumeBits:
+        """Note how large they are."""
+        driver = self._drivers.get(PrimaryStorageDriver, plan.storage_type)
+        if not isinstance(driver, MakesVolumesWithStart):
+            raise TypeError(f"{plan.storage_type} does not make volumes with the start of their machines")
+        bits = driver.created(answer)
+        if bits.size != plan.size:
+            await update_rows(tx, Ref, {"size": bits.size}, resource_uuid=plan.volume_uuid)
+        return VolumeBits(bits.install_path, bits.size, bits.actual_size, bits.format)
+
+
+async def _note_host(tx: AsyncSession, place: Place, volume_uuid: str, size: int) -> None:
+    """Note which host holds a volume of a host-bound storage."""
+    here = {"primary_storage_uuid": place.ps_uuid, "host_uuid": place.host_uuid}
+    await insert_new(tx, Ref, resource_uuid=volume_uuid, **here, size=size, resource_type=VOLUME)
 
 
 def _is_anothers(known: StorageReservationModel | None, msg: DeleteBitsOnStorage) -> bool:

@@ -1,13 +1,19 @@
-"""What a primary storage driver offers to the core, and where plugins may hook in."""
+"""What a primary storage driver offers to the core, where plugins may hook in, and what the service records in the
+transactions of others.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
+from sqlalchemy.ext.asyncio import AsyncSession
 
+from caelum.cloud.host.spec import HostOrder
 from caelum.cloud.image.messages import ImageLocation
 from caelum.cloud.primary_storage.api import PrimaryStorageInventory
+from caelum.cloud.primary_storage.messages import VolumeBits, VolumePlan
 from caelum.kernel.extension import ExtensionPoint
 
 
@@ -90,6 +96,43 @@ class PrimaryStorageDriver(Protocol):
 
     async def bits_info(self, ps: PrimaryStorageInventory, host_uuid: str, install_path: str) -> Bits:
         """The true size."""
+
+
+@runtime_checkable
+class MakesVolumesWithStart(Protocol):
+    """What a driver can have besides: a host makes volumes in one go with the start of their machine."""
+
+    def creation(
+        self, ps: PrimaryStorageInventory, volume_uuid: str, install_path: str, size: int, cached: Bits | None
+    ) -> HostOrder:
+        """What makes a volume as `create_from_image` does, or without a cached image as `create_volume`. Idempotent."""
+
+    def created(self, answer: dict[str, Any]) -> Bits:
+        """What the host's answer to that order says."""
+
+
+Reserve = Callable[[AsyncSession, str, int], Awaitable[None]]
+"""Reserves bytes under a key in a transaction, as `ReserveStorage` does."""
+
+
+class SpaceRecords(ExtensionPoint):
+    """The records of reserved space, for who reserves it together with something else."""
+
+    async def at(self, primary_storage_uuid: str, host_uuid: str) -> Reserve:
+        """What reserves space on a storage for a host. To be asked for before the transaction."""
+        raise NotImplementedError
+
+
+class BitsRecords(ExtensionPoint):
+    """The records of bits that somebody else's workflow has a host make, as `PlanVolumeOnStorage` has planned it."""
+
+    async def pin(self, tx: AsyncSession, plan: VolumePlan) -> bool:
+        """Note where the bits go before they are made; False, and nothing is noted, when they cannot go there."""
+        raise NotImplementedError
+
+    async def made(self, tx: AsyncSession, plan: VolumePlan, answer: dict[str, Any]) -> VolumeBits:
+        """Note what was made, which the host's answer says."""
+        raise NotImplementedError
 
 
 class PrimaryStorageBeforeDelete(ExtensionPoint):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from caelum.cloud.host.spec import HostOrder
 from caelum.cloud.primary_storage.api import PrimaryStorageInventory
 from caelum.kernel.message import Message, message
 
@@ -38,6 +39,19 @@ class VolumeBits(msgspec.Struct, frozen=True, rename="camel"):
     size: int
     actual_size: int
     format: str
+
+
+class VolumePlan(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
+    """How a host makes a volume's bits in one go with the start of the machine that they are for: by `order`."""
+
+    volume_uuid: str
+    primary_storage_uuid: str
+    storage_type: str
+    host_uuid: str
+    install_path: str
+    size: int
+    image_uuid: str | None
+    order: HostOrder
 
 
 class CachedImage(msgspec.Struct, frozen=True, rename="camel"):
@@ -148,6 +162,23 @@ class CreateVolumeOnStorage(Message[VolumeBits]):
     volume_type: str = "Data"
     maker: str | None = None
     """Who makes the bits (a workflow's run): only the maker's undo finds them, see `DeleteBitsOnStorage`."""
+
+
+@message()
+class PlanVolumeOnStorage(Message[VolumePlan | None], kw_only=True):
+    """How a volume's bits would be made with the start of its machine; None: only `CreateVolumeOnStorage` can.
+
+    Nothing is done. A workflow that goes this way notes the plan first (`BitsRecords`) and lets nobody else make or
+    delete the bits meanwhile.
+    """
+
+    primary_storage_uuid: str
+    host_uuid: str
+    volume_uuid: str
+    size: int
+    image_uuid: str | None = None
+    account_uuid: str
+    volume_type: str
 
 
 @message(route_by="key")

@@ -11,7 +11,8 @@ from caelum.kernel.extension import ExtensionPoint
 class VmResourceProvider(ExtensionPoint):
     """Prepares what a VM needs on its host, and takes it away again.
 
-    Every method is idempotent: a resumed workflow calls it again. A provider that has no part in a VM returns.
+    Every method is idempotent: a resumed workflow calls it again. A provider that has no part in a VM returns. To take
+    away, a description need not say whose the VM is, and what its system tags have its guest told.
     """
 
     async def prepare(self, spec: VmSpec, host_uuid: str) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from caelum.cloud import quota
 from caelum.cloud.ownership import disown, owner_of
 from caelum.cloud.vm.api import NOT_IN_CORRECT_STATE, VmInstanceInventory, VmStateChanged
-from caelum.cloud.vm.model import VM_STATES, VmInstanceModel, VmNicModel, VmSequenceModel
+from caelum.cloud.vm.model import VM_STATES, VmInstanceModel, VmNicModel, VmSequenceModel, VmState
 from caelum.cloud.vm.specs import read_vm
 from caelum.kernel.context import ADMIN_ACCOUNT_UUID
 from caelum.kernel.database import after_commit, conflict_insert
@@ -27,6 +27,8 @@ NUMBER = "vm.num"
 """How many run; `TOTAL` counts them all."""
 CPU = "vm.cpuNum"
 MEMORY = "vm.memorySize"
+NO_ADDRESS = dict.fromkeys(("used_ip_uuid", "ip", "netmask", "gateway"))
+"""What a NIC's row says of its address when it has none."""
 
 
 def require_state(vm: VmInstanceModel, operation: str, allowed: frozenset[str] | set[str]) -> None:
@@ -61,6 +63,16 @@ async def move(
     if not VM_STATES.allows(vm.state, event):
         require_state(vm, operation or event, set(VM_STATES.states_for(event)))
     return await set_state(node, tx, vm, VM_STATES.next(vm.state, event), **columns)
+
+
+async def move_unseen(
+    tx: AsyncSession, vm_uuid: str, state: VmState, event: str, **columns: Any
+) -> VmInstanceModel | None:
+    """The same without a look, for a VM that should be in this state, which allows the event: its row alone, and the
+    caller has the news to tell. None, and nothing is done, when it is in another state.
+    """
+    values = {"state": str(VM_STATES.next(state, event)), **columns}
+    return await update_row(tx, VmInstanceModel, vm_uuid, values, state=str(state))
 
 
 async def set_state(node: Node, tx: AsyncSession, vm: VmInstanceModel, state: str, **columns: Any) -> VmInstanceModel:

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from caelum.cloud.host.messages import AwaitHost
 from caelum.cloud.host.spec import CdromSpec, HostOrder, NicIp, NicSpec, VmSpec, VolumeSpec
-from caelum.cloud.l2.messages import RealiseL2
+from caelum.cloud.l2.messages import GetL2, RealiseL2
 from caelum.cloud.l3.api import L3NetworkInventory
 from caelum.cloud.l3.messages import GetL3, GetMtu
 from caelum.cloud.ownership import owner_of
@@ -67,6 +68,12 @@ async def records_of(node: Node, vm: VmInstanceModel | str) -> VmRecords:
         texts = await tag_texts(session, vm.uuid)
         account = await owner_of(session, vm.uuid)
     return VmRecords(vm, volumes_of(vm), texts, account)
+
+
+def records_to_leave(vm: VmInstanceModel) -> VmRecords:
+    """The records of a VM, as `read_vm` has read it, that its host needs to lose it: without what only its guest is
+    told."""
+    return VmRecords(vm, volumes_of(vm), {}, None)
 
 
 def volumes_of(vm: VmInstanceModel) -> list[VolumeInventory]:
@@ -187,18 +194,21 @@ async def _bridges(
     """Bridge by L2 network, made on the host, or by the `orders`."""
     if host_uuid is None:
         return {}
-    uuids = list(dict.fromkeys(one.l2_network_uuid for one in networks))
-    later = orders is not None
-    answers = await node.bus.call_all(
-        [RealiseL2(l2_network_uuid=one, host_uuid=host_uuid, with_start=later) for one in uuids]
-    )
-    found = {}
-    for uuid, answer in zip(uuids, answers, strict=True):
+    found, left = {}, list(dict.fromkeys(one.l2_network_uuid for one in networks))
+    if orders is not None:
+        for uuid in left:
+            facts = await node.bus.call(GetL2(l2_network_uuid=uuid, with_orders=True))
+            if facts.orders is not None:
+                found[uuid] = facts.bridge
+                orders += facts.orders
+        left = [one for one in left if one not in found]
+        if left:
+            await node.bus.call(AwaitHost(host_uuid=host_uuid))
+    answers = await node.bus.call_all([RealiseL2(l2_network_uuid=one, host_uuid=host_uuid) for one in left])
+    for uuid, answer in zip(left, answers, strict=True):
         if isinstance(answer, CloudError):
             raise answer
         found[uuid] = answer.bridge
-        if orders is not None:
-            orders += answer.orders
     return found
 
 

@@ -27,16 +27,15 @@ from caelum.cloud.volume.messages import (
     VolumesReply,
 )
 from caelum.cloud.volume.model import DELETED, NOT_INSTANTIATED, READY, ROOT, STATUSES, VolumeModel
-from caelum.cloud.volume.records import add_volume, change, enter, find, get, move, remove_volume, without_vm
+from caelum.cloud.volume.records import change, enter, find, get, move, record_volume, remove_volume, without_vm
 from caelum.cloud.volume.settings import DELETION_POLICY
 from caelum.kernel.database import unique, utcnow
 from caelum.kernel.errors import OPERATION_ERROR, CloudError, not_found
 from caelum.kernel.journal import refuse_late
 from caelum.kernel.node import Node
 from caelum.kernel.prepared import Prepared
-from caelum.kernel.rows import new_row, read_row, read_rows
+from caelum.kernel.rows import read_row, read_rows
 from caelum.kernel.service import Service, handles
-from caelum.kernel.tag import save_system_tags
 from caelum.kernel.views import view, views
 
 Work = Callable[..., Coroutine[Any, Any, None]]
@@ -69,25 +68,11 @@ class VolumeRecordsService(Service):
 
     @handles(CreateVolume, queue="volume-{volume_uuid}")
     async def create_volume(self, msg: CreateVolume) -> VolumeInventory:
-        row = new_row(
-            VolumeModel,
-            uuid=msg.volume_uuid,
-            name=msg.name,
-            description=msg.description,
-            type=msg.type,
-            size=await self._size_of(msg),
-            primary_storage_uuid=msg.primary_storage_uuid,
-            vm_instance_uuid=msg.vm_instance_uuid,
-            device_id=msg.device_id,
-            root_image_uuid=msg.root_image_uuid,
-            disk_offering_uuid=msg.disk_offering_uuid,
-            status=NOT_INSTANTIATED,
-        )
+        size = await self._size_of(msg)
         async with self.db.transaction() as tx:
             await refuse_late(tx)
-            if added := await add_volume(tx, row, msg.account_uuid):
-                await save_system_tags(tx, msg.system_tags, row.uuid, VOLUME)
-        return view(row) if added else await find(self.node, msg.volume_uuid)
+            added = await record_volume(tx, msg, size)
+        return added or await find(self.node, msg.volume_uuid)
 
     async def _size_of(self, msg: CreateVolume) -> int:
         """What was asked for, but never less than the image."""

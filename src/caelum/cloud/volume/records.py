@@ -7,15 +7,18 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.ownership import disown, own, owner_of
+from caelum.cloud.primary_storage.messages import VolumeBits
 from caelum.cloud.quota import give_all, take_all
 from caelum.cloud.volume.api import VOLUME, VolumeInventory
 from caelum.cloud.volume.events import VolumeStatusChanged
-from caelum.cloud.volume.model import DATA, STATUSES, VolumeModel
+from caelum.cloud.volume.extension import VolumeRecords
+from caelum.cloud.volume.messages import CreateVolume
+from caelum.cloud.volume.model import DATA, NOT_INSTANTIATED, READY, ROOT, STATUSES, VolumeModel
 from caelum.kernel.database import after_commit, insert_new, utcnow
 from caelum.kernel.errors import OPERATION_ERROR, CloudError, not_found
 from caelum.kernel.node import Node
-from caelum.kernel.rows import delete_rows, read_row, update_row, values_of
-from caelum.kernel.tag import drop_tags
+from caelum.kernel.rows import delete_rows, new_row, read_row, update_row, values_of
+from caelum.kernel.tag import drop_tags, save_system_tags
 from caelum.kernel.views import view
 
 
@@ -99,3 +102,60 @@ def without_vm(row: VolumeModel) -> dict[str, Any]:
     if row.vm_instance_uuid is not None:
         values |= {"last_vm_instance_uuid": row.vm_instance_uuid, "last_detach_date": utcnow()}
     return values
+
+
+async def record_volume(tx: AsyncSession, msg: CreateVolume, size: int) -> VolumeInventory | None:
+    """Record a volume as the message says, with its owner and tags; None when it is recorded already."""
+    row = new_row(
+        VolumeModel,
+        uuid=msg.volume_uuid,
+        name=msg.name,
+        description=msg.description,
+        type=msg.type,
+        size=size,
+        primary_storage_uuid=msg.primary_storage_uuid,
+        vm_instance_uuid=msg.vm_instance_uuid,
+        device_id=msg.device_id,
+        root_image_uuid=msg.root_image_uuid,
+        disk_offering_uuid=msg.disk_offering_uuid,
+        status=NOT_INSTANTIATED,
+    )
+    if not await add_volume(tx, row, msg.account_uuid):
+        return None
+    await save_system_tags(tx, msg.system_tags, row.uuid, VOLUME)
+    volume: VolumeInventory = view(row)
+    return volume
+
+
+class RecordsOfVolumes(VolumeRecords):
+    """What others record of volumes in their transactions."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def add(self, tx: AsyncSession, msg: CreateVolume) -> VolumeInventory:
+        """Record a volume."""
+        volume: VolumeInventory = await record_volume(tx, msg, msg.size) or view(await get(tx, msg.volume_uuid))
+        return volume
+
+    async def filled(self, tx: AsyncSession, uuid: str, account_uuid: str, bits: VolumeBits) -> VolumeInventory:
+        """A volume has got its bits."""
+        made = {"install_path": bits.install_path, "format": bits.format}
+        sizes = {"size": bits.size, "actual_size": bits.actual_size}
+        status = STATUSES.next(NOT_INSTANTIATED, "instantiated")
+        try:
+            return await enter(self._node, tx, uuid, NOT_INSTANTIATED, status, account_uuid, **made, **sizes)
+        except CloudError:
+            if (await get(tx, uuid, lock=True)).status != READY:
+                raise
+        return await change(tx, uuid, **made, **sizes)  # it was filled before a crash
+
+    async def delete_root(self, tx: AsyncSession, uuid: str) -> VolumeInventory | None:
+        """It stays with its machine, which may be recovered."""
+        deleted = {"status": STATUSES.next(READY, "delete")}
+        row = await update_row(tx, VolumeModel, uuid, deleted, type=ROOT, status=READY)
+        if row is None:
+            return None
+        volume: VolumeInventory = view(row)
+        _tell_status(self._node, tx, volume, READY, await owner_of(tx, uuid))
+        return volume

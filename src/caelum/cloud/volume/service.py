@@ -39,7 +39,7 @@ from caelum.cloud.volume.events import VolumeConfigChanged
 from caelum.cloud.volume.flows import CreateDataContext, CreateDataVolumeFlow
 from caelum.cloud.volume.messages import ExpungeVolume
 from caelum.cloud.volume.model import DATA, DELETED, READY, STATES, VolumeModel
-from caelum.cloud.volume.records import change, find, get
+from caelum.cloud.volume.records import RecordsOfVolumes, change, find, get
 from caelum.cloud.volume.settings import EXPUNGE_INTERVAL, EXPUNGE_PERIOD, REFRESH_SIZE_INTERVAL
 from caelum.kernel import context
 from caelum.kernel.database import utcnow
@@ -64,6 +64,7 @@ class VolumeService(VolumeRecordsService):
         super().__init__(node)
         node.extensions.add(VolumeCascade(node))
         node.extensions.add(ForgetDeletedOffering(node))
+        node.extensions.add(RecordsOfVolumes(node))
 
     async def start(self) -> None:
         self.node.timers.every(EXPUNGE_INTERVAL, self.expunge_old, name="volume.expunge")

@@ -7,7 +7,7 @@ not reached is HOST.1010 and nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -84,7 +84,7 @@ class KvmDriver(HypervisorDriver):
             return _started(await self._run(host_uuid, command, FAILED_TO_START_VM, what))
         series = _series(*spec.before, order(command))
         done = await self._run(host_uuid, series, FAILED_TO_START_VM, what, PREPARED_START)
-        return _started(msgspec.convert(done.results[-1], p.StartVmAnswer))
+        return _started(msgspec.convert(done.results[-1], p.StartVmAnswer), done.results[:-1])
 
     async def stop_vm(self, host_uuid: str, vm_uuid: str, kind: str, grace_seconds: float) -> None:
         """Stop, with or without asking."""
@@ -228,5 +228,5 @@ def _series(*orders: HostOrder) -> p.Series:
     return p.Series(orders=[p.Order(path=one.path, body=one.body) for one in orders])
 
 
-def _started(answer: p.StartVmAnswer) -> VmStarted:
-    return VmStarted(vnc_port=answer.vnc_port, accelerated=answer.hypervisor == "kvm")
+def _started(answer: p.StartVmAnswer, before: Sequence[dict[str, Any]] = ()) -> VmStarted:
+    return VmStarted(vnc_port=answer.vnc_port, accelerated=answer.hypervisor == "kvm", before=list(before))

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import posixpath
 import re
+from typing import Any
 
+import msgspec
 from sqlalchemy import select
 
 from caelum.agent import protocol
+from caelum.cloud.host.spec import HostOrder
 from caelum.cloud.image.messages import ImageLocation
 from caelum.cloud.primary_storage.api import PrimaryStorageInventory
 from caelum.cloud.primary_storage.errors import NO_CACHED_IMAGE
 from caelum.cloud.primary_storage.extension import Bits, PhysicalCapacity, PrimaryStorageDriver, VolumePlace
 from caelum.cloud.primary_storage.messages import AddPrimaryStorage
-from caelum.drivers.kvm.remote import on_host
+from caelum.drivers.kvm.remote import on_host, order
 from caelum.drivers.local_storage.api import (
     AddLocalPrimaryStorage,
     GetLocalStorageHostDiskCapacity,
@@ -102,28 +105,27 @@ class LocalStorage:
     async def create_volume(
         self, ps: PrimaryStorageInventory, host_uuid: str, volume_uuid: str, install_path: str, size: int
     ) -> Bits:
-        command = protocol.CreateVolume(
-            storage_path=ps.url, volume_uuid=volume_uuid, install_path=install_path, size=size
-        )
+        command = _creation(ps, volume_uuid, install_path, size, None)
         return _bits(await on_host(self._bus, host_uuid, command, timeout=SHORT))
 
     async def create_from_image(
         self, ps: PrimaryStorageInventory, host_uuid: str, volume_uuid: str, install_path: str, cached: Bits, size: int
     ) -> Bits:
-        command = protocol.CreateVolume(
-            storage_path=ps.url,
-            volume_uuid=volume_uuid,
-            install_path=install_path,
-            size=max(size, cached.size),
-            backing=cached.install_path,
-            backing_format=cached.format,
-        )
+        command = _creation(ps, volume_uuid, install_path, size, cached)
         try:
             return _bits(await on_host(self._bus, host_uuid, command, timeout=SHORT))
         except CloudError as error:
             if error.code != protocol.NOT_FOUND:
                 raise
             raise CloudError(NO_CACHED_IMAGE, f"{cached.install_path} is not on host[uuid:{host_uuid}]") from error
+
+    def creation(
+        self, ps: PrimaryStorageInventory, volume_uuid: str, install_path: str, size: int, cached: Bits | None
+    ) -> HostOrder:
+        return order(_creation(ps, volume_uuid, install_path, size, cached))
+
+    def created(self, answer: dict[str, Any]) -> Bits:
+        return _bits(msgspec.convert(answer, protocol.FileInfo))
 
     async def delete_bits(self, ps: PrimaryStorageInventory, host_uuid: str, install_path: str) -> None:
         command = protocol.DeleteFile(storage_path=ps.url, install_path=install_path)
@@ -132,6 +134,17 @@ class LocalStorage:
     async def bits_info(self, ps: PrimaryStorageInventory, host_uuid: str, install_path: str) -> Bits:
         command = protocol.GetFileInfo(storage_path=ps.url, install_path=install_path)
         return _bits(await on_host(self._bus, host_uuid, command, timeout=SHORT))
+
+
+def _creation(
+    ps: PrimaryStorageInventory, volume_uuid: str, install_path: str, size: int, cached: Bits | None
+) -> protocol.CreateVolume:
+    """The command that makes a volume: empty, or as a clone of a cached image and at least as large."""
+    command = protocol.CreateVolume(storage_path=ps.url, volume_uuid=volume_uuid, install_path=install_path, size=size)
+    if cached is not None:
+        command.size = max(size, cached.size)
+        command.backing, command.backing_format = cached.install_path, cached.format
+    return command
 
 
 def _capacity(answer: protocol.StorageCapacity) -> PhysicalCapacity:

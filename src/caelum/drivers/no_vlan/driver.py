@@ -54,7 +54,7 @@ class NoVlanDriver(L2Driver):
     async def realise(self, l2: L2NetworkInventory, bridge: str, host_uuid: str) -> None:
         await on_host(self._node.bus, host_uuid, self._create(l2, bridge), timeout=TIMEOUT)
 
-    async def realise_with_start(self, l2: L2NetworkInventory, bridge: str, host_uuid: str) -> list[HostOrder]:  # noqa: ARG002
+    def orders(self, l2: L2NetworkInventory, bridge: str) -> list[HostOrder]:
         return [order(self._create(l2, bridge))]
 
     def _create(self, l2: L2NetworkInventory, bridge: str) -> CreateBridge:

@@ -101,9 +101,9 @@ async def prepare_on(node: Node, vm_uuid: str, host_uuid: str, records: VmRecord
 
 async def plan_start(node: Node, vm_uuid: str, host_uuid: str, records: VmRecords | None = None) -> VmSpec:
     """The same for a VM that is started next: what its host can do in one go with that is left to `start_on`, and so
-    are the services, which follow from what is true when the host's turn comes.
+    are the services, which follow from what is true when the host's turn comes. A host that is being connected is
+    waited for then.
     """
-    await node.bus.call(AwaitHost(host_uuid=host_uuid))
     orders: list[HostOrder] = []
     spec = await describe(node, records or await records_of(node, vm_uuid), realise_on=host_uuid, orders=orders)
     return msgspec.structs.replace(spec, before=orders)
@@ -182,7 +182,6 @@ async def destroy_and_release(node: Node, vm_uuid: str, host_uuid: str, records:
     succeed, or a provider has more to do: then `destroy_on_host` and `release_from` do it, which may be done twice.
     """
     try:
-        await node.bus.call(AwaitHost(host_uuid=host_uuid))
         spec = await describe(node, records)
         orders: list[HostOrder] = []
         for left in await node.extensions.each(VmResourceProvider, "release_orders", spec, host_uuid):

@@ -13,11 +13,15 @@ import msgspec
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.allocator.messages import AllocateHost, DiskRequest, ReturnHost
-from caelum.cloud.host.spec import VmSpec, nic_name
+from caelum.cloud.host.messages import PrepareAndStartVmOnHost
+from caelum.cloud.host.spec import nic_name
 from caelum.cloud.l3.api import UsedIpInventory
+from caelum.cloud.l3.extension import AddressRecords
 from caelum.cloud.l3.messages import AllocateIp, ReturnIp
 from caelum.cloud.ownership import own_all
-from caelum.cloud.primary_storage.messages import ReleaseStorage
+from caelum.cloud.parts import part
+from caelum.cloud.primary_storage.extension import BitsRecords
+from caelum.cloud.primary_storage.messages import PlanVolumeOnStorage, ReleaseStorage, VolumePlan
 from caelum.cloud.vm.api import CreateVmInstance, VmInstanceInventory
 from caelum.cloud.vm.flows.base import (
     LONG,
@@ -40,11 +44,12 @@ from caelum.cloud.vm.records import (
     take_quota,
     with_related,
 )
-from caelum.cloud.vm.specs import VmRecords, tag_texts
+from caelum.cloud.vm.specs import VmRecords, records_of, tag_texts
 from caelum.cloud.volume.api import VolumeInventory
+from caelum.cloud.volume.extension import VolumeRecords
 from caelum.cloud.volume.messages import CreateVolume, DeleteVolume, FillVolume
 from caelum.kernel.database import after_commit
-from caelum.kernel.errors import CloudError
+from caelum.kernel.errors import UNDELIVERABLE, CloudError, to_wire
 from caelum.kernel.ids import new_uuid
 from caelum.kernel.message import Message
 from caelum.kernel.node import Node
@@ -95,6 +100,7 @@ class CreateVmContext(VmContext, kw_only=True):
     guest_os_type: str | None = None
     allocator_strategy: str = DEFAULT_STRATEGY
     disks: list[DiskPlan]
+    """The root disk first."""
     nics: list[NicPlan]
     isos: list[str | None] = []
     default_l3_uuid: str | None = None
@@ -102,6 +108,10 @@ class CreateVmContext(VmContext, kw_only=True):
     addresses: dict[str, UsedIpInventory] = {}
     """By NIC."""
     starts: bool = True
+    root: VolumePlan | None = None
+    """How the host makes the root disk with the start; None: it is made before."""
+    made: dict[str, Any] | None = None
+    """What the host says of the root disk that it has made so."""
 
 
 def plan_nics(node: Node, l3_uuids: list[str], static: dict[str, str], macs: dict[str, str]) -> list[NicPlan]:
@@ -132,8 +142,7 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
         self._vm: VmInstanceModel | None = None
         """The VM's row as it began, with its NICs and drives as they are; None after a crash."""
         self._volumes: list[VolumeInventory] = []
-        self._planned: VmSpec | None = None
-        """What is to be started."""
+        """As they are; none after a crash."""
 
     async def begin(self, tx: AsyncSession, ctx: CreateVmContext) -> None:
         vm = self._vm = _row(ctx, await internal_id(tx, ctx.vm_uuid))
@@ -150,15 +159,13 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
 
     @step(progress=20)
     async def reserve(self, run: Run[CreateVmContext]) -> None:
-        """A host with room for it and its disks, the disks' records, and addresses."""
+        """A host with room for it and its disks."""
         ctx = run.ctx
         place = await run.bus.call(_wanted_place(ctx))
         ctx.host_uuid, ctx.cluster_uuid, ctx.zone_uuid = place.host_uuid, place.cluster_uuid, place.zone_uuid
         for disk in ctx.disks:
             disk.primary_storage_uuid = place.disks[disk.volume_uuid]
-        await _all(run, [_volume(ctx, one) for one in ctx.disks])
-        taken = await _all(run, [_address(one) for one in ctx.nics])
-        ctx.addresses = {plan.nic_uuid: one for plan, one in zip(ctx.nics, taken, strict=True)}
+        ctx.root = await run.bus.call(_planned(ctx, ctx.disks[0])) if ctx.starts else None
 
     @reserve.undo
     async def give_back(self, run: Run[CreateVmContext]) -> None:
@@ -168,9 +175,12 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
         await run.bus.call(ReturnHost(vm_uuid=ctx.vm_uuid))
         await _all(run, [ReleaseStorage(key=one.volume_uuid) for one in ctx.disks])
 
-    @db_step(no_undo="the row goes when the creation is undone")  # type: ignore[untyped-decorator]
+    @db_step(no_undo="the undo of reserve is that of both", retry=Retry(times=2, delay=0.1))  # type: ignore[untyped-decorator]
     async def record_place(self, tx: AsyncSession, run: Run[CreateVmContext]) -> None:
+        """Its addresses, its place and its disks. What all creations change, the account's quota, comes last."""
         ctx = run.ctx
+        taken = await part(self.node, AddressRecords).take(tx, [_address(one) for one in ctx.nics])
+        ctx.addresses = {plan.nic_uuid: one for plan, one in zip(ctx.nics, taken, strict=True)}
         place = {
             "cluster_uuid": ctx.cluster_uuid,
             "zone_uuid": ctx.zone_uuid,
@@ -182,41 +192,72 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
         nics = [await update_row(tx, VmNicModel, uuid, address_columns(ip)) for uuid, ip in ctx.addresses.items()]
         if self._vm is not None:
             related(self._vm, vm_nics=[one for one in nics if one is not None])
+        if ctx.root is not None and not await part(self.node, BitsRecords).pin(tx, ctx.root):
+            ctx.root = None
+        self._volumes = [await part(self.node, VolumeRecords).add(tx, _volume(ctx, one)) for one in ctx.disks]
 
     # --- on its host --------------------------------------------------------------------------------------------------
 
-    @step(timeout=LONG, retry=Retry(times=2), progress=80)
+    @step(idle=True)
     async def prepare_host(self, run: Run[CreateVmContext]) -> None:
-        """Its disks, and what else it needs there; nothing more for one that is only created."""
+        """What is done on the host is done by the next step; this one has its undo, whichever part of it was done."""
+
+    @prepare_host.undo
+    async def leave_host_again(self, run: Run[CreateVmContext]) -> None:
+        if run.ctx.starts:
+            await destroy_on_host(run.node, run.ctx.vm_uuid, _host(run.ctx))
+            await leave_host(run.node, run.ctx.vm_uuid, _host(run.ctx))
+
+    @step(timeout=LONG, retry=Retry(times=2), progress=95, no_undo="the undo of prepare_host is that of both")
+    async def start_on_host(self, run: Run[CreateVmContext]) -> None:
+        """Make its disks and what else it needs, and start it; only the disks of one that is only created."""
         ctx = run.ctx
-        self._volumes = await _all(run, [_fill(ctx, one) for one in ctx.disks])
+        await self._fill(run)
         if not ctx.starts:
             return
         if any(ctx.isos):
             await bring_isos(run.node, ctx.vm_uuid, _host(ctx))
-        self._planned = await plan_start(run.node, ctx.vm_uuid, _host(ctx), await self._records(run))
+        if ctx.root is not None:
+            ctx.made = await self._start_with_root(run, ctx.root)
+            if ctx.made is not None:
+                return
+            ctx.root = None
+            await self._fill(run)
+        planned = await plan_start(run.node, ctx.vm_uuid, _host(ctx), await self._records(run))
+        await start_on(run.node, _host(ctx), planned)
 
-    async def _records(self, run: Run[CreateVmContext]) -> VmRecords | None:
-        """What the VM's description is made of, unless it must be read."""
-        if self._vm is None or any(run.ctx.isos):
-            return None
-        texts = await tag_texts(run.db.once, run.ctx.vm_uuid)
-        return VmRecords(self._vm, self._volumes, texts, run.ctx.account_uuid)
+    async def _fill(self, run: Run[CreateVmContext]) -> None:
+        """Have the disks made, but for the root disk when it is made with the start."""
+        ctx = run.ctx
+        before = ctx.disks if ctx.root is None else ctx.disks[1:]
+        filled = await _all(run, [_fill(ctx, one) for one in before])
+        self._volumes = filled if ctx.root is None else [*self._volumes[:1], *filled]
 
-    @prepare_host.undo
-    async def release_host(self, run: Run[CreateVmContext]) -> None:
-        if run.ctx.starts:
-            await leave_host(run.node, run.ctx.vm_uuid, _host(run.ctx))
+    async def _start_with_root(self, run: Run[CreateVmContext], root: VolumePlan) -> dict[str, Any] | None:
+        """Start it, the root disk being made in the same go. What the host says of the disk; None when it could not
+        make it, or was not asked in this way: then nothing was started, or it is repeated.
+        """
+        planned = await plan_start(run.node, run.ctx.vm_uuid, root.host_uuid, await self._records(run))
+        planned.before.insert(0, root.order)
+        try:
+            started = await run.bus.call(PrepareAndStartVmOnHost(host_uuid=root.host_uuid, spec=planned))
+        except CloudError as error:
+            if error.kind is UNDELIVERABLE or _failed(error) == root.order.path:
+                return None
+            raise
+        return started.before[0] if started.before else None
 
-    @step(retry=Retry(times=2), progress=95, skip=lambda ctx: not ctx.starts)
-    async def start_on_host(self, run: Run[CreateVmContext]) -> None:
-        # After a crash it is planned again: the host may have been restarted since.
-        planned = self._planned or await plan_start(run.node, run.ctx.vm_uuid, _host(run.ctx))
-        await start_on(run.node, _host(run.ctx), planned)
-
-    @start_on_host.undo
-    async def destroy_domain(self, run: Run[CreateVmContext]) -> None:
-        await destroy_on_host(run.node, run.ctx.vm_uuid, _host(run.ctx))
+    async def _records(self, run: Run[CreateVmContext]) -> VmRecords:
+        """What the VM's description is made of, with the root disk as it will be."""
+        ctx = run.ctx
+        if self._vm is None or any(ctx.isos):
+            records = await records_of(run.node, ctx.vm_uuid)
+        else:
+            texts = await tag_texts(run.db.once, ctx.vm_uuid)
+            records = VmRecords(self._vm, self._volumes, texts, ctx.account_uuid)
+        if ctx.root is None:
+            return records
+        return records._replace(volumes=[_as_planned(one, ctx.root) for one in records.volumes])
 
     @step(skip=lambda ctx: ctx.starts, no_undo="the capacity is given back either way")
     async def leave_host(self, run: Run[CreateVmContext]) -> None:
@@ -226,6 +267,10 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
 
     async def complete(self, tx: AsyncSession, ctx: CreateVmContext) -> None:
         event = "running" if ctx.starts else "stopped"
+        if ctx.root is not None and ctx.made is not None:
+            bits = await part(self.node, BitsRecords).made(tx, ctx.root, ctx.made)
+            root = await part(self.node, VolumeRecords).filled(tx, ctx.root.volume_uuid, ctx.account_uuid, bits)
+            self._volumes = [root, *self._volumes[1:]]
         self.final = await self._enter(tx, ctx, event) or view(await move(self.node, tx, ctx.vm_uuid, event))
         if not ctx.starts:
             await give_running_quota(tx, ctx.vm_uuid)
@@ -369,6 +414,34 @@ def _fill(ctx: CreateVmContext, disk: DiskPlan) -> FillVolume:
     return FillVolume(
         volume_uuid=disk.volume_uuid, host_uuid=ctx.host_uuid, primary_storage_uuid=disk.primary_storage_uuid or ""
     )
+
+
+def _planned(ctx: CreateVmContext, root: DiskPlan) -> PlanVolumeOnStorage:
+    return PlanVolumeOnStorage(
+        primary_storage_uuid=root.primary_storage_uuid or "",
+        host_uuid=_host(ctx),
+        volume_uuid=root.volume_uuid,
+        size=root.size,
+        image_uuid=root.image_uuid,
+        account_uuid=ctx.account_uuid,
+        volume_type=root.type,
+    )
+
+
+def _as_planned(volume: VolumeInventory, root: VolumePlan) -> VolumeInventory:
+    """A volume as it will be: the root disk is where it is planned."""
+    if volume.uuid != root.volume_uuid:
+        return volume
+    return msgspec.structs.replace(volume, install_path=root.install_path, size=root.size)
+
+
+def _failed(error: CloudError) -> str | None:
+    """Which command failed on the host."""
+    if error.cause is None:
+        return None
+    facts = to_wire(error.cause).opaque or {}
+    failed: str | None = facts.get("order", facts.get("command"))
+    return failed
 
 
 def _address(nic: NicPlan) -> AllocateIp:

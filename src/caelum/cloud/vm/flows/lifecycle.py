@@ -35,7 +35,14 @@ from caelum.cloud.vm.flows.base import (
 )
 from caelum.cloud.vm.flows.create import allocate_address
 from caelum.cloud.vm.model import ON_HOST, VmInstanceModel, VmNicModel, VmState
-from caelum.cloud.vm.records import give_running_quota, move, require_state, set_state, take_running_quota
+from caelum.cloud.vm.records import (
+    NO_ADDRESS,
+    give_running_quota,
+    move,
+    require_state,
+    set_state,
+    take_running_quota,
+)
 from caelum.cloud.vm.specs import VmRecords, read_vm, records_of
 from caelum.cloud.volume.messages import GetVolumes, InstantiateVolume
 from caelum.kernel.errors import CloudError
@@ -194,7 +201,7 @@ async def return_address(run: Run[Any], nic_uuid: str) -> None:
     """Give a NIC's address back and take it out of the NIC's row."""
     await run.bus.call(ReturnIp(vm_nic_uuid=nic_uuid))
     async with run.db.transaction() as tx:
-        await update_rows(tx, VmNicModel, dict.fromkeys(("used_ip_uuid", "ip", "netmask", "gateway")), uuid=nic_uuid)
+        await update_rows(tx, VmNicModel, NO_ADDRESS, uuid=nic_uuid)
 
 
 X = TypeVar("X", bound=VmContext)

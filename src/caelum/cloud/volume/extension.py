@@ -1,0 +1,31 @@
+"""What the volume service records in the transactions of others."""
+
+from __future__ import annotations
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from caelum.cloud.primary_storage.messages import VolumeBits
+from caelum.cloud.volume.api import VolumeInventory
+from caelum.cloud.volume.messages import CreateVolume
+from caelum.kernel.extension import ExtensionPoint
+
+
+class VolumeRecords(ExtensionPoint):
+    """The records of volumes that a workflow of their virtual machine changes: they commit with its progress.
+
+    The same as messages would do, for a workflow that lets nobody else have the volumes before it ends.
+    """
+
+    async def add(self, tx: AsyncSession, msg: CreateVolume) -> VolumeInventory:
+        """What the message would do, for a size that is neither 0 nor less than the image's."""
+        raise NotImplementedError
+
+    async def filled(self, tx: AsyncSession, uuid: str, account_uuid: str, bits: VolumeBits) -> VolumeInventory:
+        """A volume has got its bits on the storage that it was recorded with: Ready. `account_uuid` owns it."""
+        raise NotImplementedError
+
+    async def delete_root(self, tx: AsyncSession, uuid: str) -> VolumeInventory | None:
+        """What `DeleteVolume` by policy Delay would do to a machine's root disk, where that only changes its record.
+        None, and nothing is done, when it is not Ready: then it takes that message, and its turn in the volume's queue.
+        """
+        raise NotImplementedError
