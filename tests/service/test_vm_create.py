@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import select
 from tests.service.vm_clouds import assert_nothing_wrong, chain, guests, owned, room, used, vm_of
 
+from caelum.agent.protocol import StartVm
 from caelum.cloud.allocator.messages import AllocateHost, DiskRequest, ReturnHost
 from caelum.cloud.allocator.model import HostReservationModel
 from caelum.cloud.identity.api import CreateAccount, ShareResource, UpdateQuota
@@ -20,7 +21,7 @@ from caelum.cloud.l3.model import UsedIpModel
 from caelum.cloud.offering.api import CreateInstanceOffering
 from caelum.cloud.primary_storage.messages import ReleaseStorage, ReserveStorage
 from caelum.cloud.primary_storage.model import StorageReservationModel
-from caelum.cloud.quota import QUOTA_EXCEEDING
+from caelum.cloud.quota import QUOTA_EXCEEDING, usage
 from caelum.cloud.vm.api import (
     CreateVmInstance,
     DestroyVmInstance,
@@ -31,7 +32,7 @@ from caelum.cloud.vm.api import (
     VmInstanceInventory,
 )
 from caelum.cloud.volume.api import QueryVolume
-from caelum.kernel.context import Actor
+from caelum.kernel.context import ADMIN_ACCOUNT_UUID, Actor
 from caelum.kernel.errors import CANCELED, INVALID_ARGUMENT, CloudError
 from caelum.kernel.ids import new_uuid
 from caelum.testing.simcloud import GIB, MIB, SimulatedCloud, empty_qcow2, simulated_cloud
@@ -61,6 +62,34 @@ async def test_sizes(world: SimulatedCloud) -> None:
             await world.create_vm("wrong", instance_offering_uuid=None, **wrong)
         assert refused.value.kind == INVALID_ARGUMENT
     assert len(guests(world)) == 2
+
+
+async def counted(world: SimulatedCloud) -> dict[str, int]:
+    """What the administrator is counted for of every quota."""
+    async with world.cloud.node.db.read() as session:
+        return {name: taken for name, taken, _ in await usage(session, ADMIN_ACCOUNT_UUID)}
+
+
+async def test_what_a_creation_is_counted_for_is_given_back_wherever_it_fails(world: SimulatedCloud) -> None:
+    vm = await world.create_vm("vm", data_disk_sizes=[GIB])
+    both = sum(one.size for one in vm.all_volumes)
+    before = await counted(world)
+    assert (before["volume.capacity"], before["volume.data.num"], before["vm.num"]) == (both, 1, 1)
+    too_large = {"instance_offering_uuid": None, "cpu_num": 1, "memory_size": 1 << 50}
+    with pytest.raises(CloudError, match="no host"):
+        await world.create_vm("before it has a place", data_disk_sizes=[GIB], **too_large)
+    tag = f"staticIp::{world.l3}::{vm.vm_nics[0].ip}"
+    with pytest.raises(CloudError, match="is in use"):
+        await world.create_vm("where it gets its addresses", data_disk_sizes=[GIB], system_tags=[tag])
+    world.hosts.fault("error", StartVm.path)
+    with pytest.raises(CloudError):
+        await world.create_vm("on its host", data_disk_sizes=[GIB])
+    world.hosts.heal()
+    assert await counted(world) == before
+    await world.api(DestroyVmInstance(uuid=vm.uuid))
+    await world.api(ExpungeVmInstance(uuid=vm.uuid))
+    assert (await counted(world))["volume.capacity"] == GIB, "the data disk stays"
+    await assert_nothing_wrong(world)
 
 
 async def reservations(world: SimulatedCloud) -> list[tuple[str, str]]:

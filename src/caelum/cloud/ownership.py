@@ -10,7 +10,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import cast
 
-from sqlalchemy import Index, Select, String, Table, bindparam, select
+from sqlalchemy import DateTime, Index, Select, String, Table, bindparam, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -77,29 +77,34 @@ async def own(tx: AsyncSession, account_uuid: str, resource_uuid: str, resource_
 
 async def own_all(tx: AsyncSession, account_uuid: str, types: Mapping[str, str]) -> None:
     """The same for several resources, given with their types."""
-    rows = [
-        {
-            "account_uuid": account_uuid,
-            "owner_account_uuid": account_uuid,
-            "resource_uuid": resource_uuid,
-            "resource_type": _root_type(resource_type),
-            "concrete_resource_type": resource_type,
-        }
-        for resource_uuid, resource_type in types.items()
-    ]
-    for row in rows:
-        await _owning().run(tx, **row)
+    values: dict[str, str] = {}
+    for number, (resource_uuid, resource_type) in enumerate(types.items()):
+        values[f"resource_{number}"], values[f"type_{number}"] = resource_uuid, resource_type
+        values[f"root_{number}"] = _root_type(resource_type)
+    await _owning(len(types)).run(tx, **values, account=account_uuid, now=utcnow())
 
 
 @lru_cache
-def _owning() -> Prepared:
-    statement = conflict_insert(AccountResourceRefModel).inline()
-    taken_over = {name: statement.excluded[name] for name in ("account_uuid", "owner_account_uuid")}
-    owning = statement.on_conflict_do_update(
-        index_elements=["resource_uuid"], set_={**taken_over, "last_op_date": statement.excluded.last_op_date}
-    )
-    given = ("account_uuid", "owner_account_uuid", "resource_uuid", "resource_type", "concrete_resource_type")
-    return Prepared(owning, *given)
+def _owning(count: int) -> Prepared:
+    """One statement for so many resources. Of several rows, each must say what a column has by default."""
+    statement, now = conflict_insert(AccountResourceRefModel).inline(), bindparam("now", type_=DateTime)
+    account = bindparam("account", type_=String)
+    rows = [
+        {
+            "account_uuid": account,
+            "owner_account_uuid": account,
+            "resource_uuid": bindparam(f"resource_{number}", type_=String),
+            "resource_type": bindparam(f"root_{number}", type_=String),
+            "concrete_resource_type": bindparam(f"type_{number}", type_=String),
+            "permission": ALL_PERMISSIONS,
+            "is_shared": False,
+            "create_date": now,
+            "last_op_date": now,
+        }
+        for number in range(count)
+    ]
+    taken_over = {name: statement.excluded[name] for name in ("account_uuid", "owner_account_uuid", "last_op_date")}
+    return Prepared(statement.values(rows).on_conflict_do_update(index_elements=["resource_uuid"], set_=taken_over))
 
 
 async def disown(tx: AsyncSession, *resource_uuids: str) -> None:

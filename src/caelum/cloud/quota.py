@@ -107,8 +107,22 @@ async def take_all(
 ) -> None:
     """The same for several quotas at once. `freely` refuses nobody: for what is taken already, whoever allowed it."""
     if key is not None:
-        new = await _note(tx, account_uuid, amounts, key)
-        amounts = {name: amount for name, amount in amounts.items() if name in new}
+        await take_under(tx, account_uuid, {key: amounts}, freely=freely)
+    else:
+        await _take(tx, account_uuid, amounts, freely)
+
+
+async def take_under(
+    tx: AsyncSession, account_uuid: str, by_key: Mapping[str, Mapping[str, int]], *, freely: bool = False
+) -> None:
+    """The same for what several keys take of several quotas, given by key."""
+    amounts: dict[str, int] = {}
+    for name, key in await _note(tx, account_uuid, by_key):
+        amounts[name] = amounts.get(name, 0) + by_key[key][name]
+    await _take(tx, account_uuid, amounts, freely)
+
+
+async def _take(tx: AsyncSession, account_uuid: str, amounts: Mapping[str, int], freely: bool) -> None:
     freely = freely or account_uuid == ADMIN_ACCOUNT_UUID
     counted = await _count(tx, account_uuid, amounts, freely)
     for name in [one for one in amounts if one not in counted]:
@@ -161,12 +175,13 @@ _FORGET = Prepared(
 )
 
 
-async def _note(tx: AsyncSession, account_uuid: str, amounts: Mapping[str, int], key: str) -> set[str]:
-    """Note what is taken under a key; the names of which nothing was noted before."""
-    values = [{"name": name, "amount": amount} for name, amount in amounts.items()]
-    statement = _noting(len(values))
-    flat = {f"{field}_{number}": value for number, one in enumerate(values) for field, value in one.items()}
-    return {name for (name,) in await statement.rows(tx, **flat, usage_key=key, account=account_uuid)}
+async def _note(tx: AsyncSession, account_uuid: str, by_key: Mapping[str, Mapping[str, int]]) -> list[tuple[str, str]]:
+    """Note what is taken under keys; of which quotas and keys nothing was noted before."""
+    values: dict[str, Any] = {}
+    taken = [(name, key, amount) for key, amounts in by_key.items() for name, amount in amounts.items()]
+    for number, (name, key, amount) in enumerate(taken):
+        values |= {f"name_{number}": name, f"key_{number}": key, f"amount_{number}": amount}
+    return [(name, key) for name, key in await _noting(len(taken)).rows(tx, **values, account=account_uuid)]
 
 
 @lru_cache
@@ -175,13 +190,14 @@ def _noting(count: int) -> Prepared:
     rows = [
         {
             "name": bindparam(f"name_{number}", type_=String),
-            "key": bindparam("usage_key", type_=String),
+            "key": bindparam(f"key_{number}", type_=String),
             "account_uuid": bindparam("account", type_=String),
             "amount": bindparam(f"amount_{number}", type_=BigInteger),
         }
         for number in range(count)
     ]
-    return Prepared(statement.values(rows).on_conflict_do_nothing().returning(statement.table.c.name))
+    noted = statement.table.c
+    return Prepared(statement.values(rows).on_conflict_do_nothing().returning(noted.name, noted.key))
 
 
 async def _count(tx: AsyncSession, account_uuid: str, amounts: Mapping[str, int], freely: bool) -> set[str]:

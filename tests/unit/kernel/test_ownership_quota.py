@@ -5,8 +5,8 @@ import asyncio
 import pytest
 from sqlalchemy import select
 
-from caelum.cloud.ownership import AccountResourceRefModel, SharedResourceModel, disown, own, owner_of
-from caelum.cloud.quota import QUOTAS, close_account, give, give_all, open_account, take, take_all, usage
+from caelum.cloud.ownership import AccountResourceRefModel, SharedResourceModel, disown, own, own_all, owner_of
+from caelum.cloud.quota import QUOTAS, close_account, give, give_all, open_account, take, take_all, take_under, usage
 from caelum.kernel.context import ADMIN_ACCOUNT_UUID
 from caelum.kernel.database import Database
 from caelum.kernel.errors import CloudError
@@ -116,3 +116,30 @@ async def test_several_quotas_are_counted_by_two_statements_and_given_back_by_tw
         assert db.statements - before == 2
         await give_all(tx, list(amounts), "vm1")  # it has given everything back
     assert [(await _used(db, "many", one))[0] for one in ("vm.num", "vm.cpuNum", "vm.totalNum")] == [0, 0, 1]
+
+
+async def test_several_keys_take_at_once_and_each_once(db: Database) -> None:
+    vm, disk = {"vm.num": 1, "volume.capacity": 5}, {"volume.capacity": 7}
+    for _ in range(2):
+        async with db.transaction() as tx:
+            await take_under(tx, "a", {"vm": vm, "disk": disk})
+    assert [(await _used(db, "a", name))[0] for name in ("vm.num", "volume.capacity")] == [1, 12]
+    with pytest.raises(CloudError) as refused:
+        async with db.transaction() as tx:
+            await take_under(tx, "a", {"large": {"volume.capacity": 1 << 60}, "small": {"vm.num": 1}})
+    assert refused.value.facts["quota"] == "volume.capacity"
+    async with db.transaction() as tx:
+        await give_all(tx, ["vm.num", "volume.capacity"], "disk")
+    assert [(await _used(db, "a", name))[0] for name in ("vm.num", "volume.capacity")] == [1, 5]
+
+
+async def test_several_resources_get_their_owner_at_once(db: Database) -> None:
+    for account in ("a", "b"):
+        async with db.transaction() as tx:
+            await own_all(tx, account, {"jet": "TestJetVO", "plane": "TestPlaneVO"})
+    async with db.read() as session:
+        rows = list(await session.scalars(select(AccountResourceRefModel)))
+    assert {(row.resource_uuid, row.account_uuid, row.concrete_resource_type) for row in rows} == {
+        ("jet", "b", "TestJetVO"), ("plane", "b", "TestPlaneVO"),
+    }  # fmt: skip
+    assert all((row.permission, row.is_shared) == (2, False) and row.create_date for row in rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -115,9 +116,11 @@ def new_mac() -> str:
     return "fa:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(5))
 
 
-async def take_quota(tx: AsyncSession, vm: VmInstanceModel, account_uuid: str) -> None:
-    """Count a VM and what it runs with for its account."""
-    await quota.take_all(tx, account_uuid, {TOTAL: 1, **_running(vm)}, key=vm.uuid)
+async def take_quota(
+    tx: AsyncSession, vm: VmInstanceModel, account_uuid: str, disks: Mapping[str, Mapping[str, int]]
+) -> None:
+    """Count a VM and what it runs with for its account, and its disks, by their UUIDs."""
+    await quota.take_under(tx, account_uuid, {vm.uuid: {TOTAL: 1, **_running(vm)}, **disks})
 
 
 async def take_running_quota(tx: AsyncSession, vm: VmInstanceModel, *, freely: bool = False) -> None:

@@ -10,14 +10,21 @@ from caelum.cloud.volume.messages import CreateVolume
 from caelum.kernel.extension import ExtensionPoint
 
 
+def counted(volume_type: str, size: int) -> dict[str, int]:
+    """What a volume is counted for, by quota."""
+    return {"volume.data.num": 1, "volume.capacity": size} if volume_type == "Data" else {"volume.capacity": size}
+
+
 class VolumeRecords(ExtensionPoint):
     """The records of volumes that a workflow of their virtual machine changes: they commit with its progress.
 
     The same as messages would do, for a workflow that lets nobody else have the volumes before it ends.
     """
 
-    async def add(self, tx: AsyncSession, msg: CreateVolume) -> VolumeInventory:
-        """What the message would do, for a size that is neither 0 nor less than the image's."""
+    async def add(self, tx: AsyncSession, msg: CreateVolume, *, is_counted: bool) -> VolumeInventory:
+        """What the message would do, for a size that is neither 0 nor less than the image's. `is_counted`: the caller
+        has taken `counted` of its owner's quotas under its UUID, and gives that back if there will be no volume.
+        """
         raise NotImplementedError
 
     async def filled(self, tx: AsyncSession, uuid: str, account_uuid: str, bits: VolumeBits) -> VolumeInventory:

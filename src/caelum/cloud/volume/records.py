@@ -11,9 +11,9 @@ from caelum.cloud.primary_storage.messages import VolumeBits
 from caelum.cloud.quota import give_all, take_all
 from caelum.cloud.volume.api import VOLUME, VolumeInventory
 from caelum.cloud.volume.events import VolumeStatusChanged
-from caelum.cloud.volume.extension import VolumeRecords
+from caelum.cloud.volume.extension import VolumeRecords, counted
 from caelum.cloud.volume.messages import CreateVolume
-from caelum.cloud.volume.model import DATA, NOT_INSTANTIATED, READY, ROOT, STATUSES, VolumeModel
+from caelum.cloud.volume.model import NOT_INSTANTIATED, READY, ROOT, STATUSES, VolumeModel
 from caelum.kernel.database import after_commit, insert_new, utcnow
 from caelum.kernel.errors import OPERATION_ERROR, CloudError, not_found
 from caelum.kernel.node import Node
@@ -37,12 +37,12 @@ async def find(node: Node, uuid: str) -> VolumeInventory:
     return inventory
 
 
-async def add_volume(tx: AsyncSession, row: VolumeModel, account_uuid: str) -> bool:
-    """Record a new volume, its owner, and what is counted for it; False when it is recorded already."""
+async def add_volume(tx: AsyncSession, row: VolumeModel, account_uuid: str, *, is_counted: bool = False) -> bool:
+    """Record a new volume, its owner, and what is counted for it unless it is; False when it is recorded already."""
     if not await insert_new(tx, VolumeModel, **values_of(row)):
         return False
-    counted = {"volume.data.num": 1} if row.type == DATA else {}
-    await take_all(tx, account_uuid, {**counted, "volume.capacity": row.size}, key=row.uuid)
+    if not is_counted:
+        await take_all(tx, account_uuid, counted(row.type, row.size), key=row.uuid)
     await own(tx, account_uuid, row.uuid, VOLUME)
     return True
 
@@ -104,7 +104,9 @@ def without_vm(row: VolumeModel) -> dict[str, Any]:
     return values
 
 
-async def record_volume(tx: AsyncSession, msg: CreateVolume, size: int) -> VolumeInventory | None:
+async def record_volume(
+    tx: AsyncSession, msg: CreateVolume, size: int, *, is_counted: bool = False
+) -> VolumeInventory | None:
     """Record a volume as the message says, with its owner and tags; None when it is recorded already."""
     row = new_row(
         VolumeModel,
@@ -120,7 +122,7 @@ async def record_volume(tx: AsyncSession, msg: CreateVolume, size: int) -> Volum
         disk_offering_uuid=msg.disk_offering_uuid,
         status=NOT_INSTANTIATED,
     )
-    if not await add_volume(tx, row, msg.account_uuid):
+    if not await add_volume(tx, row, msg.account_uuid, is_counted=is_counted):
         return None
     await save_system_tags(tx, msg.system_tags, row.uuid, VOLUME)
     volume: VolumeInventory = view(row)
@@ -133,9 +135,10 @@ class RecordsOfVolumes(VolumeRecords):
     def __init__(self, node: Node) -> None:
         self._node = node
 
-    async def add(self, tx: AsyncSession, msg: CreateVolume) -> VolumeInventory:
+    async def add(self, tx: AsyncSession, msg: CreateVolume, *, is_counted: bool) -> VolumeInventory:
         """Record a volume."""
-        volume: VolumeInventory = await record_volume(tx, msg, msg.size) or view(await get(tx, msg.volume_uuid))
+        added = await record_volume(tx, msg, msg.size, is_counted=is_counted)
+        volume: VolumeInventory = added or view(await get(tx, msg.volume_uuid))
         return volume
 
     async def filled(self, tx: AsyncSession, uuid: str, account_uuid: str, bits: VolumeBits) -> VolumeInventory:

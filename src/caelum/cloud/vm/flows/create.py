@@ -22,6 +22,7 @@ from caelum.cloud.ownership import own_all
 from caelum.cloud.parts import part
 from caelum.cloud.primary_storage.extension import BitsRecords
 from caelum.cloud.primary_storage.messages import PlanVolumeOnStorage, ReleaseStorage, VolumePlan
+from caelum.cloud.quota import give_all
 from caelum.cloud.vm.api import CreateVmInstance, VmInstanceInventory
 from caelum.cloud.vm.flows.base import (
     LONG,
@@ -46,7 +47,7 @@ from caelum.cloud.vm.records import (
 )
 from caelum.cloud.vm.specs import VmRecords, records_of, tag_texts
 from caelum.cloud.volume.api import VolumeInventory
-from caelum.cloud.volume.extension import VolumeRecords
+from caelum.cloud.volume.extension import VolumeRecords, counted
 from caelum.cloud.volume.messages import CreateVolume, DeleteVolume, FillVolume
 from caelum.kernel.database import after_commit
 from caelum.kernel.errors import UNDELIVERABLE, CloudError, to_wire
@@ -108,6 +109,8 @@ class CreateVmContext(VmContext, kw_only=True):
     addresses: dict[str, UsedIpInventory] = {}
     """By NIC."""
     starts: bool = True
+    are_disks_counted: bool = False
+    """Whether its disks are counted for the account since the beginning: not so in runs of a version before."""
     root: VolumePlan | None = None
     """How the host makes the root disk with the start; None: it is made before."""
     made: dict[str, Any] | None = None
@@ -153,7 +156,8 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
         types = {plan.nic_uuid: "VmNicVO" for plan in ctx.nics}
         await own_all(tx, ctx.account_uuid, {ctx.vm_uuid: "VmInstanceVO", **types})
         await save_tags(tx, ctx.msg, vm.uuid)
-        await take_quota(tx, vm, ctx.account_uuid)
+        await take_quota(tx, vm, ctx.account_uuid, {one.volume_uuid: counted(one.type, one.size) for one in ctx.disks})
+        ctx.are_disks_counted = True
 
     # --- what it gets -------------------------------------------------------------------------------------------------
 
@@ -177,7 +181,7 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
 
     @db_step(no_undo="the undo of reserve is that of both", retry=Retry(times=2, delay=0.1))  # type: ignore[untyped-decorator]
     async def record_place(self, tx: AsyncSession, run: Run[CreateVmContext]) -> None:
-        """Its addresses, its place and its disks. What all creations change, the account's quota, comes last."""
+        """Its addresses, its place and its disks."""
         ctx = run.ctx
         taken = await part(self.node, AddressRecords).take(tx, [_address(one) for one in ctx.nics])
         ctx.addresses = {plan.nic_uuid: one for plan, one in zip(ctx.nics, taken, strict=True)}
@@ -194,7 +198,10 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
             related(self._vm, vm_nics=[one for one in nics if one is not None])
         if ctx.root is not None and not await part(self.node, BitsRecords).pin(tx, ctx.root):
             ctx.root = None
-        self._volumes = [await part(self.node, VolumeRecords).add(tx, _volume(ctx, one)) for one in ctx.disks]
+        self._volumes = [
+            await part(self.node, VolumeRecords).add(tx, _volume(ctx, one), is_counted=ctx.are_disks_counted)
+            for one in ctx.disks
+        ]
 
     # --- on its host --------------------------------------------------------------------------------------------------
 
@@ -253,7 +260,8 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
         if self._vm is None or any(ctx.isos):
             records = await records_of(run.node, ctx.vm_uuid)
         else:
-            texts = await tag_texts(run.db.once, ctx.vm_uuid)
+            # Whatever tags it gets while it is made by others are of its next start.
+            texts = await tag_texts(run.db.once, ctx.vm_uuid) if ctx.msg.system_tags else {}
             records = VmRecords(self._vm, self._volumes, texts, ctx.account_uuid)
         if ctx.root is None:
             return records
@@ -292,6 +300,8 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
 
     async def abort(self, tx: AsyncSession, ctx: CreateVmContext, error: CloudError) -> None:
         await forget_vm(tx, ctx.vm_uuid)
+        for disk in ctx.disks:  # those that were not recorded yet
+            await give_all(tx, list(counted(disk.type, disk.size)), disk.volume_uuid)
 
 
 def _row(ctx: CreateVmContext, number: int) -> VmInstanceModel:
