@@ -20,6 +20,7 @@ from aiohttp import web
 
 from caelum.agent import process
 from caelum.agent.protocol import INTERNAL, Nic
+from caelum.agent.withheld import Withheld
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -104,6 +105,7 @@ class Agent:
         """How many answers the server has not acknowledged yet."""
         self.replaced = asyncio.Event()
         """Set when the agent is to start anew in another program."""
+        self.withheld = Withheld()
         self._parts: dict[type, Any] = {}
         self._background: set[asyncio.Task[Any]] = set()
         self._reports = reports
@@ -151,6 +153,14 @@ class Agent:
     def report(self, kind: str, body: msgspec.Struct | dict[str, Any]) -> None:
         """Tell the server something unasked; kept until it acknowledges. Loop thread only."""
         self._reports.add(kind, body if isinstance(body, dict) else msgspec.to_builtins(body))
+
+    def unless_heard(self, tell: Callable[[], None]) -> None:
+        """Call `tell` unless the current command's answer says the same to who waits for it; at once outside of one."""
+        task = current_task.get()
+        if task is None:
+            tell()
+        else:
+            self.withheld.keep(task, tell)
 
     def progress(self, percent: int, text: str = "") -> None:
         """Tell how far the current command is."""

@@ -22,7 +22,9 @@ class Report(_News):
 
 
 class VmStateReport(_News):
-    """Body of kind "vm-state": a guest changed by itself, or by a command."""
+    """Body of kind "vm-state": a guest changed by itself, or by a command whose answer does not say so to anybody: it
+    failed, or nobody waited for it in its request.
+    """
 
     vm_uuid: str
     state: str

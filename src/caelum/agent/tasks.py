@@ -108,10 +108,12 @@ class Tasks:
 
     def delivered(self, task_uuid: str) -> None:
         """The answer left in the response to the command. If it is lost, the server repeats the command or asks."""
+        self._agent.withheld.heard(task_uuid)
         self._agent.spawn(self._journal.settle(task_uuid), f"settle {task_uuid}")
 
     async def call_back(self, task_uuid: str) -> None:
         """Deliver the answer of a task that is done to its callback, if it has one."""
+        self._agent.withheld.unheard(task_uuid)
         for waiting in await self._journal.undelivered(task_uuid):
             self._deliver(waiting)
 
@@ -154,7 +156,10 @@ class Tasks:
             self._unrecorded[task_uuid] = answer
             self._recording[task_uuid] = asyncio.create_task(self._record(task_uuid, answer))
             waiting = None
-        if not self._listeners.tell(task_uuid, answer) and waiting is not None:
+        heard = self._listeners.tell(task_uuid, answer)
+        if answer.error is not None or not heard:
+            self._agent.withheld.unheard(task_uuid)
+        if not heard and waiting is not None:
             self._deliver(waiting)
 
     async def _record(self, task_uuid: str, answer: TaskAnswer) -> None:

@@ -23,9 +23,9 @@ from caelum.gateway.rest import LARGE_BODY
 from caelum.kernel.bus import ApiCall
 from caelum.kernel.errors import INVALID_ARGUMENT, CloudError
 from caelum.kernel.ids import derived_uuid
-from caelum.kernel.jobs import reply_value
 from caelum.kernel.membership import NodeLifecycle
 from caelum.kernel.message import api
+from caelum.kernel.views import reply_value
 
 if TYPE_CHECKING:
     from caelum.gateway.runner import Runner

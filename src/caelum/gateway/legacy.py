@@ -22,9 +22,8 @@ from caelum.gateway.settings import MAX_BODY
 from caelum.kernel.database import utcnow
 from caelum.kernel.errors import CloudError
 from caelum.kernel.ids import new_uuid
-from caelum.kernel.jobs import reply_value
 from caelum.kernel.message import ApiMeta, api
-from caelum.kernel.views import format_time
+from caelum.kernel.views import format_time, reply_value
 
 if TYPE_CHECKING:
     from caelum.gateway.runner import Runner

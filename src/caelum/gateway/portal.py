@@ -149,7 +149,7 @@ class Portal:
         if vo == ANY_RESOURCE:
             return [one for one in dict.fromkeys(uuids) if await self._node.resources.type_of(one) is None]
         # Nothing exists of a type that nobody brings.
-        return await resources.missing(self._node.db.once, vo, uuids) if vo in resources.types() else uuids
+        return await self._node.resources.unknown(vo, uuids) if vo in resources.types() else uuids
 
     async def _authorise(self, meta: ApiMeta, msg: ApiMessage[Any], actor: Actor) -> None:
         if not meta.login or actor.is_admin:

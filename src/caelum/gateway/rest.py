@@ -27,8 +27,8 @@ from caelum.gateway.webhook import check_url
 from caelum.kernel.context import Actor
 from caelum.kernel.errors import CloudError
 from caelum.kernel.ids import new_uuid
-from caelum.kernel.jobs import reply_value
 from caelum.kernel.message import ApiMeta, api
+from caelum.kernel.views import reply_value
 
 if TYPE_CHECKING:
     from caelum.gateway.runner import Runner

@@ -23,9 +23,10 @@ from caelum.gateway.portal import NOBODY, Portal, Request
 from caelum.gateway.refusal import Refusal
 from caelum.kernel.context import Actor
 from caelum.kernel.errors import CANCELED, INVALID_ARGUMENT, CloudError, as_cloud_error
-from caelum.kernel.jobs import MANAGEMENT_NODE_UNAVAILABLE, reply_body
+from caelum.kernel.jobs import MANAGEMENT_NODE_UNAVAILABLE
 from caelum.kernel.membership import departed, is_database_away, is_of_cluster
 from caelum.kernel.message import api
+from caelum.kernel.views import reply_body
 
 if TYPE_CHECKING:
     from caelum.kernel.jobs import Begin, Job
@@ -122,6 +123,8 @@ class Runner:
                 return
             await asyncio.sleep(_START_PAUSE)
         answer, certain = await self._answer(uuid, request, until, again=taken_over)
+        if answer is None:
+            return
         if isinstance(answer, CloudError) and not self._node.ready:
             # What fails because the node stops is not the outcome: after the restart it is known.
             return
@@ -131,15 +134,19 @@ class Runner:
             # It stays open until this node starts anew, or others take it for dead.
             log.exception("the answer of job %s (%s) could not be written", uuid, request.meta.name)
 
-    async def _answer(self, uuid: str, request: Request, until: float, *, again: bool) -> tuple[str | Exception, bool]:
-        """The job's answer, and whether it is true whatever else begins. What a node did not begin before it was
-        evicted, or because it did not reach the database, is done anew, by whoever has it now.
+    async def _answer(
+        self, uuid: str, request: Request, until: float, *, again: bool
+    ) -> tuple[str | Exception | None, bool]:
+        """The job's answer (None: it was given), and whether it is true whatever else begins. What a node did not begin
+        before it was evicted, or because it did not reach the database, is done anew, by whoever has it now.
 
         `again` says that somebody else may have begun; then only what became of a run is true, where there is one.
         """
         pauses = iter(_ANEW)
         while True:
-            answer = await self._tried(request, until)
+            answer = await self._tried(uuid, request, until)
+            if answer is None:
+                return None, True
             try:
                 undone = self._node.ready and await self._is_left_undone(request, answer, until)
                 if again or undone or _says_nothing(answer):
@@ -156,9 +163,11 @@ class Runner:
             await asyncio.sleep(pause)
             again = True
 
-    async def _tried(self, request: Request, until: float) -> str | Exception:
+    async def _tried(self, uuid: str, request: Request, until: float) -> str | Exception | None:
+        """The answer; None when the workflow has given it with its end."""
         try:
-            return reply_body(request.meta.name, await self._handled(request, until))
+            reply = await self._handled(request, until)
+            return None if self._node.jobs.take_ended(uuid) else reply_body(request.meta.name, reply)
         except CloudError as error:
             return error
         except Exception as error:

@@ -15,11 +15,11 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable
-from contextvars import ContextVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from functools import lru_cache, partial
-from typing import Any, ClassVar, Protocol, TypeVar, cast
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, cast
 
 import msgspec
 from sqlalchemy import (
@@ -43,10 +43,15 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, mapped_column, relationship
 
 from caelum.kernel import postgresql, postgresql_sessions, resources, sqlite, table_versions
+from caelum.kernel.blocks import Block, Holding, call_back, enter_transaction, has_news, leave_transaction
+from caelum.kernel.blocks import after_commit as after_commit
+from caelum.kernel.blocks import in_transaction as in_transaction
+from caelum.kernel.blocks import refuse_in_transaction as refuse_in_transaction
+from caelum.kernel.blocks import uninterrupted as uninterrupted
 from caelum.kernel.errors import CloudError, ErrorType
 from caelum.kernel.lost_commits import LostCommits
 from caelum.kernel.prepared import Prepared
-from caelum.kernel.remembered import Remembered
+from caelum.kernel.remembered import Changes, Remembered
 from caelum.kernel.single import Single
 
 log = logging.getLogger(__name__)
@@ -62,19 +67,15 @@ _CHECKPOINT_EVERY = 500
 """Transactions: a few MB of log."""
 _PARSED = 1024
 """Statements that each connection to SQLite keeps parsed."""
-_AFTER_COMMIT = "after_commit"
 _COMMITTING = "committing"
 _NUMBER = "number"
 """The number by which PostgreSQL knows a transaction."""
-_task_in_transaction: ContextVar[asyncio.Task[Any] | None] = ContextVar("task_in_transaction", default=None)
-
-
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - as the database has it
 
 
 def utcnow() -> datetime:
     """The time as the database stores it: UTC without a zone."""
-    return _EPOCH + timedelta(seconds=time.time())
+    return _EPOCH + timedelta(0, 0, time.time_ns() // 1000)  # of whole numbers, which takes half the time
 
 
 class Base(DeclarativeBase):
@@ -183,6 +184,20 @@ class Fence(Protocol):
         """What to raise when the statement failed so."""
 
 
+class _Reading(NamedTuple):
+    """A block that reads."""
+
+    session: AsyncSession
+
+
+class _Writing(NamedTuple):
+    """A block that writes: what it changes, and that its task holds a transaction."""
+
+    session: AsyncSession
+    changes: Changes
+    holding: Holding
+
+
 class Database:
     """Access to the database at `url` ("sqlite+aiosqlite:////var/lib/caelum/caelum.db", "postgresql+asyncpg://...").
 
@@ -262,38 +277,59 @@ class Database:
         sqlite.prepare(engine.sync_engine, pragmas, begin)
         return engine
 
-    @contextlib.asynccontextmanager
-    async def transaction(self) -> AsyncIterator[AsyncSession]:
+    def transaction(self) -> AbstractAsyncContextManager[AsyncSession]:
         """A session that commits at the end of the block, or rolls back when the block raises.
 
         Raises CONFLICT and DATABASE_UNAVAILABLE (`postgresql.py`, `sqlite.passing`), which may pass when all of it is
         tried again.
         """
+        return Block(self._begin_writing, self._end_writing)
+
+    async def _begin_writing(self) -> _Writing:
         refuse_in_transaction("open another transaction")
         if self.fence is not None:
             await self.fence.admit()
-        async with self._writer_turn if self.sqlite else contextlib.nullcontext():
-            with self._remembered.changing() as changes:
-                self._refuse_severed()
-                session = self._write_session()
-                token = _task_in_transaction.set(asyncio.current_task())
-                try:
-                    try:
-                        yield session
-                        self._refuse_severed()
-                        cancelled = await self._commit_whole(session)
-                    except SQLAlchemyError as error:
-                        self._raise_passing(error, committing=_COMMITTING in session.info)
-                        raise
-                    self._remembered.ended(changes)
-                    self._committed()
-                    _call_back(session)
-                    if cancelled is not None:
-                        raise cancelled
-                finally:
-                    _task_in_transaction.reset(token)
-                    self._remembered.ended(changes)
-                    await _give_back(session)
+        if self.sqlite:
+            await self._writer_turn.acquire()
+        try:
+            self._refuse_severed()
+            return _Writing(self._write_session(), self._remembered.changing(), enter_transaction())
+        except BaseException:
+            self._give_turn()
+            raise
+
+    def _give_turn(self) -> None:
+        if self.sqlite:
+            self._writer_turn.release()
+
+    async def _end_writing(self, begun: _Writing, error: BaseException | None) -> None:
+        session, changes, holding = begun
+        try:
+            if error is None:
+                await self._commit_block(session, changes)
+            elif isinstance(error, SQLAlchemyError):
+                self._raise_passing(error, committing=_COMMITTING in session.info)
+        finally:
+            leave_transaction(holding)
+            self._remembered.ended(changes)
+            changes.close()
+            try:
+                await _give_back(session)
+            finally:
+                self._give_turn()
+
+    async def _commit_block(self, session: AsyncSession, changes: Changes) -> None:
+        try:
+            self._refuse_severed()
+            cancelled = await self._commit_whole(session)
+        except SQLAlchemyError as error:
+            self._raise_passing(error, committing=_COMMITTING in session.info)
+            raise
+        self._remembered.ended(changes)
+        self._committed()
+        call_back(session)
+        if cancelled is not None:
+            raise cancelled
 
     async def _commit_whole(self, session: AsyncSession) -> asyncio.CancelledError | None:
         """Commit, and let nobody tear that; the cancellation that came meanwhile."""
@@ -316,7 +352,7 @@ class Database:
         if session.changed:
             await session.flush()
         guard = None if self.fence is None else self.fence.guard()
-        if session.begun and session.info.get(_AFTER_COMMIT):
+        if session.begun and has_news(session):
             # Who waits for news of the commit gets them also if its answer is lost.
             [(session.info[_NUMBER],)], _ = await session.run("SELECT txid_current()", ())
         session.info[_COMMITTING] = True
@@ -338,7 +374,7 @@ class Database:
             # What was loaded and made stays as it was committed, if it was.
             session.sync_session.expunge_all()
             lost.__cause__ = error
-            await self._lost.settle(session.info[_NUMBER], lost, partial(_call_back, session))
+            await self._lost.settle(session.info[_NUMBER], lost, partial(call_back, session))
 
     async def _ask(self, connections: postgresql_sessions.Connections, statement: str) -> Any:
         try:
@@ -353,23 +389,26 @@ class Database:
         if passing is not None:
             raise passing from error
 
-    @contextlib.asynccontextmanager
-    async def read(self, *, single: bool = False) -> AsyncIterator[AsyncSession]:
+    def read(self, *, single: bool = False) -> AbstractAsyncContextManager[AsyncSession]:
         """A session that only reads, and sees one state of the database for as long as it lasts.
 
         With `single`, each statement sees the state of its own moment: where one is all, that saves two trips.
         """
+        make = self._ask_session if single else self._read_session
+        return Block(partial(self._begin_reading, make), self._end_reading)
+
+    async def _begin_reading(self, make: Callable[[], AsyncSession]) -> _Reading:
         if self.fence is not None:
             await self.fence.admit()
         self._refuse_severed()
-        session = self._ask_session() if single else self._read_session()
+        return _Reading(make())
+
+    async def _end_reading(self, begun: _Reading, error: BaseException | None) -> None:
         try:
-            yield session
-        except SQLAlchemyError as error:
-            self._raise_passing(error)
-            raise
+            if isinstance(error, SQLAlchemyError):
+                self._raise_passing(error)
         finally:
-            await _give_back(session)
+            await _give_back(begun.session)
 
     def _is_quiet(self) -> bool:
         self._refuse_severed()
@@ -491,43 +530,6 @@ async def _give_back(session: AsyncSession) -> None:
         await kept.end()
     else:
         await uninterrupted(kept.end())
-
-
-async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` to its end even when the caller is cancelled meanwhile; the cancellation is raised afterwards."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    result = task.result()
-    if cancelled is not None:
-        raise cancelled
-    return result
-
-
-def after_commit(tx: AsyncSession, callback: Callable[[], object]) -> None:
-    """Call `callback` once the transaction is committed, never if it is not: for news of what it changed."""
-    tx.info.setdefault(_AFTER_COMMIT, []).append(callback)
-
-
-def _call_back(session: AsyncSession) -> None:
-    for callback in session.info.pop(_AFTER_COMMIT, ()):
-        callback()
-
-
-def in_transaction() -> bool:
-    """Whether the running task holds a transaction open."""
-    holder = _task_in_transaction.get()
-    return holder is not None and holder is asyncio.current_task()
-
-
-def refuse_in_transaction(what: str) -> None:
-    """Fail when the running task holds a transaction: on SQLite, `what` could wait for the writer's turn for ever."""
-    if in_transaction():
-        raise RuntimeError(f"a transaction is open in this task: it must end before you {what}")
 
 
 def on_sqlite(session: AsyncSession) -> bool:

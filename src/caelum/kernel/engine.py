@@ -30,6 +30,7 @@ from caelum.kernel.journal import DONE, RUNNING, UNDOING, UNDONE, JournalModel, 
 from caelum.kernel.membership import is_of_cluster
 from caelum.kernel.patience import Patience
 from caelum.kernel.postgresql import PASSING
+from caelum.kernel.views import reply_body
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -189,6 +190,8 @@ class Execution:
             completes = await self._run_stretch(tx, ran)
             state, position = (DONE if completes else RUNNING), self.row.position
             await self._save(tx, [*self._unsaved, *ran], position, state)
+            if completes:
+                await self._answer_job(tx)
             return state, position
 
         try:
@@ -238,6 +241,12 @@ class Execution:
         told = [one for one in steps if one.progress is not None]
         if told and self._answers_job and state != DONE:
             await progress_in(tx, self.row.job_uuid or "", told[-1].progress or 0, told[-1].name)
+
+    async def _answer_job(self, tx: AsyncSession) -> None:
+        """With its end the workflow answers its job, where the answer is known and the job is this node's."""
+        known, job = self.flow.known_result(), self.row.job_uuid
+        if known is not None and job is not None and self.row.answers and self.node.jobs.is_open(job):
+            await self.node.jobs.finish_in(tx, job, reply_body(self.row.api or "", known[0]))
 
     async def _told_progress(self, steps: list[Step]) -> None:
         """Tell those who watch; that they cannot be told is no failure of what is done."""

@@ -36,14 +36,13 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from caelum.kernel import journal, message
 from caelum.kernel.context import SYSTEM, Actor
-from caelum.kernel.database import Base, is_unique_violation, update_where, utcnow
+from caelum.kernel.database import Base, after_commit, is_unique_violation, update_where, utcnow
 from caelum.kernel.errors import INVALID_ARGUMENT, CloudError, ErrorCode, error_type, to_wire
 from caelum.kernel.job_events import JobMoved, JobNews, JobsProgressed
 from caelum.kernel.prepared import Prepared
 from caelum.kernel.rows import read_row, update_row
 from caelum.kernel.settings import Seconds, setting
 from caelum.kernel.vault import PREFIX as SEALED
-from caelum.kernel.views import to_builtins
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -154,6 +153,8 @@ class Jobs:
         self._settling = asyncio.Lock()
         self._open: dict[str, str] = {}
         """The operation of each job that this node works on."""
+        self._ended: set[str] = set()
+        """Those that ended with their workflow, until who works on them asks."""
         self._waiting: dict[str, asyncio.Future[Job]] = {}
         self._looking: set[asyncio.Task[None]] = set()
         self._untold: set[str] = set()
@@ -227,6 +228,7 @@ class Jobs:
         """
         if self._closed:
             return False
+        self._ended.discard(uuid)
         api = self._open.pop(uuid, None)  # from here on only the database knows
 
         async def write(tx: AsyncSession) -> Job | None:
@@ -240,6 +242,23 @@ class Jobs:
         elif uuid in self._waiting and (job := await self.get(uuid)) is not None and job.done:
             self._resolve(job)  # perhaps by a try of which it was not known that it had been committed
         return finished is not None
+
+    async def finish_in(self, tx: AsyncSession, uuid: str, answer: str) -> None:
+        """Answer a job that `is_open` with the body's JSON text, if the transaction is committed."""
+        job = await self._finish_in(tx, uuid, answer, self._open.get(uuid))
+        if job is not None:
+            after_commit(tx, partial(self._finished_with, job))
+
+    def _finished_with(self, job: Job) -> None:
+        if self._open.pop(job.uuid, None) is not None:
+            self._ended.add(job.uuid)
+        self.tell(job)
+
+    def take_ended(self, uuid: str) -> bool:
+        """Whether `finish_in` answered the job, so that nothing is left to do. True once, for who works on it."""
+        ended = uuid in self._ended
+        self._ended.discard(uuid)
+        return ended
 
     async def _is_left_alone(self, tx: AsyncSession, uuid: str, is_answered: IsAnswered) -> bool:
         await _locked(tx, uuid)
@@ -560,21 +579,6 @@ def _restarted() -> CloudError:
     return CloudError(
         MANAGEMENT_NODE_UNAVAILABLE, "the management node was restarted before it had done what was asked"
     )
-
-
-def reply_body(api: str, reply: Any) -> str:
-    """The JSON body that answers the operation `api` with `reply`."""
-    return msgspec.json.encode(reply_value(message.api(api), reply)).decode()
-
-
-def reply_value(meta: message.ApiMeta | None, reply: Any) -> dict[str, Any]:
-    """The same as plain JSON values, always an object."""
-    if reply is None:
-        return {}
-    value = to_builtins(reply)
-    if meta is not None and meta.reply_key is not None:
-        return {meta.reply_key: value}
-    return value if isinstance(value, dict) else {}
 
 
 def _notify(listeners: list[Listener], job: Job) -> None:

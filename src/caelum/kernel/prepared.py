@@ -80,11 +80,29 @@ class _Place(NamedTuple):
     at: int | None = None
 
 
-class _Form(NamedTuple):
+class _Form:
     """The statement as the driver gets it, with lists of certain lengths."""
 
-    text: str
-    places: list[_Place]
+    __slots__ = ("_converts", "_items", "_names", "_otherwise", "text")
+
+    def __init__(self, text: str, places: Sequence[_Place]) -> None:
+        self.text = text
+        self._names = [one.name for one in places]
+        self._otherwise = {one.name: one.otherwise for one in places if one.otherwise is not None}
+        self._items = [(index, one.at) for index, one in enumerate(places) if one.at is not None]
+        self._converts = [(index, one.convert) for index, one in enumerate(places) if one.convert is not None]
+
+    def filled(self, values: dict[str, Any]) -> list[Any]:
+        """The values in the order of their places, as the driver gets them."""
+        for name, otherwise in self._otherwise.items():
+            if name not in values:
+                values[name] = otherwise()
+        found = [values[name] for name in self._names]
+        for index, at in self._items:
+            found[index] = found[index][at]
+        for index, convert in self._converts:
+            found[index] = convert(found[index])
+        return found
 
 
 class _Compiled:
@@ -113,13 +131,7 @@ class _Compiled:
     def bound(self, values: dict[str, Any]) -> tuple[str, list[Any]]:
         """The statement, and the values in the order of their places."""
         form = self._single or self._form(values)
-        found = []
-        for name, otherwise, convert, at in form.places:
-            value = values[name] if otherwise is None or name in values else otherwise()
-            if at is not None:
-                value = value[at]
-            found.append(value if convert is None else convert(value))
-        return form.text, found
+        return form.text, form.filled(values)
 
     def _form(self, values: dict[str, Any]) -> _Form:
         """The form for these lists, which it makes longer where that saves forms."""

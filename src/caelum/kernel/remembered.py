@@ -9,10 +9,9 @@ have one are kept.
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections import OrderedDict, defaultdict
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Mapping
 from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any
@@ -60,29 +59,22 @@ class Remembered:
         self._shared = True
         self._versions = versions
 
-    @contextlib.contextmanager
-    def changing(self) -> Iterator[set[str]]:
-        """The block is a writing transaction; where others write too, the set has the tables that it changes."""
-        changes = set[str]()
-        token = _changes.set(changes)
-        try:
-            yield changes
-        finally:
-            _changes.reset(token)
+    def changing(self) -> Changes:
+        """A writing transaction begins in the running task."""
+        return Changes()
 
     @property
     def written(self) -> bool:
         """Whether the writing transaction that is open has written anything yet."""
         return bool(self._written)
 
-    def ended(self, changes: set[str]) -> None:
+    def ended(self, changes: Changes) -> None:
         """A writing transaction ended, one way or another: what was read from what it wrote is forgotten. Where others
         write too, its own work heard of `changes`, and all work of those to tables from which answers are kept."""
-        if changes:
+        if changed := changes.taken():
             freshness.heard()
-            if EVERYTHING in changes or not self._affected(changes).isdisjoint(self._versions):
+            if EVERYTHING in changed or not self._affected(changed).isdisjoint(self._versions):
                 freshness.all_heard()
-            changes.clear()
         if self._written:
             self._versions = {
                 **self._versions,
@@ -134,6 +126,28 @@ class Remembered:
     def _affected(self, written: set[str]) -> set[str]:
         followers = _followers(self._metadata, len(self._metadata.tables))
         return written.union(*(followers.get(table, frozenset()) for table in written))
+
+
+class Changes:
+    """The tables that a writing transaction changes, where others write too."""
+
+    __slots__ = ("_before", "_tables")
+
+    def __init__(self) -> None:
+        self._tables = set[str]()
+        self._before = _changes.set(self._tables)
+
+    def taken(self) -> set[str]:
+        """Those that were not taken before."""
+        if not self._tables:
+            return self._tables
+        taken = self._tables.copy()
+        self._tables.clear()
+        return taken
+
+    def close(self) -> None:
+        """The transaction is over."""
+        _changes.reset(self._before)
 
 
 class Reader:

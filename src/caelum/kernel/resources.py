@@ -6,7 +6,7 @@ Invariant: a type name belongs to exactly one model class.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, bindparam, inspect, literal, select, union_all
@@ -83,6 +83,20 @@ async def type_of(session: AsyncSession, uuid: str) -> str | None:
     return vo if row is None else type(row).__vo__
 
 
+class _Missing(Exception):  # noqa: N818 - says what it is
+    """Some do not exist: nothing to remember, or whoever invents UUIDs would fill the memory."""
+
+    def __init__(self, uuids: list[str]) -> None:
+        super().__init__(uuids)
+        self.uuids = uuids
+
+
+async def _all_exist(vo: str, uuids: Sequence[str], session: AsyncSession) -> bool:
+    if found := await missing(session, vo, uuids):
+        raise _Missing(found)
+    return True
+
+
 class Resources:
     """The same, bound to a database, as `node.resources`."""
 
@@ -100,6 +114,17 @@ class Resources:
     async def missing(self, vo: str, uuids: Iterable[str]) -> list[str]:
         """Those of `uuids` that do not exist as this type."""
         return await missing(self._db.once, vo, uuids)
+
+    async def unknown(self, vo: str, uuids: Iterable[str]) -> list[str]:
+        """The same for who asks again and again: that resources of a steady type exist is remembered."""
+        wanted = tuple(dict.fromkeys(uuids))
+        if not wanted or not model(vo).__steady__:
+            return await self.missing(vo, wanted)
+        try:
+            await self._db.remember((_all_exist, vo, wanted), partial(_all_exist, vo, wanted))
+        except _Missing as error:
+            return error.uuids
+        return []
 
     async def exists(self, vo: str, uuid: str) -> bool:
         """Whether there is a resource of this type with this UUID."""

@@ -19,7 +19,8 @@ import msgspec
 from sqlalchemy import inspect
 
 from caelum.kernel.database import Row
-from caelum.kernel.message import Inventory, inventories, inventory_meta
+from caelum.kernel.message import ApiMeta, Inventory, inventories, inventory_meta
+from caelum.kernel.message import api as api_meta
 
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _PLAIN = frozenset({str, int, float, bool, type(None), msgspec.Raw})
@@ -195,3 +196,18 @@ def _row(value: Row) -> Any:
 
 def _enum(value: enum.Enum) -> Any:
     return value.value
+
+
+def reply_body(api: str, reply: Any) -> str:
+    """The JSON body that answers the operation `api` with `reply`."""
+    return msgspec.json.encode(reply_value(api_meta(api), reply)).decode()
+
+
+def reply_value(meta: ApiMeta | None, reply: Any) -> dict[str, Any]:
+    """The same as plain JSON values, always an object."""
+    if reply is None:
+        return {}
+    value = to_builtins(reply)
+    if meta is not None and meta.reply_key is not None:
+        return {meta.reply_key: value}
+    return value if isinstance(value, dict) else {}

@@ -37,13 +37,13 @@ from caelum.kernel.flow import (
 )  # fmt: skip
 from caelum.kernel.gc import gc_runner
 from caelum.kernel.ids import derived_uuid, new_uuid
-from caelum.kernel.jobs import reply_body
 from caelum.kernel.journal import DONE, LIVE, UNDONE, JournalModel, StaleAttempt
 from caelum.kernel.patience import Patience
 from caelum.kernel.postgresql import is_passing
 from caelum.kernel.queue import holds
 from caelum.kernel.relocation import relocate
 from caelum.kernel.rows import new_row
+from caelum.kernel.views import reply_body
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession

@@ -213,6 +213,7 @@ class SimulatedHost:
 
     def _answered(self, request: web.BaseRequest, task: Task) -> web.Response:
         if request.transport is None or request.transport.is_closing():
+            self._tell_changes(task)
             self._spawn(self._deliver(task))
         else:
             task.delivered = True
@@ -226,7 +227,9 @@ class SimulatedHost:
             if self.journal.overtaken(attempt):
                 answer = _failure(p.STALE_ATTEMPT, f"attempt {attempt} was taken over")
             else:
+                before = self.world.states()
                 answer = self._perform(command, fault)
+                task.changed = _changed(before, self.world.states())
         except asyncio.CancelledError:
             if not self.alive:
                 return
@@ -237,6 +240,8 @@ class SimulatedHost:
             await self.die()
             return
         heard = task.end(answer)
+        if answer.error is not None or not heard:
+            self._tell_changes(task)
         if kind == "double_reply" or (not heard and kind != "lose_reply"):
             await self._deliver(task)
         if kind == "double_reply" and not heard:
@@ -255,13 +260,11 @@ class SimulatedHost:
             return p.TaskAnswer(error=error)
         if isinstance(command, p.Series):
             return self._perform_all(command, fault)
-        before = self.world.states()
         try:
             answer = p.TaskAnswer(result=self._own(command) or self.world.apply(command))
         except CommandError as error:
             return p.TaskAnswer(error=error.error)
         self.done[command.path] += 1
-        self._tell_changes(before)
         return answer
 
     def _perform_all(self, series: p.Series, fault: Fault | None) -> p.TaskAnswer:
@@ -312,11 +315,13 @@ class SimulatedHost:
 
     # --- reports ----------------------------------------------------------------------------------------------------
 
-    def _tell_changes(self, before: dict[str, str]) -> None:
-        now = self.world.states()
-        for uuid in before.keys() | now.keys():
-            if before.get(uuid) != now.get(uuid):
-                self.report("vm-state", VmStateReport(vm_uuid=uuid, state=now.get(uuid, "Stopped"), reason="told"))
+    def _tell_changes(self, task: Task) -> None:
+        """Report what a task did that its answer tells nobody."""
+        changed, task.changed = task.changed, []
+        for uuid in changed:
+            vm = self.world.vms.get(uuid)
+            state = "Stopped" if vm is None else vm.state
+            self.report("vm-state", VmStateReport(vm_uuid=uuid, state=state, reason="told"))
 
     def report(self, kind: Any, body: msgspec.Struct | dict[str, Any]) -> None:
         """Number a report and send it in order, if the server has said where to."""
@@ -366,6 +371,10 @@ class SimulatedHost:
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._work.add(task)
         task.add_done_callback(self._work.discard)
+
+
+def _changed(before: dict[str, str], now: dict[str, str]) -> list[str]:
+    return [uuid for uuid in before | now if before.get(uuid) != now.get(uuid)]
 
 
 def _paths(command: p.Command[Any]) -> list[str]:

@@ -16,13 +16,15 @@ _KEPT = 2000
 class Task:
     """A command that was accepted."""
 
-    __slots__ = ("_listeners", "_over", "answer", "callback", "delivered", "path", "uuid")
+    __slots__ = ("_listeners", "_over", "answer", "callback", "changed", "delivered", "path", "uuid")
 
     def __init__(self, uuid: str, path: str, callback: str | None) -> None:
         self.uuid = uuid
         self.path = path
         self.callback = callback
         self.answer: TaskAnswer | None = None
+        self.changed: list[str] = []
+        """The guests that it brought into another state."""
         self.delivered = False
         self._over = asyncio.Event()
         self._listeners = 0

@@ -21,7 +21,6 @@ from caelum.gateway.reading import MAX_DEPTH, api_parameters, from_body, from_qu
 from caelum.gateway.refusal import Refusal
 from caelum.gateway.routes import RouteTable
 from caelum.kernel.errors import INTERNAL, CloudError, ErrorCode
-from caelum.kernel.jobs import reply_value
 from caelum.kernel.message import (
     ApiMessage,
     ApiMeta,
@@ -35,6 +34,7 @@ from caelum.kernel.message import (
     inventory,
     rest,
 )
+from caelum.kernel.views import reply_value
 
 _PACKAGE = "org.zstack.header.box"
 

@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from sqlalchemy import ForeignKey, String, UniqueConstraint, func, select
+from sqlalchemy import ForeignKey, String, UniqueConstraint, delete, func, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
@@ -215,6 +215,25 @@ async def test_child_types_share_the_table_and_unknown_ones_load_as_the_parent(d
         assert await resources.missing(session, "TestShelfVO", ["z", "a", "y"]) == ["z", "y"]
     assert resources.is_a("TestGlassShelfVO", "TestShelfVO")
     assert not resources.is_a("TestShelfVO", "TestGlassShelfVO")
+
+
+async def test_that_a_resource_of_a_steady_type_exists_is_remembered(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = resources.Resources(db)
+    await _add(db, ShelfModel(uuid="a", name="a"), ShelfModel(uuid="b", name="b"))
+    monkeypatch.setattr(ShelfModel, "__steady__", True)
+    assert await known.unknown("TestShelfVO", ["a", "z", "a"]) == ["z"]
+    assert await known.unknown("TestShelfVO", ["b", "a"]) == []
+    before = db.statements
+    assert await known.unknown("TestShelfVO", ["b", "a"]) == []
+    assert db.statements == before
+    assert await known.unknown("TestShelfVO", []) == []
+    async with db.transaction() as tx:
+        await tx.execute(delete(ShelfModel).where(ShelfModel.uuid == "a"))
+    assert await known.unknown("TestShelfVO", ["b", "a"]) == ["a"]
+    await _add(db, ShelfModel(uuid="a", name="anew"))
+    assert await known.unknown("TestShelfVO", ["b", "a"]) == []
 
 
 async def test_what_was_committed_survives_the_process(tmp_path: Path) -> None:

@@ -16,11 +16,12 @@ from caelum.kernel.context import Actor
 from caelum.kernel.database import update_where, utcnow
 from caelum.kernel.errors import INVALID_ARGUMENT, CloudError
 from caelum.kernel.ids import new_uuid
-from caelum.kernel.jobs import EXPIRED_PERIOD, LAST_WORDS, Job, JobModel, reply_body
+from caelum.kernel.jobs import EXPIRED_PERIOD, LAST_WORDS, Job, JobModel
 from caelum.kernel.message import ApiMessage as Api
 from caelum.kernel.message import Inventory, Reply, rest
 from caelum.kernel.node import Node
 from caelum.kernel.postgresql import DATABASE_UNAVAILABLE
+from caelum.kernel.views import reply_body
 
 ACTOR = Actor("acc", "usr", "ses")
 

@@ -457,6 +457,62 @@ async def test_progress_that_cannot_be_told_is_no_failure(tmp_path: Path, monkey
             assert (await cloud.node.bus.call(BakeCake(uuid=new_uuid()))).state == "Baked"
 
 
+# --- jobs -------------------------------------------------------------------------------------------------------------
+
+
+class QuietFlow(Workflow[TraceContext, None]):
+    """It has no result to look for."""
+
+    name = "test.quiet"
+    rehearsal = "test_quiet"
+
+    def subject(self, ctx: TraceContext) -> str:
+        return ctx.uuid
+
+    @step(no_undo="nothing is done")
+    async def first(self, run: Run[TraceContext]) -> None:
+        """Nothing."""
+
+
+async def _answering(node: Node, job: str) -> None:
+    with context.use(context.TaskContext(job_uuid=job, api="APIBakeCakeMsg")):
+        await node.workflows.run(QuietFlow, TraceContext(), answers=True)
+
+
+async def test_a_job_ends_in_the_transaction_that_ends_its_workflow(node: Node) -> None:
+    job, other = new_uuid(), new_uuid()
+    for one in (job, other):
+        await node.jobs.create(one, "APIBakeCakeMsg")
+    waiting = asyncio.create_task(node.jobs.wait(job))
+    await _answering(node, job)
+    found = await waiting
+    assert found is not None
+    assert (found.done, found.result) == (True, "{}")
+    assert [node.jobs.take_ended(job), node.jobs.take_ended(job), node.jobs.is_open(job)] == [True, False, False]
+    assert not await node.jobs.finish(job, CloudError(CANCELED, "too late"))
+    assert (node.jobs.take_ended(other), node.jobs.is_open(other)) == (False, True)
+
+
+async def test_a_job_stays_open_when_the_end_of_its_workflow_is_taken_back(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish_in = node.jobs.finish_in
+
+    async def then_fail(tx: Any, uuid: str, answer: str) -> None:
+        await finish_in(tx, uuid, answer)
+        raise CloudError(OPERATION_ERROR, "not committed")
+
+    monkeypatch.setattr(node.jobs, "finish_in", then_fail)
+    job = new_uuid()
+    await node.jobs.create(job, "APIBakeCakeMsg")
+    with pytest.raises(CloudError, match="not committed"):
+        await _answering(node, job)
+    found = await node.jobs.get(job)
+    assert found is not None
+    assert (found.done, node.jobs.take_ended(job), node.jobs.is_open(job)) == (False, False, True)
+    assert await node.jobs.finish(job, CloudError(CANCELED, "undone"))
+
+
 # --- nesting ----------------------------------------------------------------------------------------------------------
 
 
@@ -665,7 +721,7 @@ async def test_an_error_of_the_run_is_that_of_all_who_join_it(node: Node) -> Non
 async def test_another_workflow_does_not_begin_for_a_job_that_has_its_run(node: Node) -> None:
     job = new_uuid()
     with context.use(context.TaskContext(job_uuid=job, api="BakeCake")):
-        await node.workflows.run(TraceFlow, TraceContext(), answers=True)
+        await node.workflows.run(QuietFlow, TraceContext(), answers=True)
         with pytest.raises(CloudError, match=r"test\.trace answers job") as refused:
             await node.workflows.run(IceFlow, IceContext(new_uuid()), answers=True)
     assert refused.value.kind is CANCELED

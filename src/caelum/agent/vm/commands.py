@@ -66,6 +66,11 @@ class Found(msgspec.Struct, frozen=True):
 @handler(StartVm, lock=_LOCK)
 async def start_vm(agent: Agent, cmd: StartVm) -> StartVmAnswer:
     """Start a guest, or complete the start that an earlier command began."""
+    with agent.part(Watch).commanded(cmd.vm_uuid, "Paused" if cmd.paused else "Running"):
+        return await _start(agent, cmd)
+
+
+async def _start(agent: Agent, cmd: StartVm) -> StartVmAnswer:
     found = await look(agent, cmd.vm_uuid)
     if found is not None and found.state == "Crashed":
         await _kill(agent, cmd.vm_uuid)
@@ -90,35 +95,41 @@ async def start_vm(agent: Agent, cmd: StartVm) -> StartVmAnswer:
 @handler(StopVm, lock=_LOCK)
 async def stop_vm(agent: Agent, cmd: StopVm) -> Empty:
     """Stop a guest and take its definition off this host. Absent: success."""
-    await _stop(agent, cmd.vm_uuid, cmd.grace_seconds if cmd.kind == "grace" else 0)
+    with agent.part(Watch).commanded(cmd.vm_uuid, "Stopped"):
+        await _stop(agent, cmd.vm_uuid, cmd.grace_seconds if cmd.kind == "grace" else 0)
     return Empty()
 
 
 @handler(DestroyVm, lock=_LOCK)
 async def destroy_vm(agent: Agent, cmd: DestroyVm) -> Empty:
     """Pull the plug and leave nothing of the guest here."""
-    await _stop(agent, cmd.vm_uuid, 0)
+    with agent.part(Watch).commanded(cmd.vm_uuid, "Stopped"):
+        await _stop(agent, cmd.vm_uuid, 0)
     return Empty()
 
 
 @handler(RebootVm, lock="vm-{definition.vm_uuid}")
 async def reboot_vm(agent: Agent, cmd: RebootVm) -> StartVmAnswer:
     """Stop, then start with the given definition."""
-    await _stop(agent, cmd.definition.vm_uuid, cmd.grace_seconds)
-    return await start_vm(agent, cmd.definition)
+    definition = cmd.definition
+    with agent.part(Watch).commanded(definition.vm_uuid, "Paused" if definition.paused else "Running"):
+        await _stop(agent, definition.vm_uuid, cmd.grace_seconds)
+        return await _start(agent, definition)
 
 
 @handler(PauseVm, lock=_LOCK)
 async def pause_vm(agent: Agent, cmd: PauseVm) -> Empty:
     """Freeze a guest's processors."""
-    await agent.part(Libvirt).call(_switch, cmd.vm_uuid, "Running", lambda domain: domain.suspend())
+    with agent.part(Watch).commanded(cmd.vm_uuid, "Paused"):
+        await agent.part(Libvirt).call(_switch, cmd.vm_uuid, "Running", lambda domain: domain.suspend())
     return Empty()
 
 
 @handler(ResumeVm, lock=_LOCK)
 async def resume_vm(agent: Agent, cmd: ResumeVm) -> Empty:
     """Let a guest's processors run again."""
-    await agent.part(Libvirt).call(_switch, cmd.vm_uuid, "Paused", lambda domain: domain.resume())
+    with agent.part(Watch).commanded(cmd.vm_uuid, "Running"):
+        await agent.part(Libvirt).call(_switch, cmd.vm_uuid, "Paused", lambda domain: domain.resume())
     return Empty()
 
 

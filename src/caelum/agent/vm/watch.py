@@ -1,7 +1,8 @@
 """What guests do by themselves: libvirt's events become reports, and whoever waits for a guest is woken.
 
-Invariant: the server hears of every change of state, in order. Events only make it fast: whatever was missed while
-libvirt or the agent was away is found by comparing all states after each new connection.
+Invariant: the server hears of every change of state, in order: by a report, or by the answer of the command that made
+it. Events only make it fast: whatever was missed while libvirt or the agent was away is found by comparing all states
+after each new connection.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import libvirt  # type: ignore[import-untyped]
@@ -59,6 +60,8 @@ class Watch:
         self._states: dict[str, str] = {}
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
         self._full: set[str] = set()
+        self._commanded: dict[str, bool] = {}
+        """Guests that a command is working on, and whether they have changed since it began."""
         self._first = True
         self._resync = asyncio.Event()
 
@@ -75,6 +78,34 @@ class Watch:
         """A domain of ours is gone. Its last event may come later, when nobody knows the name any more."""
         if self._states.pop(vm_uuid, None) in _ACTIVE:
             self._report(vm_uuid, "Stopped", "")
+
+    @contextlib.contextmanager
+    def commanded(self, vm_uuid: str, state: str) -> Iterator[None]:
+        """A command brings this guest into this state in the block. That it did so says its answer: reported is only
+        what came of it otherwise, or that it did if nobody hears the answer.
+        """
+        self._commanded[vm_uuid], done = False, False
+        try:
+            yield
+            done = True
+        finally:
+            changed = self._commanded.pop(vm_uuid)
+            if done and self._states.get(vm_uuid) == STARTING:
+                # The event of its start is still on the way.
+                self._states[vm_uuid], changed = state, True
+            if done and changed and self._known(vm_uuid) == state:
+                self._agent.unless_heard(lambda: self._tell(vm_uuid))
+            elif changed:
+                self._tell(vm_uuid)
+
+    def _known(self, vm_uuid: str) -> str:
+        return self._states.get(vm_uuid, "Stopped")
+
+    def _tell(self, vm_uuid: str) -> None:
+        """Report a guest as it is now."""
+        state = self._known(vm_uuid)
+        if state != STARTING:
+            self._report(vm_uuid, state, "")
 
     async def all_states(self) -> tuple[dict[str, str], list[str]]:
         """States of all our domains as libvirt has them now, and the names of domains that are not ours."""
@@ -167,6 +198,9 @@ class Watch:
             self._agent.spawn(self._clean_up(vm_uuid), f"after the end of {vm_uuid}")
 
     def _report(self, vm_uuid: str, state: str, reason: str) -> None:
+        if vm_uuid in self._commanded:
+            self._commanded[vm_uuid] = True
+            return
         self._agent.report("vm-state", VmStateReport(vm_uuid=vm_uuid, state=state, reason=reason))
 
     async def _clean_up(self, vm_uuid: str) -> None:

@@ -76,6 +76,9 @@ class VmFlow(VmWork[C, VmInstanceInventory], Generic[C], abstract=True):
     async def result(self, ctx: C) -> VmInstanceInventory:
         return self.final or await inventory_of(self.node, ctx.vm_uuid)
 
+    def known_result(self) -> tuple[VmInstanceInventory] | None:
+        return None if self.final is None else (self.final,)
+
 
 def queue_of(vm_uuid: str) -> str:
     """The work queue of a VM: one operation at a time."""
