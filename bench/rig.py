@@ -28,6 +28,7 @@ from caelum.cluster.rabbitmq import RabbitMq
 from caelum.kernel import pki
 
 TIMEOUT = 180.0
+_LAGS = re.compile(r"caelum_loop_lag_(sampled|own)_seconds_bucket")
 _SAMPLE = re.compile(r"^(\w+)(?:\{([^}]*)\})? (\S+)$")
 
 
@@ -40,6 +41,7 @@ class Usage(NamedTuple):
     statements: float
     transactions: float
     lags: dict[float, float]
+    own_lags: dict[float, float]
     shared: float = 0.0
     """Processor seconds of the database's and the broker's processes, in a cluster."""
     messages: float = 0.0
@@ -47,23 +49,34 @@ class Usage(NamedTuple):
 
     def since(self, before: Usage) -> Usage:
         """What was used after `before`."""
-        lags = {bound: count - before.lags.get(bound, 0) for bound, count in self.lags.items()}
         return Usage(
             self.server - before.server,
             self.simulator - before.simulator,
             self.load - before.load,
             self.statements - before.statements,
             self.transactions - before.transactions,
-            lags,
+            _counted_since(self.lags, before.lags),
+            _counted_since(self.own_lags, before.own_lags),
             self.shared - before.shared,
             self.messages - before.messages,
         )
 
     def lag(self, share: float) -> float:
         """The upper bound, in ms, of the event loop's lag in this share of the time."""
-        total = max(self.lags.values(), default=0.0)
-        fitting = (bound for bound, count in sorted(self.lags.items()) if count >= total * share)
-        return next(fitting, 0.0) * 1000
+        return _quantile(self.lags, share) * 1000
+
+    def own_lag(self, share: float) -> float:
+        """The same without the time for which other programs had the processors."""
+        return _quantile(self.own_lags, share) * 1000
+
+
+def _counted_since(lags: dict[float, float], before: dict[float, float]) -> dict[float, float]:
+    return {bound: count - before.get(bound, 0) for bound, count in lags.items()}
+
+
+def _quantile(lags: dict[float, float], share: float) -> float:
+    total = max(lags.values(), default=0.0)
+    return next((bound for bound, count in sorted(lags.items()) if count >= total * share), 0.0)
 
 
 class Process:
@@ -186,10 +199,10 @@ class Rig:
     async def _of(self, server: Process, api: Api) -> Usage:
         own = resource.getrusage(resource.RUSAGE_SELF)
         values: dict[str, float] = {}
-        lags: dict[float, float] = {}
+        lags: dict[str, dict[float, float]] = {"sampled": {}, "own": {}}
         for name, labels, value in samples(await api.text("/metrics")):
-            if name == "caelum_loop_lag_sampled_seconds_bucket":
-                lags[float(labels.partition('le="')[2].rstrip('"'))] = value
+            if found := _LAGS.fullmatch(name):
+                lags[found[1]][float(labels.partition('le="')[2].rstrip('"'))] = value
             elif not labels:
                 values[name] = value
         return Usage(
@@ -198,7 +211,8 @@ class Rig:
             own.ru_utime + own.ru_stime,
             values["caelum_database_statements_total"],
             values["caelum_database_transactions_total"],
-            lags,
+            lags["sampled"],
+            lags["own"],
             messages=values["caelum_bus_sent_total"],
         )
 

@@ -142,6 +142,7 @@ def _costs(what: str, count: int, used: Usage) -> list[Row]:
         _row(f"{what}/statements", used.statements / count, "/op"),
         _row(f"{what}/transactions", used.transactions / count, "/op"),
         _row(f"{what}/loop-lag-p99.9", used.lag(0.999), "ms"),
+        _row(f"{what}/loop-lag-own-p99.9", used.own_lag(0.999), "ms"),
     ]
 
 
@@ -495,7 +496,7 @@ async def tasks_in_flight(mode: Mode) -> list[Row]:
     return [
         _row(f"{what}/seconds", done.seconds, "s", scenario=HOSTS),
         _row(f"{what}/server-memory", memory, "MB", 1024 if whole else None, HOSTS),
-        *(_row(one.id, one.value, one.unit, 50 if "lag" in one.id else None, HOSTS) for one in costs),
+        *(_row(one.id, one.value, one.unit, 50 if "lag-p99" in one.id else None, HOSTS) for one in costs),
     ]
 
 

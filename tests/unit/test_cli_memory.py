@@ -95,9 +95,25 @@ async def test_the_young_are_looked_at_though_as_many_are_freed_as_made(
     await _until(lambda: _young() < len(kept))
 
 
+async def test_looks_that_take_long_come_after_less_work_and_others_after_more(collections: Collections) -> None:
+    for took, work in ((0.01, 0.1), (0.02, 0.025), (1.0, 0.02), (0.004, 0.02), (0.001, 0.04), (0.0, 0.08)):
+        collections._adapt(took)
+        assert collections._work == pytest.approx(work)
+    for _ in range(5):
+        collections._adapt(0.0)
+    assert collections._work == memory._WORK
+
+
+async def test_those_between_young_and_old_are_not_looked_at(collections: Collections) -> None:
+    before = gc.get_stats()[1]["collections"]
+    kept = [Ring() for _ in range(300_000)]
+    assert gc.get_stats()[1]["collections"] == before
+    assert kept
+
+
 async def test_an_idle_server_collects_nothing(collections: Collections, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_LOOK", 0.001)
-    monkeypatch.setattr(memory, "_WORK", 1e6)
+    monkeypatch.setattr(collections, "_work", 1e6)
     gc.collect()
     before = gc.get_stats()[0]["collections"]
     await asyncio.sleep(0.15)

@@ -508,6 +508,21 @@ async def test_an_idle_connection_keeps_no_read_buffer_and_is_used_again(
     assert not let_go[0].is_closing()
 
 
+async def test_connections_that_take_turns_keep_nothing_of_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    forgotten: list[str] = []
+    forget = client.Lines._forget
+    monkeypatch.setattr(
+        client.Lines, "_forget", lambda lines, host, closed: (forgotten.append(host), forget(lines, host, closed))
+    )
+    rig.hosts.latency(Latency(path=p.Ping.path, low=0.05))
+    for _ in range(5):
+        await asyncio.gather(*(rig.client.run(rig.address(), p.Ping()) for _ in range(3)))
+    await rig.hosts[0].die()
+    await asyncio.sleep(0.3)
+    assert len(forgotten) <= 3, "one for each connection"
+    assert rig.client._lines.latest == {}
+
+
 async def test_a_watch_does_not_end_because_this_node_does(rig: Rig) -> None:
     await rig.client.run(rig.address(), p.Ping())
     gone = asyncio.Event()

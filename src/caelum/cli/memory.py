@@ -17,13 +17,17 @@ _LARGE = 128 << 10
 """Bytes from which on memory is taken from the system by itself and goes back to it. glibc begins so, but raises this
 with what is freed, and then the 256 KB that the event loop reserves for each TLS connection and hardly touches lie
 among the rest, in memory that others have used before."""
-_GARBAGE = (5_000, 20, 160)
+_GARBAGE = (5_000, 100_000, 100_000)
 """How many more objects than were freed, and collections of younger ones, come before a collection: Python's own
-numbers suit programs of a few objects, and a collection of old ones holds everything up."""
-_WORK = 0.2
-"""Seconds of the processor after which the young are looked at, also when no more were made than were freed."""
+numbers suit programs of a few objects, and a collection of old ones holds everything up. Those between young and old
+are never looked at: a burst of requests leaves a hundred thousand of them."""
+_WORK, _LEAST_WORK = 0.2, 0.02
+"""Seconds of the processor after which the young are looked at, also when no more were made than were freed: mostly,
+and when that finds very many."""
+_SHORT = 0.005
+"""Seconds of the processor that such a look should take at most."""
 _LOOK = 0.1
-"""Seconds between looks at what was used of the processor."""
+"""Seconds between looks at what was used of the processor, at most."""
 _MIDDLE = 5
 """Collections of the young after which what survived them is no longer looked at. A second look takes longer than
 the first, with which the objects are still in the processor's cache, and finds next to nothing."""
@@ -47,8 +51,9 @@ class Collections:
 
     Python counts how many more objects were made than freed. Where thousands of operations make new ones and free old
     ones, that number hardly changes, and the young become hundreds of thousands before anybody looks. So they are
-    looked at after so much work, too. What survives some of these, or a long collection of the oldest, is frozen. It is
-    freed as ever when nobody refers to it; only cycles wait for the collection after the next thaw.
+    looked at after so much work, too; after less, where there are so many of them that a look takes long. What survives
+    some of these, or a long collection of the oldest, is frozen. It is freed as ever when nobody refers to it; only
+    cycles wait for the collection after the next thaw.
     """
 
     def __init__(self) -> None:
@@ -56,6 +61,8 @@ class Collections:
         self._thawed = time.monotonic()
         self._used = 0.0
         """What the process had used of the processor when the young were looked at."""
+        self._work = _WORK
+        """What it uses until they are looked at again."""
         self._next_look: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -64,6 +71,7 @@ class Collections:
         gc.freeze()
         gc.set_threshold(*_GARBAGE)
         gc.callbacks.append(self.observe)
+        self._work = _WORK
         self._look()
 
     def stop(self) -> None:
@@ -91,11 +99,19 @@ class Collections:
 
     def _look(self) -> None:
         """Collect after work: an idle server makes no garbage."""
-        self._next_look = asyncio.get_running_loop().call_later(_LOOK, self._look)
         used = time.process_time()
-        if used - self._used < _WORK:
-            return
-        self._used = used
-        gc.collect(_OLDEST if self._thaws else 0)
-        if gc.get_count()[1] > _MIDDLE:
-            gc.freeze()
+        if used - self._used >= self._work:
+            self._used = used
+            begun = time.thread_time()
+            gc.collect(_OLDEST if self._thaws else 0)
+            self._adapt(time.thread_time() - begun)
+            if gc.get_count()[1] > _MIDDLE:
+                gc.freeze()
+        self._next_look = asyncio.get_running_loop().call_later(min(_LOOK, self._work / 2), self._look)
+
+    def _adapt(self, took: float) -> None:
+        """Have looks that take about as long as they should: twice as often, half as much has become of the young."""
+        if took > _SHORT:
+            self._work = max(_LEAST_WORK, self._work * max(0.25, _SHORT / took))
+        elif took < _SHORT / 2:
+            self._work = min(_WORK, self._work * 2)

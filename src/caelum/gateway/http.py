@@ -1,7 +1,7 @@
 """HTTP below the API: the listening server, bodies with limits, answers.
 
 Invariant: a client that sends slowly, or nothing, holds a connection only for a bounded time; no body larger than the
-limit is ever kept.
+limit is ever kept. Thousands of requests that come at once begin in as many turns of the event loop as they need.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import asyncio
 import functools
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from aiohttp import web
 
+from caelum.gateway.intake import Intake
 from caelum.gateway.refusal import Refusal
 
 HEADER_SECONDS = 20.0
@@ -32,20 +33,77 @@ SECURITY_HEADERS = {
 }
 
 
-class _Connection(web.RequestHandler):
-    """A connection that is closed when its first request does not come in time."""
+_HELD_BYTES = 64 * 1024
+"""What a connection may send before its request begins; it is not read from until then."""
 
-    __slots__ = ("_first",)
+
+class _Connection(web.RequestHandler):
+    """A connection that is closed when its first request does not come in time, and whose requests begin when the
+    intake says so."""
+
+    __slots__ = ("_first", "_held", "_intake")
+
+    def __init__(self, server: Server, intake: Intake) -> None:
+        super().__init__(
+            server,
+            loop=asyncio.get_running_loop(),
+            keepalive_timeout=KEEPALIVE_SECONDS,
+            access_log=None,  # type: ignore[arg-type]  # None is taken: it means no log of accesses
+            max_line_size=16384,
+        )
+        self._intake = intake
+        self._held: bytearray | None = None
+        """What came of a request that has not begun."""
+        self._first: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._first: asyncio.TimerHandle | None = asyncio.get_running_loop().call_later(
-            HEADER_SECONDS, self.force_close
-        )
+        self._await_first()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self.request_came()
+        self._held = None
         super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if not data or (self._held is None and (self._at_work or self._intake.admits())):
+            super().data_received(data)
+        elif self._held is not None:
+            self._hold(data)
+        else:
+            self._held = bytearray()
+            self._hold(data)
+            self._intake.wait(self._begin)
+
+    @property
+    def _at_work(self) -> bool:
+        """Whether what comes belongs to a request that has begun, or to a socket that it was made."""
+        return self._request_in_progress or bool(self._messages) or self._upgraded
+
+    def _hold(self, data: bytes) -> None:
+        held = cast("bytearray", self._held)
+        held += data
+        if len(held) >= _HELD_BYTES:
+            self._pause_transport_reading()
+
+    def _begin(self) -> None:
+        """The request's turn has come."""
+        held, self._held = self._held, None
+        if held is None:
+            return  # the client has left
+        super().data_received(bytes(held))
+        if len(held) >= _HELD_BYTES and not (self._reading_paused or self._buffer_paused):
+            self._resume_transport_reading()
+
+    def _await_first(self) -> None:
+        self._first = asyncio.get_running_loop().call_later(HEADER_SECONDS, self._first_missing)
+
+    def _first_missing(self) -> None:
+        """Nothing, or half a head, came in time, unless it is for us to read it."""
+        if self._held is None:
+            self.force_close()
+        else:
+            self._await_first()
 
     def request_came(self) -> None:
         """The head of a request is complete."""
@@ -64,15 +122,10 @@ class Server(web.Server):
             return await handler(request)
 
         super().__init__(first, request_factory=None)
+        self.intake = Intake()
 
     def __call__(self) -> web.RequestHandler:
-        return _Connection(
-            self,
-            loop=asyncio.get_running_loop(),
-            keepalive_timeout=KEEPALIVE_SECONDS,
-            access_log=None,  # type: ignore[arg-type]  # None is taken: it means no log of accesses
-            max_line_size=16384,
-        )
+        return _Connection(self, self.intake)
 
 
 async def read_body(request: web.BaseRequest, limit: int) -> bytes:

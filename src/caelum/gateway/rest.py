@@ -31,6 +31,7 @@ from caelum.kernel.message import ApiMeta, api
 from caelum.kernel.views import reply_value
 
 if TYPE_CHECKING:
+    from caelum.gateway.limits import Concurrency
     from caelum.gateway.runner import Runner
     from caelum.kernel.jobs import Job
     from caelum.kernel.node import Node
@@ -47,10 +48,11 @@ _WAIT = re.compile(r"(?:^|[,;\s])wait=(\d{1,4})(?:$|[,;\s])")
 class Rest:
     """The REST side of the gateway."""
 
-    def __init__(self, node: Node, runner: Runner, routes: RouteTable) -> None:
+    def __init__(self, node: Node, runner: Runner, routes: RouteTable, places: Concurrency) -> None:
         self._node = node
         self._runner = runner
         self._routes = routes
+        self._places = places
 
     async def handle(self, request: web.BaseRequest, prefix: str, path: str) -> web.StreamResponse:
         """Answer a request; `path` is what follows `prefix`, still percent-encoded."""
@@ -125,7 +127,7 @@ class Rest:
     async def _poll(self, request: web.BaseRequest, uuid: str) -> web.Response:
         if request.method not in ("GET", "HEAD"):
             raise Refusal(405, f"the method {request.method} is not allowed for jobs", {"Allow": "GET"})
-        seconds = _wait_seconds(request)
+        seconds = _wait_seconds(request) if self._places.may_idle else 0.0
         if not seconds and self._node.jobs.is_open(uuid):
             return json_answer({}, 202)
         job = await self._job(uuid, seconds)
@@ -141,8 +143,9 @@ class Rest:
         if not seconds:
             return await self._node.jobs.get(uuid)
         try:
-            async with asyncio.timeout(seconds):
-                return await self._node.jobs.wait(uuid)
+            with self._places.aside():
+                async with asyncio.timeout(seconds):
+                    return await self._node.jobs.wait(uuid)
         except TimeoutError:
             return await self._node.jobs.get(uuid)
 

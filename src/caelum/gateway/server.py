@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -79,6 +79,16 @@ class Gateway:
         """How many requests are being worked on."""
         return self._concurrency.running
 
+    @property
+    def waiting(self) -> int:
+        """How many requests came that nobody works on yet."""
+        return self._concurrency.line + (0 if self._server is None else self._server.intake.waiting)
+
+    @property
+    def idle(self) -> int:
+        """How many requests wait for their jobs."""
+        return self._concurrency.idle
+
     async def start(self) -> None:
         """Listen. May be called before the node starts; until that is ready, clients are told to wait."""
         config = self._node.config
@@ -126,7 +136,7 @@ class Gateway:
                 return await self._api(request, prefix, segments)
         for prefix in _LEGACY_PREFIXES:
             if tuple(segments[: len(prefix)]) == prefix:
-                with self._admitted(request):
+                async with self._admitted(request):
                     return await self._legacy.handle(request, segments[len(prefix) :])
         if segments == ["ws"]:
             self._check_ready()
@@ -138,7 +148,7 @@ class Gateway:
     async def _api(self, request: web.BaseRequest, prefix: tuple[str, ...], segments: list[str]) -> web.StreamResponse:
         rest = segments[len(prefix) :]
         try:
-            with self._admitted(request):
+            async with self._admitted(request):
                 return await self._routed().handle(request, "/" + "/".join(prefix), "/" + "/".join(rest))
         except CloudError as error:
             if rest[:1] == [JOBS] and (error.kind is NOT_READY or is_of_cluster(error)):
@@ -146,7 +156,7 @@ class Gateway:
                 return json_answer({}, 202, {"Retry-After": "1"})
             raise
 
-    def _admitted(self, request: web.BaseRequest) -> AbstractContextManager[None]:
+    def _admitted(self, request: web.BaseRequest) -> AbstractAsyncContextManager[None]:
         self._rate.take(client_of(request))
         self._check_ready()
         return self._concurrency.one()
@@ -159,5 +169,5 @@ class Gateway:
     def _routed(self) -> Rest:
         # Made at the first request: the operations are known once the node has loaded its services.
         if self._rest is None:
-            self._rest = Rest(self._node, self.runner, RouteTable(apis()))
+            self._rest = Rest(self._node, self.runner, RouteTable(apis()), self._concurrency)
         return self._rest

@@ -8,7 +8,12 @@ from caelum.kernel.settings import Size, setting
 
 MAX_BODY = setting("rest", "maxBodySize", "1M", Size, "Largest body of an API request", minimum=1024)
 MAX_CONCURRENT = setting(
-    "rest", "maxConcurrentRequests", 1000, int, "API requests that one management node works on at a time", minimum=1
+    "rest",
+    "maxConcurrentRequests",
+    1000,
+    int,
+    "API requests that one management node works on at a time, but for polls that wait; others wait in line for 20 s",
+    minimum=1,
 )
 RATE = setting(
     "rest",

@@ -5,22 +5,15 @@ Invariant: the hot path only adds numbers; all formatting happens when somebody 
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import logging
-import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-log = logging.getLogger(__name__)
+from caelum.kernel.loop_watch import BOUNDS, INTERVAL, Lags, LoopWatch
 
 BUCKETS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0, 300.0)
-_LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
-_LAG_INTERVAL = 0.1
-_LAG_WARNING = 0.5
 
 
 class CallStats:
@@ -43,47 +36,15 @@ class CallStats:
 
     def cumulative(self) -> Iterator[tuple[str, float]]:
         """The histogram as Prometheus wants it."""
-        return _cumulative(BUCKETS, self.buckets)
+        return cumulative(BUCKETS, self.buckets)
 
 
-def _cumulative(bounds: tuple[float, ...], counts: list[int]) -> Iterator[tuple[str, float]]:
+def cumulative(bounds: tuple[float, ...], counts: list[int]) -> Iterator[tuple[str, float]]:
+    """A histogram as Prometheus wants it, of what is counted from bound to bound."""
     total = 0
     for bound, count in zip((*bounds, float("inf")), counts, strict=True):
         total += count
         yield ("+Inf" if bound == float("inf") else str(bound)), total
-
-
-class LoopWatch:
-    """Measures how late the event loop is: what blocks it shows here."""
-
-    def __init__(self) -> None:
-        self.last = 0.0
-        self.worst = 0.0
-        self.buckets = [0] * (len(_LAG_BUCKETS) + 1)
-        self.sum = 0.0
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Begin to measure."""
-        self._task = asyncio.get_running_loop().create_task(self._watch(), name="loop-watch")
-
-    async def stop(self) -> None:
-        """End measuring."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-
-    async def _watch(self) -> None:
-        while True:
-            before = time.monotonic()
-            await asyncio.sleep(_LAG_INTERVAL)
-            self.last = max(0.0, time.monotonic() - before - _LAG_INTERVAL)
-            self.worst = max(self.worst, self.last)
-            self.sum += self.last
-            self.buckets[bisect_left(_LAG_BUCKETS, self.last)] += 1
-            if self.last > _LAG_WARNING:
-                log.warning("something blocked the event loop for %.2f s", self.last)
 
 
 class Metrics:
@@ -106,9 +67,14 @@ class Metrics:
     def _loop_lag(self) -> Iterator[Metric]:
         yield GaugeMetricFamily("caelum_loop_lag_seconds", "How late the event loop was", value=self.loop.last)
         yield GaugeMetricFamily("caelum_loop_lag_worst_seconds", "Worst lag since start", value=self.loop.worst)
-        lags = HistogramMetricFamily("caelum_loop_lag_sampled_seconds", f"Lag, looked at each {_LAG_INTERVAL} s")
-        lags.add_metric([], list(_cumulative(_LAG_BUCKETS, self.loop.buckets)), self.loop.sum)
-        yield lags
+        yield self._lags("caelum_loop_lag_sampled_seconds", f"Lag, looked at each {INTERVAL} s", self.loop.lags)
+        own = "The same without the time for which other programs had the processors"
+        yield self._lags("caelum_loop_lag_own_seconds", own, self.loop.own_lags)
+
+    def _lags(self, name: str, text: str, lags: Lags) -> Metric:
+        family = HistogramMetricFamily(name, text)
+        family.add_metric([], list(cumulative(BOUNDS, lags.counts)), lags.sum)
+        return family
 
 
 class _Source:

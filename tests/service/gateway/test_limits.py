@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 
 import pytest
 
 from caelum.gateway import http as http_module
+from caelum.gateway import limits
 from caelum.gateway.settings import BURST, MAX_BODY, MAX_CONCURRENT, RATE
 from gateway.conftest import Client
 
@@ -15,13 +17,13 @@ V1 = "/zstack/v1"
 CREATE = f"{V1}/lamps"
 
 
-async def raw(client: Client, data: bytes) -> bytes:
-    """What the server answers to these bytes."""
+async def raw(client: Client, data: bytes, *, whole: bool = False) -> bytes:
+    """What the server answers to these bytes: what comes first of it, or all until it closes the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", client.gateway.port)
     writer.write(data)
     await writer.drain()
     try:
-        return await asyncio.wait_for(reader.read(65536), 5)
+        return await asyncio.wait_for(reader.read(-1 if whole else 65536), 5)
     finally:
         writer.close()
 
@@ -122,14 +124,70 @@ class TestRates:
         await asyncio.sleep(0.5)
         assert (await admin.send("GET", f"{V1}/lamps/echo")).status == 200
 
-    async def test_too_many_requests_at_a_time_are_429(self, admin: Client) -> None:
-        body = {"waitForLamp": {"seconds": 1}}
-        accepted = await admin.send("PUT", f"{V1}/lamps/x/waiting/actions", body)
+    async def waiting_lamp(self, admin: Client, seconds: int) -> str:
+        """Where the job of an operation is that takes so long."""
+        body = {"waitForLamp": {"seconds": seconds}}
+        return str((await admin.send("PUT", f"{V1}/lamps/x/waiting/actions", body)).json["location"])
+
+    async def test_too_many_requests_at_a_time_are_429(self, admin: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(limits, "_LINE_SECONDS", 0.1)
         await admin.cloud.node.settings.set(MAX_CONCURRENT, 1)
-        wait = asyncio.create_task(admin.send("GET", accepted.json["location"], headers={"Prefer": "wait=5"}))
+        async with admin.gateway._concurrency.one():
+            assert (await admin.send("GET", f"{V1}/lamps/echo")).status == 429
+        assert (await admin.send("GET", f"{V1}/lamps/echo")).status == 200
+
+    async def test_a_poll_that_waits_takes_nobodys_place(self, admin: Client) -> None:
+        location = await self.waiting_lamp(admin, 1)
+        await admin.cloud.node.settings.set(MAX_CONCURRENT, 1)
+        wait = asyncio.create_task(admin.send("GET", location, headers={"Prefer": "wait=5"}))
         await asyncio.sleep(0.2)
-        assert (await admin.send("GET", f"{V1}/lamps/echo")).status == 429
+        assert (admin.gateway.running, admin.gateway.idle) == (0, 1)
+        assert (await admin.send("GET", f"{V1}/lamps/echo")).status == 200
         assert (await wait).status == 200
+        assert (admin.gateway.running, admin.gateway.idle) == (0, 0)
+
+    async def test_when_too_many_polls_wait_the_next_is_answered_at_once(
+        self, admin: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(limits, "_MOST_IDLE", 0)
+        location = await self.waiting_lamp(admin, 1)
+        started = time.monotonic()
+        assert (await admin.send("GET", location, headers={"Prefer": "wait=5"})).status == 202
+        assert time.monotonic() - started < 0.9
+
+    async def test_requests_that_come_in_the_same_moment_are_all_answered(self, admin: Client) -> None:
+        """Each on a connection of its own, all sent in the same moment, split within the head and within the body."""
+        count, body = 300, b'{"params": {"name": "lamp", "wrong": 1}}'
+        head = f"POST {CREATE} HTTP/1.1\r\nHost: x\r\nAuthorization: OAuth x\r\nContent-Length: {len(body)}\r\n\r\n"
+        parts = [head[:20].encode(), head[20:].encode() + body[:5], body[5:]]
+        streams = [await asyncio.open_connection("127.0.0.1", admin.gateway.port) for _ in range(count)]
+        for part in parts:
+            for _, writer in streams:
+                writer.write(part)
+            await asyncio.sleep(0)
+        answers = await asyncio.gather(*(asyncio.wait_for(reader.readline(), 60) for reader, _ in streams))
+        for _, writer in streams:
+            writer.close()
+        assert {one.split()[1] for one in answers} == {b"202"}
+        assert (admin.gateway.waiting, admin.gateway.running) == (0, 0)
+
+    async def test_a_client_that_leaves_before_its_request_begins_leaves_nothing(self, admin: Client) -> None:
+        request = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+        streams = [await asyncio.open_connection("127.0.0.1", admin.gateway.port) for _ in range(100)]
+        for _, writer in streams:
+            writer.write(request)
+            writer.transport.abort()
+        for _ in range(50):
+            await asyncio.sleep(0.01)
+        assert admin.gateway.waiting == 0
+        assert (await admin.send("GET", "/healthz")).status == 200
+
+    async def test_requests_that_come_together_on_one_connection_are_answered_in_order(self, admin: Client) -> None:
+        paths = ["/healthz", "/nowhere", "/readyz", "/nowhere"] * 10
+        requests = [f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n" for path in paths]
+        last = "GET /nowhere HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        answers = await raw(admin, "".join([*requests, last]).encode(), whole=True)
+        assert re.findall(rb"HTTP/1.1 (\d+)", answers) == [b"200", b"404"] * 20 + [b"404"]
 
     async def test_guessing_passwords_gets_slower_and_slower(self, admin: Client) -> None:
         body = {"logInByAccount": {"accountName": "nobody", "password": "x"}}

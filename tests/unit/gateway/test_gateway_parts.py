@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import time
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 
 from caelum.gateway import limits, syntax
 from caelum.gateway.answer import error_body, with_schema
+from caelum.gateway.intake import Intake
 from caelum.gateway.limits import Concurrency, LoginLimit, RateLimit
 from caelum.gateway.openapi import document
 from caelum.gateway.querying import condition, from_query_string, sort
@@ -302,12 +305,131 @@ class TestLimits:
             logins.failed("a")
         assert waits == [1, 2, 4, 8, 16, 32, 60, 60, 60, 60]
 
-    def test_places_are_given_back(self) -> None:
+
+class TestConcurrency:
+    async def test_places_are_given_back(self) -> None:
         places = Concurrency(lambda: 1)
-        with places.one(), pytest.raises(Refusal), places.one():
-            pass
-        with places.one():
+        async with places.one():
             assert places.running == 1
+        assert places.running == 0
+        async with places.one():
+            assert places.running == 1
+
+    async def test_who_comes_too_much_waits_in_line_and_is_served_in_order(self) -> None:
+        places, served = Concurrency(lambda: 1), []
+
+        async def request(number: int) -> None:
+            async with places.one():
+                served.append(number)
+                assert places.running == 1
+                await asyncio.sleep(0)
+
+        await asyncio.gather(*map(request, range(20)))
+        assert served == list(range(20))
+        assert (places.running, places.line) == (0, 0)
+
+    async def test_who_waits_too_long_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(limits, "_LINE_SECONDS", 0.02)
+        places = Concurrency(lambda: 1)
+        async with places.one():
+            with pytest.raises(Refusal) as refused:
+                async with places.one():
+                    pass
+            assert (refused.value.status, places.running, places.line) == (429, 1, 0)
+        assert places.running == 0
+
+    async def test_the_line_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(limits, "_LONGEST_LINE", 0)
+        places = Concurrency(lambda: 1)
+        async with places.one():
+            with pytest.raises(Refusal):
+                async with places.one():
+                    pass
+
+    @pytest.mark.parametrize("handed_over", [False, True])
+    async def test_who_leaves_the_line_keeps_no_place(self, handed_over: bool) -> None:
+        places, first = Concurrency(lambda: 1), contextlib.AsyncExitStack()
+        await first.enter_async_context(places.one())
+
+        async def request() -> None:
+            async with places.one():
+                await asyncio.Event().wait()
+
+        waiting = asyncio.create_task(request())
+        await asyncio.sleep(0)
+        if handed_over:
+            await first.aclose()
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        await first.aclose()
+        assert (places.running, places.line) == (0, 0)
+
+    async def test_who_only_waits_leaves_the_place_to_others(self) -> None:
+        places = Concurrency(lambda: 1)
+        async with places.one():
+            with places.aside():
+                assert (places.running, places.idle) == (0, 1)
+                async with places.one():
+                    assert places.running == 1
+            assert (places.running, places.idle) == (1, 0)
+        assert places.running == 0
+
+
+class TestIntake:
+    async def turns(self, count: int, length: float) -> list[int]:
+        """How many of so many requests, that came at once, began in each turn of so many seconds."""
+        intake, begun = Intake(), 0
+        turns = []
+
+        def begin() -> None:
+            nonlocal begun
+            begun += 1
+
+        for _ in range(count):
+            if intake.admits():
+                begin()
+            else:
+                intake.wait(begin)
+        while begun < count:
+            before = begun
+            time.sleep(length)  # noqa: ASYNC251 - so long lasts a turn
+            await asyncio.sleep(0)
+            turns.append(begun - before)
+        assert intake.waiting == 0
+        return turns
+
+    async def test_those_who_come_at_once_begin_in_many_turns(self) -> None:
+        turns = await self.turns(200, 0)
+        assert max(turns) <= 16
+        assert min(turns[:-1]) > 0
+
+    async def test_fewer_begin_while_turns_are_long_but_some_in_each(self) -> None:
+        turns = await self.turns(40, 0.006)
+        assert set(turns[1:-1]) == {4}
+
+    async def test_an_error_stops_nobody_else(self) -> None:
+        intake = Intake()
+
+        def broken() -> None:
+            raise ValueError("broken")
+
+        errors: list[dict[str, object]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, found: errors.append(found))
+        while intake.admits():
+            pass
+        intake.wait(broken)
+        done = asyncio.Event()
+        intake.wait(done.set)
+        await done.wait()
+        assert len(errors) == 1
+
+    async def test_nothing_is_counted_while_nobody_comes(self) -> None:
+        intake = Intake()
+        assert intake.admits()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert intake._begun is None
+        assert intake.admits()
 
 
 class TestAnswers:

@@ -17,7 +17,9 @@ import logging
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any, Protocol, TypeVar
+from weakref import WeakSet
 
 import aiohttp
 import msgspec
@@ -140,6 +142,8 @@ class Lines(aiohttp.TCPConnector):
         # Idle connections outlive the ping interval: a TLS handshake per ping and host would be most of the work.
         super().__init__(ssl=tls, limit=0, keepalive_timeout=90)
         self.latest: dict[str, asyncio.Future[None]] = {}
+        self._watched: WeakSet[asyncio.Future[None]] = WeakSet()
+        """Those whose end is noted: commands to a host take turns on its connections, again and again."""
 
     async def connect(self, req: Any, traces: Any, timeout: aiohttp.ClientTimeout) -> Any:
         """See `aiohttp.BaseConnector.connect`."""
@@ -150,9 +154,11 @@ class Lines(aiohttp.TCPConnector):
             connection.close()
             raise aiohttp.ClientConnectionError("this management node has lost its lease meanwhile")
         closed = None if connection.protocol is None else connection.protocol.closed
-        if closed is not None and self.latest.get(host_uuid) is not closed:
+        if closed is not None:
             self.latest[host_uuid] = closed
-            closed.add_done_callback(lambda _closed: self._forget(host_uuid, _closed))
+            if closed not in self._watched:
+                self._watched.add(closed)
+                closed.add_done_callback(partial(self._forget, host_uuid))
         return connection
 
     def _release(self, key: Any, protocol: ResponseHandler, *, should_close: bool = False) -> None:
