@@ -1,10 +1,14 @@
 """Load: closed (so many clients, each begins its next operation when the last has ended) and open (operations begin at
 a given rate, whatever became of the ones before; their latency counts from when they were due).
+
+What this program has loaded is not looked at for garbage during a load: that takes tens of milliseconds, which would
+count as the server's.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import time
 from collections.abc import Awaitable, Callable
@@ -67,6 +71,8 @@ async def opened(operation: Operation, count: int, rate: float) -> Outcome:
 class _Recorder:
     def __init__(self, operation: Operation) -> None:
         self._operation = operation
+        gc.collect()
+        gc.freeze()
         self._begun = time.perf_counter()
         self._ends: list[float] = []
         self._latencies: list[float] = []

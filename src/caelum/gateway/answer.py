@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import typing
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -17,6 +17,9 @@ from caelum.kernel import resources
 from caelum.kernel.errors import ErrorCode, to_wire
 from caelum.kernel.message import ApiMeta, ApiQuery, Inventory, camel, inventories, reply_type
 from caelum.kernel.views import to_builtins
+
+if TYPE_CHECKING:
+    from caelum.kernel.database import Row
 
 Body = dict[str, Any]
 
@@ -37,7 +40,7 @@ def with_schema(meta: ApiMeta, body: Body) -> Body:
     found: dict[str, str] = {}
     for key, hint in body_types(meta).items():
         if key in body:
-            _classes(found, key, hint, body[key])
+            _classes(found, key, _holder(hint), body[key])
     return {**body, "schema": found}
 
 
@@ -54,9 +57,27 @@ def body_types(meta: ApiMeta) -> dict[str, Any]:
     return {field.encode_name: hints[field.name] for field in msgspec.structs.fields(reply)}
 
 
-def _classes(found: dict[str, str], path: str, hint: Any, value: Any) -> None:
-    """Note the class of each object in a value of this type."""
-    origin, inner = _kind(hint)
+class _Holder(NamedTuple):
+    """Where objects may be: in a list or a dictionary, which holds what `inner` says, or an object of class `inner`."""
+
+    origin: Any
+    inner: Any
+
+
+class _Shape(NamedTuple):
+    """What a class tells of its objects, and which of their fields may hold further ones."""
+
+    java: str | None
+    type_field: str | None
+    """The field on the wire that names the child class."""
+    nested: tuple[tuple[str, _Holder], ...]
+
+
+def _classes(found: dict[str, str], path: str, holder: _Holder | None, value: Any) -> None:
+    """Note the class of each object in a value."""
+    if holder is None:
+        return
+    origin, inner = holder
     if origin is list and isinstance(value, list):
         for index, one in enumerate(value):
             _classes(found, f"{path}[{index}]", inner, one)
@@ -68,51 +89,53 @@ def _classes(found: dict[str, str], path: str, hint: Any, value: Any) -> None:
 
 
 @functools.cache
-def _kind(hint: Any) -> tuple[Any, Any]:
-    """What holds objects: a list or dictionary, with the type of what is in it, or a struct itself; else None."""
+def _holder(hint: Any) -> _Holder | None:
+    """How a value of this type holds objects; None when it holds none."""
     kind = plain(hint)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (list, dict):
-        return origin, arguments[-1]
+        return _Holder(origin, _holder(arguments[-1]))
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        return msgspec.Struct, kind
-    return None, None
+        return _Holder(msgspec.Struct, kind)
+    return None
 
 
 def _struct_classes(found: dict[str, str], path: str, cls: type[msgspec.Struct], value: Body) -> None:
-    cls = _concrete(cls, value)
-    if java := java_class(cls):
-        found[path] = java
-    for wire, hint in _nested_fields(cls):
-        inner = value.get(wire)
-        if inner and isinstance(inner, dict | list):
-            _classes(found, f"{path}.{wire}", hint, inner)
+    shape = _shape_of(cls)
+    if shape.type_field is not None:
+        shape = _shape_of(child_of(cls, value.get(shape.type_field)) or cls)
+    if shape.java:
+        found[path] = shape.java
+    for wire, holder in shape.nested:
+        if inner := value.get(wire):
+            _classes(found, f"{path}.{wire}", holder, inner)
+
+
+def _shape_of(cls: type[msgspec.Struct]) -> _Shape:
+    meta = getattr(cls, "__inventory__", None)
+    return _shape(cls, None if meta is None else resources.types().get(meta.vo))
 
 
 @functools.cache
-def _nested_fields(cls: type[msgspec.Struct]) -> tuple[tuple[str, Any], ...]:
-    """The fields that may hold objects, with their types."""
-    fields = msgspec.structs.fields(cls)
-    return tuple((one.encode_name, one.type) for one in fields if not _parts(one.type) <= _LEAVES)
+def _shape(cls: type[msgspec.Struct], model: type[Row] | None) -> _Shape:
+    field = None if model is None else _type_field(model)
+    return _Shape(java_class(cls), None if field is None else camel(field), _nested_fields(cls))
+
+
+def _nested_fields(cls: type[msgspec.Struct]) -> tuple[tuple[str, _Holder], ...]:
+    """The fields that may hold objects, and how."""
+    fields = [one for one in msgspec.structs.fields(cls) if not _parts(one.type) <= _LEAVES]
+    held = [(one.encode_name, _holder(one.type)) for one in fields]
+    return tuple((name, holder) for name, holder in held if holder is not None)
 
 
 def _parts(hint: Any) -> set[Any]:
     return set(typing.get_args(hint)) or {hint}
 
 
-def _concrete(cls: type[msgspec.Struct], value: Body) -> type[msgspec.Struct]:
-    """The child inventory that the value's type field names, or the class itself."""
-    meta = getattr(cls, "__inventory__", None)
-    field = None if meta is None else type_field(meta.vo)
-    if field is None:
-        return cls
-    return child_of(cls, value.get(camel(field))) or cls
-
-
-def type_field(vo: str) -> str | None:
+def _type_field(model: type[Row]) -> str | None:
     """The snake_case field that tells a resource's child type, or None when it has no children."""
-    model = resources.types().get(vo)
-    column = None if model is None else model.__mapper__.polymorphic_on
+    column = model.__mapper__.polymorphic_on
     return None if column is None else str(column.key)
 
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caelum.cloud.l3.addresses import Span, at, offset, overlap, range_of, ranges_of_cidr, size, usable
+from caelum.cloud.l3.model import UsedIpModel
 from caelum.kernel.errors import CloudError
 
 BASE = {4: int(IPv4Address("10.0.0.0")), 6: int(IPv6Address("fd00::"))}
@@ -87,3 +88,15 @@ def test_a_pool_may_be_any_part_of_its_network() -> None:
     assert (str(pool.gateway), str(pool.network)) == ("10.0.0.0", "10.0.0.0/24")
     whole = ranges_of_cidr("10.0.0.8/30", None, pool=True)[0]
     assert (str(whole.start), str(whole.end)) == ("10.0.0.8", "10.0.0.11")
+
+
+@pytest.mark.parametrize(
+    ("ip", "signed"),
+    [
+        ("10.0.200.255", [10, 0, -56, -1]),
+        ("fd00::80", [-3, *[0] * 14, -128]),
+        ("::ffff:10.0.0.1", [0] * 10 + [-1, -1, 10, 0, 0, 1]),
+    ],
+)
+def test_clients_see_the_bytes_of_an_address_with_a_sign(ip: str, signed: list[int]) -> None:
+    assert UsedIpModel(ip=ip).extra_view() == {"ip_in_binary": signed}

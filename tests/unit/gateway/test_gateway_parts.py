@@ -14,6 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from caelum.cloud.l3.api import QueryIpRange
+from caelum.cloud.l3.model import IpRangeModel
 from caelum.gateway import limits, syntax
 from caelum.gateway.answer import error_body, with_schema
 from caelum.gateway.intake import Intake
@@ -450,6 +452,14 @@ class TestAnswers:
         assert queried["schema"] == {"inventories[0]": box, "inventories[0].lids[0]": lid}
         weighed = with_schema(WeighBoxes.__api__, reply_value(WeighBoxes.__api__, WeighReply(weights={"7": self.box})))
         assert weighed["schema"] == {"weights.7": box, "weights.7.lids[0]": lid}
+
+    def test_schema_names_the_class_of_a_child_type(self) -> None:
+        assert IpRangeModel.__vo__ == "IpRangeVO"  # what tells the types apart is the model's
+        made = with_schema(
+            QueryIpRange.__api__, {"inventories": [{"uuid": "7"}, {"uuid": "8", "ipRangeType": "AddressPool"}]}
+        )
+        classes = {path: name.rpartition(".")[2] for path, name in made["schema"].items()}
+        assert classes == {"inventories[0]": "IpRangeInventory", "inventories[1]": "AddressPoolInventory"}
 
     def test_errors_always_have_details_and_stand_alone(self) -> None:
         for error in (CloudError(INTERNAL, ""), ErrorCode(code="X", description="", details=""), ValueError("a\nb")):

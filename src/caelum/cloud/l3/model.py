@@ -6,8 +6,9 @@ per L3 network and IP version; a service type has at most one provider per L3 ne
 
 from __future__ import annotations
 
+from array import array
 from datetime import datetime
-from ipaddress import ip_address
+from socket import AF_INET, AF_INET6, inet_pton
 from typing import Any
 
 from sqlalchemy import BigInteger, ForeignKey, Index, String, UniqueConstraint
@@ -144,8 +145,9 @@ class UsedIpModel(Resource):
     vm_nic_uuid: Mapped[str | None] = mapped_column(String(32), index=True)
 
     def extra_view(self) -> dict[str, Any]:
-        """The bytes of the address."""
-        return {"ip_in_binary": [byte - 256 if byte > 127 else byte for byte in ip_address(self.ip).packed]}
+        """The bytes of the address, as Java has them: with a sign."""
+        packed = inet_pton(AF_INET6 if ":" in self.ip else AF_INET, self.ip)
+        return {"ip_in_binary": array("b", packed).tolist()}
 
 
 class L3NetworkDnsModel(Base):
