@@ -9,6 +9,9 @@ from typing import Any, Literal
 
 import msgspec
 
+MTU = 1500
+"""Of a NIC, where nobody has said another one."""
+
 
 class _Spec(msgspec.Struct, rename="camel", kw_only=True, omit_defaults=True):
     """Base of the parts of a description."""
@@ -30,7 +33,7 @@ class NicIp(_Spec):
 
 
 class NicSpec(_Spec):
-    """A network interface. `bridge` is filled by whoever realises the L2 network, before the machine starts."""
+    """A network interface. Whoever realises the L2 network, before the machine starts, fills in `bridge` and `mtu`."""
 
     nic_uuid: str
     l3_network_uuid: str
@@ -41,7 +44,7 @@ class NicSpec(_Spec):
     l2_network_uuid: str = ""
     ips: list[NicIp] = []
     bridge: str = ""
-    mtu: int = 1500
+    mtu: int = MTU
     driver_type: str = "virtio"
     is_default: bool = False
     """Whether the guest's default route and DNS come from this NIC's network."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.host.messages import AwaitHost
-from caelum.cloud.host.spec import CdromSpec, HostOrder, NicIp, NicSpec, VmSpec, VolumeSpec
+from caelum.cloud.host.spec import MTU, CdromSpec, HostOrder, NicIp, NicSpec, VmSpec, VolumeSpec
 from caelum.cloud.l2.messages import GetL2, RealiseL2
 from caelum.cloud.l3.api import L3NetworkInventory
 from caelum.cloud.l3.messages import GetL3, GetMtu
@@ -166,7 +166,7 @@ async def nic_specs(
         return []
     uuids = list(dict.fromkeys(one.l3_network_uuid for one in nics))
     networks = {one.uuid: one for one in (await node.bus.call(GetL3(l3_network_uuids=uuids))).networks}
-    mtus = {one: await node.bus.call(GetMtu(l3_network_uuid=one)) for one in uuids}
+    mtus = {one: await node.bus.call(GetMtu(l3_network_uuid=one)) for one in uuids if realise_on is not None}
     bridges = await _bridges(node, list(networks.values()), realise_on, orders)
     default = vm.default_l3_network_uuid or nics[0].l3_network_uuid
     return [
@@ -179,7 +179,7 @@ async def nic_specs(
             internal_name=one.internal_name,
             ips=_addresses(one),
             bridge=bridges.get(networks[one.l3_network_uuid].l2_network_uuid, ""),
-            mtu=mtus[one.l3_network_uuid],
+            mtu=mtus.get(one.l3_network_uuid, MTU),
             driver_type=one.driver_type,
             is_default=one.l3_network_uuid == default,
             anti_spoofing=anti_spoofing,
