@@ -222,7 +222,8 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
     async def start_on_host(self, run: Run[CreateVmContext]) -> None:
         """Make its disks and what else it needs, and start it; only the disks of one that is only created."""
         ctx = run.ctx
-        await self._fill(run)
+        if ctx.root is None or len(ctx.disks) > 1:
+            await self._fill(run)
         if not ctx.starts:
             return
         if any(ctx.isos):
