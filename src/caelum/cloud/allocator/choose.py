@@ -34,8 +34,8 @@ from caelum.kernel.rows import new_row
 
 MISSED = "hostsConnecting"
 """The fact of a refusal that a host which may do was being connected."""
-_FIRST_PAGE = 8
-_GROWTH = 8
+_FIRST_PAGE = 2
+_GROWTH = 16
 Storages = dict[str, list[str]]
 """By disk key, the primary storages that will do on a host, best first."""
 

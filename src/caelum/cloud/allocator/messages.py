@@ -67,6 +67,8 @@ class AllocateHost(Message[HostAllocation], kw_only=True):
     volume_storage_uuids: list[str] = []
     """Primary storages of volumes that exist already: the host must reach all of them."""
     last_host_uuid: str | None = None
+    is_new: bool = False
+    """Whether this is asked for the first time, and nothing was reserved for the machine before."""
 
 
 @message(timeout=60)

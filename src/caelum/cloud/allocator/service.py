@@ -92,7 +92,8 @@ class AllocatorService(Service):
         return await self.node.queues.run("host-allocator", level, self._allocate, msg, name="AllocateHost")
 
     async def _allocate(self, msg: m.AllocateHost) -> m.HostAllocation:
-        return await self._repeated(msg) or await Chooser(self.node, msg).choose()
+        known = None if msg.is_new else await self._repeated(msg)
+        return known or await Chooser(self.node, msg).choose()
 
     async def _repeated(self, msg: m.AllocateHost) -> m.HostAllocation | None:
         """The answer that this request had before, when its reservation is still what it asks for."""

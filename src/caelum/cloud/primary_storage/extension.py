@@ -4,8 +4,9 @@ transactions of others.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -98,15 +99,16 @@ class PrimaryStorageDriver(Protocol):
         """The true size."""
 
 
-@runtime_checkable
-class MakesVolumesWithStart(Protocol):
-    """What a driver can have besides: a host makes volumes in one go with the start of their machine."""
+class MakesVolumesWithStart(ABC):
+    """What a driver can be besides: one whose hosts make volumes in one go with the start of their machine."""
 
+    @abstractmethod
     def creation(
         self, ps: PrimaryStorageInventory, volume_uuid: str, install_path: str, size: int, cached: Bits | None
     ) -> HostOrder:
         """What makes a volume as `create_from_image` does, or without a cached image as `create_volume`. Idempotent."""
 
+    @abstractmethod
     def created(self, answer: dict[str, Any]) -> Bits:
         """What the host's answer to that order says."""
 

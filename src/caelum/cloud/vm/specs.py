@@ -202,8 +202,9 @@ async def _bridges(
                 found[uuid] = facts.bridge
                 orders += facts.orders
         left = [one for one in left if one not in found]
-        if left:
-            await node.bus.call(AwaitHost(host_uuid=host_uuid))
+        if not left:
+            return found
+        await node.bus.call(AwaitHost(host_uuid=host_uuid))
     answers = await node.bus.call_all([RealiseL2(l2_network_uuid=one, host_uuid=host_uuid) for one in left])
     for uuid, answer in zip(left, answers, strict=True):
         if isinstance(answer, CloudError):

@@ -18,7 +18,13 @@ from caelum.cloud.host.spec import HostOrder
 from caelum.cloud.image.messages import ImageLocation
 from caelum.cloud.primary_storage.api import PrimaryStorageInventory
 from caelum.cloud.primary_storage.errors import NO_CACHED_IMAGE
-from caelum.cloud.primary_storage.extension import Bits, PhysicalCapacity, PrimaryStorageDriver, VolumePlace
+from caelum.cloud.primary_storage.extension import (
+    Bits,
+    MakesVolumesWithStart,
+    PhysicalCapacity,
+    PrimaryStorageDriver,
+    VolumePlace,
+)
 from caelum.cloud.primary_storage.messages import AddPrimaryStorage
 from caelum.drivers.kvm.remote import on_host, order
 from caelum.drivers.local_storage.api import (
@@ -43,7 +49,7 @@ _PLAIN_PATH = re.compile(r"/[A-Za-z0-9._/-]+")
 _FORBIDDEN = ("/", "/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/root", "/run", "/sbin", "/sys", "/usr")
 
 
-class LocalStorage:
+class LocalStorage(MakesVolumesWithStart):
     """Local storage on hosts with our agent."""
 
     type = TYPE

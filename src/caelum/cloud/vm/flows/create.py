@@ -146,6 +146,8 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
         """The VM's row as it began, with its NICs and drives as they are; None after a crash."""
         self._volumes: list[VolumeInventory] = []
         """As they are; none after a crash."""
+        self._has_asked = False
+        """Whether a place was asked for by this node."""
 
     async def begin(self, tx: AsyncSession, ctx: CreateVmContext) -> None:
         vm = self._vm = _row(ctx, await internal_id(tx, ctx.vm_uuid))
@@ -165,7 +167,8 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
     async def reserve(self, run: Run[CreateVmContext]) -> None:
         """A host with room for it and its disks."""
         ctx = run.ctx
-        place = await run.bus.call(_wanted_place(ctx))
+        is_new, self._has_asked = self._vm is not None and not self._has_asked, True
+        place = await run.bus.call(_wanted_place(ctx, is_new))
         ctx.host_uuid, ctx.cluster_uuid, ctx.zone_uuid = place.host_uuid, place.cluster_uuid, place.zone_uuid
         for disk in ctx.disks:
             disk.primary_storage_uuid = place.disks[disk.volume_uuid]
@@ -219,7 +222,8 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
     async def start_on_host(self, run: Run[CreateVmContext]) -> None:
         """Make its disks and what else it needs, and start it; only the disks of one that is only created."""
         ctx = run.ctx
-        await self._fill(run)
+        if ctx.root is None or len(ctx.disks) > 1:
+            await self._fill(run)
         if not ctx.starts:
             return
         if any(ctx.isos):
@@ -377,7 +381,7 @@ def address_columns(used: UsedIpInventory) -> dict[str, Any]:
 # --- what it asks others for ----------------------------------------------------------------------------------------
 
 
-def _wanted_place(ctx: CreateVmContext) -> AllocateHost:
+def _wanted_place(ctx: CreateVmContext, is_new: bool) -> AllocateHost:
     return AllocateHost(
         vm_uuid=ctx.vm_uuid,
         cpu_num=ctx.cpu_num,
@@ -391,6 +395,7 @@ def _wanted_place(ctx: CreateVmContext) -> AllocateHost:
         strategy=ctx.allocator_strategy,
         system_tags=ctx.msg.system_tags or [],
         architecture=ctx.architecture,
+        is_new=is_new,
     )
 
 
