@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable
@@ -11,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from caelum.cli import memory
-from caelum.cli.memory import Collections, map_large_blocks
+from caelum.cli.memory import Collections, SpareMemory, map_large_blocks
 
 
 class Ring:
@@ -148,6 +149,34 @@ async def test_nothing_is_observed_after_the_end(collections: Collections) -> No
 
 def test_who_never_started_can_be_stopped() -> None:
     Collections().stop()
+
+
+async def test_memory_is_given_back_after_much_work_once_it_is_calm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_CALM_LOOK", 0.01)
+    used, given, before = [0.0], [], threading.active_count()
+    monkeypatch.setattr(memory.time, "process_time", lambda: used[0])
+    spare = SpareMemory()
+    spare._trim = given.append
+    spare.start()
+    used[0] += memory._MUCH + 1
+    await asyncio.sleep(0.02)  # the look that finds the work finds that it is not over
+    await _until(lambda: len(given) == 1)
+    await asyncio.sleep(0.1)
+    assert given == [0]
+    used[0] += memory._MUCH - 1
+    await asyncio.sleep(0.1)
+    assert given == [0]
+    spare.stop()
+    used[0] += memory._MUCH
+    await asyncio.sleep(0.1)
+    assert given == [0]
+    assert threading.active_count() <= before + 1
+
+
+def test_memory_can_be_given_back_anywhere() -> None:
+    spare = SpareMemory()
+    spare._give_back()
+    spare.stop()
 
 
 def _young() -> int:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ssl
 import time
-from collections.abc import AsyncIterator
+import weakref
+from collections.abc import AsyncIterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -521,6 +524,36 @@ async def test_connections_that_take_turns_keep_nothing_of_it(rig: Rig, monkeypa
     await asyncio.sleep(0.3)
     assert len(forgotten) <= 3, "one for each connection"
     assert rig.client._lines.latest == {}
+
+
+async def test_a_connection_keeps_nothing_of_an_exchange_nor_of_whoever_opened_it(rig: Rig) -> None:
+    class Mine:
+        """What a task has about it."""
+
+    async def ask() -> weakref.ref[Mine]:
+        about.set(mine := Mine())
+        await rig.client.run(rig.address(), p.Ping())
+        rig.client.watch(rig.hosts[0].uuid, lambda: None)
+        return weakref.ref(mine)
+
+    await rig.client.run(rig.address(1), p.Ping())  # starts the timer that all connections share
+    about: ContextVar[Mine] = ContextVar("about")
+    mine = await asyncio.create_task(ask())
+    await asyncio.sleep(0.1)
+    gc.collect()
+    assert mine() is None
+    ((protocol, _),) = _idle(rig)
+    assert protocol._parser is protocol._payload is None
+    assert not protocol.transport.get_extra_info("peercert")
+    await rig.client.run(rig.address(), p.Ping())
+    ((again, _),) = _idle(rig)
+    assert again is protocol
+
+
+def _idle(rig: Rig) -> Sequence[tuple[Any, float]]:
+    """The first host's connections that wait for the next exchange."""
+    found = rig.client._lines._conns.items()
+    return next(waiting for key, waiting in found if key.server_hostname == rig.hosts[0].uuid)
 
 
 async def test_a_watch_does_not_end_because_this_node_does(rig: Rig) -> None:

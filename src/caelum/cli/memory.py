@@ -36,6 +36,12 @@ _LONG = 0.02
 """Seconds of the processor that a collection may take before what it left is no longer looked at."""
 _THAW = 3600.0
 """Seconds after which everything is looked at once."""
+_CALM_LOOK = 5.0
+"""Seconds between looks at whether there was much work, and whether it is over."""
+_MUCH = 30.0
+"""Seconds of the processor after which it is worthwhile to give memory back."""
+_CALM = 0.4
+"""The share of one processor below which there is time for that: who needs memory meanwhile waits for some ms."""
 
 
 def map_large_blocks() -> None:
@@ -43,6 +49,50 @@ def map_large_blocks() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _LARGE)
+
+
+class SpareMemory:
+    """Gives memory back to the system that was freed between what is in use.
+
+    The C library does so by itself only with what lies at the end. When thousands of hosts connect, what each handshake
+    needs for a moment lies between what the connections keep: several KB for each of them.
+    """
+
+    def __init__(self) -> None:
+        self._next_look: asyncio.TimerHandle | None = None
+        self._used = 0.0
+        """What the process had used of the processor at the last look."""
+        self._work = 0.0
+        """What it has used since memory was given back."""
+        self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+
+    def start(self) -> None:
+        """Look from now on, where the C library is glibc. Call it on the event loop."""
+        if self._trim is not None:
+            self._used = time.process_time()
+            self._plan()
+
+    def stop(self) -> None:
+        """Look no longer; without a start there is nothing to do."""
+        if self._next_look is not None:
+            self._next_look.cancel()
+            self._next_look = None
+
+    def _plan(self) -> None:
+        self._next_look = asyncio.get_running_loop().call_later(_CALM_LOOK, self._look)
+
+    def _look(self) -> None:
+        self._plan()
+        used = time.process_time()
+        lately, self._used = used - self._used, used
+        self._work += lately
+        if self._work >= _MUCH and lately < _CALM * _CALM_LOOK:
+            self._work = 0.0
+            asyncio.get_running_loop().run_in_executor(None, self._give_back)
+
+    def _give_back(self) -> None:
+        if self._trim is not None:
+            self._trim(0)
 
 
 class Collections:

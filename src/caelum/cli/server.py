@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from caelum import __version__
-from caelum.cli.memory import Collections, map_large_blocks
+from caelum.cli.memory import Collections, SpareMemory, map_large_blocks
 from caelum.cli.onlooker import Onlooker
 from caelum.gateway.server import Gateway
 from caelum.kernel.config import Config, load
@@ -56,20 +56,20 @@ async def serve(config: Config) -> None:
     node = Node(config)
     node.on_lost = lambda reason: _end(node, reason)
     gateway = Gateway(node)
-    stopped, collections, onlooker = asyncio.Event(), Collections(), Onlooker(node.metrics.loop)
+    stopped, aside = asyncio.Event(), (Collections(), SpareMemory(), Onlooker(node.metrics.loop))
     _on_signals(stopped)
     await gateway.start()
     try:
         if not await _started(node, stopped):
             return
-        collections.start()
-        onlooker.start()
+        for one in aside:
+            one.start()
         scheme = "http" if config.api_tls_certificate is None else "https"
         print(f"caelum is ready: {scheme}://{config.resolved_host()}:{gateway.port}/ (node {node.uuid})", flush=True)
         await stopped.wait()
     finally:
-        onlooker.stop()
-        collections.stop()
+        for one in aside:
+            one.stop()
         await gateway.stop(config.stop_seconds / 2)
         await node.stop()
 

@@ -58,6 +58,8 @@ _FRESH = 10.0
 """Seconds for which it is known how long a statement takes. What comes more rarely may find much more to do."""
 _MOST = 5000
 _COMMIT, _ROLLBACK = "COMMIT", "ROLLBACK"
+_SPARE = 60.0
+"""Seconds after which connections are closed that nobody needed in all that time: each keeps megabytes of the file."""
 BUSY_TIMEOUT = 30.0
 """Seconds that a statement waits for another process that writes to the same file."""
 LOCK_TIMEOUT = BUSY_TIMEOUT
@@ -339,6 +341,9 @@ class Connections:
         self._free: list[Kept] = []
         self._turns = asyncio.Semaphore(most)
         self._closed = False
+        self._spare, self._counted = most, time.monotonic()
+        """How many were never in use, and since when."""
+        self._closing: set[asyncio.Task[None]] = set()
 
     def session(self) -> KeptSession:
         """A session that takes one of them with its first statement."""
@@ -363,7 +368,9 @@ class Connections:
         """A connection outside of any transaction. Raises DATABASE_UNAVAILABLE when none becomes free in time."""
         await take_turn(self._turns, BUSY_TIMEOUT)
         try:
-            return self._free.pop() if self._free else await self._connect()
+            kept = self._free.pop() if self._free else await self._connect()
+            self._spare = min(self._spare, len(self._free))
+            return kept
         except BaseException:
             self._turns.release()
             raise
@@ -379,6 +386,7 @@ class Connections:
         try:
             if (whole := kept.outside) and not self._closed:
                 self._free.append(kept)
+                self._close_spare()
                 return
             if not whole and not kept.plain.closed:
                 # Closed alone it would go to the engine's pool, with the transaction that is open.
@@ -387,11 +395,34 @@ class Connections:
         finally:
             self._turns.release()
 
+    def _close_spare(self) -> None:
+        """Close, in the background, those that nobody needed lately. What is free is taken from its end, so that they
+        are the first."""
+        if (now := time.monotonic()) - self._counted < _SPARE:
+            return
+        spare, self._free = self._free[: self._spare], self._free[self._spare :]
+        self._spare, self._counted = len(self._free), now
+        for kept in spare:
+            task = asyncio.create_task(_close(kept), name="close a spare connection")
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
     async def close(self) -> None:
         """Close those that nobody uses, and from now on each that is given back."""
         self._closed = True
         while self._free:
             await self._free.pop().connection.close()
+        if self._closing:
+            await asyncio.wait(self._closing)
+
+
+async def _close(kept: Kept) -> None:
+    """Close a connection; only given back it would stay open in the engine's pool."""
+    try:
+        await kept.connection.invalidate()
+        await kept.connection.close()
+    except SQLAlchemyError as error:
+        log.warning("a connection to the database could not be closed: %s", error)
 
 
 def _is_open(adapted: Any) -> bool:

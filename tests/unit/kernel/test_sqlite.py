@@ -313,6 +313,33 @@ async def test_a_connection_whose_transaction_does_not_end_is_thrown_away(
         assert list(await session.scalars(text("SELECT x FROM torn"))) == [2]
 
 
+async def test_connections_that_nobody_needs_any_more_are_closed(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading = db._kept[1]
+    assert isinstance(reading, sqlite.Connections)
+    await _read_at_once(db, 3)
+    assert len(reading._free) == 3
+    await ask(db, "SELECT 1")
+    assert len(reading._free) == 3
+    monkeypatch.setattr(sqlite, "_SPARE", 0.0)
+    await ask(db, "SELECT 1")  # all three were in use since it was counted first
+    await ask(db, "SELECT 1")
+    (kept,) = reading._free
+    while reading._closing:  # noqa: ASYNC110 - they end by themselves
+        await asyncio.sleep(0.01)
+    assert db._reader.pool.status().count("Checked out connections: 1") == 1
+    monkeypatch.undo()
+    await _read_at_once(db, 4)
+    assert len(reading._free) == 4
+    assert kept in reading._free
+
+
+async def _read_at_once(db: Database, sessions: int) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(sessions):
+            session = await stack.enter_async_context(db.read())
+            await session.execute(text("SELECT 1"))
+
+
 async def test_a_checkpoint_empties_the_log(db: Database, tmp_path: Path) -> None:
     async with db.transaction() as tx:
         await tx.execute(text("CREATE TABLE logged (x)"))

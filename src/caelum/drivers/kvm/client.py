@@ -17,6 +17,7 @@ import logging
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable
+from contextvars import Context
 from functools import partial
 from typing import Any, Protocol, TypeVar
 from weakref import WeakSet
@@ -134,7 +135,8 @@ class Lines(aiohttp.TCPConnector):
     """The connections to all agents; `latest` is when the connection last used to each host closes.
 
     A process may hold only so many sockets, and each costs memory, so a host is watched by the connection that its
-    pings keep open anyway, and a connection keeps no buffer while nothing is said on it.
+    pings keep open anyway, and a connection keeps next to nothing while nothing is said on it: no buffer, no parser, no
+    certificate, and nothing of whoever happened to open it.
     """
 
     def __init__(self, tls: ssl.SSLContext, member: Member) -> None:
@@ -158,14 +160,24 @@ class Lines(aiohttp.TCPConnector):
             self.latest[host_uuid] = closed
             if closed not in self._watched:
                 self._watched.add(closed)
-                closed.add_done_callback(partial(self._forget, host_uuid))
+                closed.add_done_callback(partial(self._forget, host_uuid), context=Context())
         return connection
+
+    async def _create_connection(self, req: Any, traces: Any, timeout: aiohttp.ClientTimeout) -> ResponseHandler:
+        """See `aiohttp.TCPConnector._create_connection`. In a context of its own, which the connection keeps."""
+        opening = super()._create_connection(req, traces, timeout)
+        protocol = await asyncio.get_running_loop().create_task(opening, context=Context())
+        if protocol.transport is not None and (certificate := protocol.transport.get_extra_info("peercert")):
+            certificate.clear()  # OpenSSL has checked whose it is
+        return protocol
 
     def _release(self, key: Any, protocol: ResponseHandler, *, should_close: bool = False) -> None:
         """See `aiohttp.BaseConnector._release`: an exchange is over."""
         super()._release(key, protocol, should_close=should_close)
         transport = protocol.transport
         if transport is not None and not transport.is_closing():
+            # The next exchange makes a parser of its own. When something comes before that, there is no next one.
+            protocol._parser = protocol._payload = None
             _drop_read_buffer(transport)
 
     def _forget(self, host_uuid: str, closed: asyncio.Future[None]) -> None:
@@ -253,7 +265,7 @@ class AgentClient:
             if not self._closing:  # else it is this node that ends, not the agent
                 gone()
 
-        closed.add_done_callback(broken)
+        closed.add_done_callback(broken, context=Context())  # a watch outlives whoever began it
 
         def end() -> None:
             closed.remove_done_callback(broken)
