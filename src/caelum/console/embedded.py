@@ -34,7 +34,7 @@ class EmbeddedProxy:
         files = pki.Files.in_directory(config.data_dir / "pki", "server")
         self.proxy = ConsoleProxy(self._node.bus, self._node.settings.get, files, [config.api_port])
         await self.proxy.start(config.console_host, config.console_port, await asyncio.to_thread(config.api_tls))
-        self._node.bus.subscribe(VmStateChanged, self._vm_changed)
+        self._node.bus.subscribe(VmStateChanged, self._vm_ended, lambda event: event.new_state in ENDED)
         await self._announce(connected=True)
         log.info("consoles are at %s:%d", config.console_host, config.console_port)
 
@@ -59,6 +59,6 @@ class EmbeddedProxy:
             )
         )
 
-    async def _vm_changed(self, event: VmStateChanged) -> None:
-        if self.proxy is not None and event.new_state in ENDED:
+    async def _vm_ended(self, event: VmStateChanged) -> None:
+        if self.proxy is not None:
             self.proxy.sessions.end(WSCloseCode.OK, f"the VM is {event.new_state}", event.vm_uuid)

@@ -89,7 +89,7 @@ class Feed:
         self._node = node
         self._clients: set[_Client] = set()
         node.jobs.on_news(self._job, lambda: bool(self._clients))
-        node.bus.subscribe(CanonicalEvent, self._event)
+        node.bus.subscribe(CanonicalEvent, self._event, self._is_for_clients)
 
     @property
     def clients(self) -> int:
@@ -163,9 +163,10 @@ class Feed:
             for client in wanted:
                 client.put(message)
 
+    def _is_for_clients(self, event: CanonicalEvent) -> bool:
+        return bool(self._clients) and not isinstance(event, JobNews)
+
     async def _event(self, event: CanonicalEvent) -> None:
-        if not self._clients or isinstance(event, JobNews):
-            return
         message = encode({"type": "event", **to_builtins(to_wire(event, self._node.uuid))})
         accounts = {one.actor.account_uuid for one in self._clients if not one.actor.is_admin}
         allowed = {one for one in accounts if await self._concerns(event, one)}

@@ -61,8 +61,11 @@ class Bus(Protocol):
     def publish(self, event: CanonicalEvent) -> None:
         """Tell the event to every subscriber on every node."""
 
-    def subscribe(self, cls: type[E], handler: Callable[[E], Awaitable[None]]) -> Unsubscribe:
-        """Call `handler(event)` for each event of the class; returns what ends it."""
+    def subscribe(
+        self, cls: type[E], handler: Callable[[E], Awaitable[None]], wanted: Callable[[E], bool] | None = None
+    ) -> Unsubscribe:
+        """Call `handler(event)` for each event of the class for which `wanted(event)` is true when it happens, which
+        costs nothing where it is not; returns what ends it."""
 
     def on_reconnect(self, callback: Reconnected) -> Unsubscribe:
         """Call `callback` each time that events of other nodes may have been missed; returns what ends it."""
@@ -312,9 +315,11 @@ class BusBase:
     def publish(self, event: CanonicalEvent) -> None:
         """See `Bus.publish`."""
 
-    def subscribe(self, cls: type[E], handler: Callable[[E], Awaitable[None]]) -> Unsubscribe:
+    def subscribe(
+        self, cls: type[E], handler: Callable[[E], Awaitable[None]], wanted: Callable[[E], bool] | None = None
+    ) -> Unsubscribe:
         """See `Bus.subscribe`."""
-        return self.events.subscribe(cls, handler)
+        return self.events.subscribe(cls, handler, wanted)
 
     # --- what only a bus between processes has ------------------------------------------------------------------------
 

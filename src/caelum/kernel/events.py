@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 E = TypeVar("E", bound="CanonicalEvent")
 Handler = Callable[[E], Awaitable[None]]
+Wanted = Callable[[E], bool]
 Unsubscribe = Callable[[], None]
 
 _BACKLOG_WARNING = 1000
@@ -117,13 +118,17 @@ def _filler(cls: type[CanonicalEvent]) -> Callable[[CanonicalEvent], str]:
 class _Subscription:
     """A subscriber's mailbox, drained by one task while it holds anything."""
 
-    def __init__(self, label: str, handler: Callable[[Any], Awaitable[None]]) -> None:
+    def __init__(self, label: str, handler: Handler[Any], wanted: Wanted[Any] | None = None) -> None:
         self._label = label
         self._handler = handler
+        self._wanted = wanted
         self._mail: deque[tuple[CanonicalEvent, str | None]] = deque()
         self._drain: asyncio.Task[None] | None = None
 
-    def put(self, event: CanonicalEvent) -> None:
+    def put(self, event: CanonicalEvent) -> bool:
+        """Have an event delivered; whether the subscriber wants it."""
+        if self._wanted is not None and not self._wanted(event):
+            return False
         self._mail.append((event, context.current().trace))
         if len(self._mail) % _BACKLOG_WARNING == 0:
             log.warning("subscriber %s is %d events behind", self._label, len(self._mail))
@@ -132,6 +137,7 @@ class _Subscription:
             self._drain = asyncio.get_running_loop().create_task(
                 self._deliver(), name=f"events:{self._label}", context=Context()
             )
+        return True
 
     async def _deliver(self) -> None:
         try:
@@ -168,9 +174,10 @@ class EventHub:
         self._by_class: dict[type[CanonicalEvent], list[_Subscription]] = {}
         self._by_pattern: list[tuple[str, _Subscription]] = []
 
-    def subscribe(self, cls: type[E], handler: Handler[E]) -> Unsubscribe:
-        """Call `handler(event)` for each event of the class; `CanonicalEvent` means all. Returns what ends it."""
-        subscription = _Subscription(getattr(handler, "__qualname__", repr(handler)), handler)
+    def subscribe(self, cls: type[E], handler: Handler[E], wanted: Wanted[E] | None = None) -> Unsubscribe:
+        """Call `handler(event)` for each event of the class for which `wanted(event)` is true when it happens;
+        `CanonicalEvent` means all. Returns what ends it."""
+        subscription = _Subscription(getattr(handler, "__qualname__", repr(handler)), handler, wanted)
         self._by_class.setdefault(cls, []).append(subscription)
         return lambda: self._by_class[cls].remove(subscription)
 
@@ -180,16 +187,18 @@ class EventHub:
         self._by_pattern.append(entry)
         return lambda: self._by_pattern.remove(entry)
 
-    def deliver(self, event: CanonicalEvent) -> None:
-        """Hand the event to every local subscriber; never blocks, never raises."""
+    def deliver(self, event: CanonicalEvent) -> bool:
+        """Hand the event to every local subscriber that wants it, and tell whether there is one; never blocks."""
+        taken = False
         for cls in type(event).__mro__:
             for subscription in self._by_class.get(cls, ()):
-                subscription.put(event)
+                taken |= subscription.put(event)
         if self._by_pattern:
             path = event.path
             for pattern, subscription in self._by_pattern:
                 if matches(pattern, path):
-                    subscription.put(event)
+                    taken |= subscription.put(event)
+        return taken
 
     async def idle(self) -> None:
         """Wait until everything published so far was delivered."""

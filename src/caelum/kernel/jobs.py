@@ -166,7 +166,7 @@ class Jobs:
     async def start(self) -> None:
         """Begin to purge old jobs, and to hear of those that other nodes work on."""
         # By one subscription, which is served in order: nobody is told of a job's progress after its end.
-        self._node.bus.subscribe(JobNews, self._moved_elsewhere)
+        self._node.bus.subscribe(JobNews, self._moved_elsewhere, self._is_waited_for)
         self._node.timers.every(SCAN_INTERVAL, self.purge, name="jobs.purge")
 
     async def stop(self) -> None:
@@ -342,9 +342,12 @@ class Jobs:
             self._node.bus.publish(JobsProgressed(uuids=sorted(self._untold), node_uuid=self._node.uuid))
             self._untold.clear()
 
-    async def _moved_elsewhere(self, event: JobNews) -> None:
+    def _is_waited_for(self, event: JobNews) -> bool:
         if event.node_uuid == self._node.uuid:
-            return
+            return False
+        return bool(self._wanted_news()) or any(uuid in self._waiting for uuid in event.about)
+
+    async def _moved_elsewhere(self, event: JobNews) -> None:
         for uuid in event.about:
             if uuid in self._waiting or self._wanted_news():
                 with contextlib.suppress(CloudError):  # who waits looks again, and there is more news to come

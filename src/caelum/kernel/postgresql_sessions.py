@@ -7,7 +7,8 @@ transaction as the rest, with the same errors. A transaction in which a statemen
 nowhere: neither by a new one in its place, nor by a commit that the server turns into a rollback.
 
 A trip to the server costs more than most statements, so none is made for what can go with another: a commit begins
-the next transaction of its connection (`COMMIT; BEGIN`), and a statement that is asked alone has none at all.
+the next transaction of its connection (`COMMIT; BEGIN`), and a statement that is asked alone has none at all. Half of
+the connections wait for writers so, and half for those who only ask.
 """
 
 from __future__ import annotations
@@ -56,10 +57,11 @@ class _Transaction:
         """What must not fail before it commits: sent with the COMMIT, which the server leaves out if it does."""
 
     async def commit(self) -> None:
-        """Commit, and begin the next one. Raises the driver's error when a statement of this one had failed: the server
-        refuses every further one, where a COMMIT alone would roll back in silence."""
-        await self._kept.driver.execute(f"{self.guard or 'SELECT'}; COMMIT; {WRITE}")
-        self._kept.begun = True
+        """Commit, and begin the next one if writers want it. Raises the driver's error when a statement of this one had
+        failed: the server refuses every further one, where a COMMIT alone would roll back in silence."""
+        begin = self._kept.begins_next()
+        await self._kept.driver.execute(f"{self.guard or 'SELECT'}; COMMIT{f'; {WRITE}' if begin else ''}")
+        self._kept.begun = begin
 
     async def rollback(self) -> None:
         """Undo it."""
@@ -69,10 +71,12 @@ class _Transaction:
 class Kept:
     """A connection that is kept."""
 
-    __slots__ = ("adapter", "answered", "begun", "connection", "driver")
+    __slots__ = ("adapter", "answered", "begins_next", "begun", "connection", "driver")
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: AsyncConnection, begins_next: Callable[[], bool]) -> None:
         self.connection = connection
+        self.begins_next = begins_next
+        """Whether the next transaction shall begin with a commit."""
         self.adapter = cast("Any", connection.sync_connection).connection.dbapi_connection
         """SQLAlchemy's, of the driver's connection."""
         self.driver: Any = self.adapter._connection
@@ -204,12 +208,16 @@ class Connections:
             except BaseException:
                 await _throw_away(kept)
                 raise
-        kept = Kept(await self._engine.connect())
+        kept = Kept(await self._engine.connect(), self._wants_begun)
         try:
             return kept, await guarded(kept, statement, work(kept))
         except BaseException:
             await _throw_away(kept)
             raise
+
+    def _wants_begun(self) -> bool:
+        """Whether those for writers are no more than those for who asks."""
+        return len(self._begun) <= len(self._free)
 
     async def _drop_all(self, dead: Kept) -> None:
         """What happened to one while nobody used it happened to the others."""

@@ -285,6 +285,7 @@ class RabbitMqBus(BusBase):
             self._put(call)
             return await call.answer
         finally:
+            freshness.heard()
             expiry.cancel()
             if self._calls.pop(request, None) is not None:
                 self._withdraw(request, call)
@@ -358,7 +359,6 @@ class RabbitMqBus(BusBase):
         return CloudError(UNDELIVERABLE, details, service=meta.service, message=meta.name, node=call.node, **facts)
 
     async def _take_replies(self, message: Incoming) -> None:
-        freshness.all_heard()
         for envelope in _opened(message):
             call = self._calls.get(envelope.id)
             if call is None or call.answer.done():
@@ -377,7 +377,6 @@ class RabbitMqBus(BusBase):
     # --- the handler's side -------------------------------------------------------------------------------------------
 
     async def _take_requests(self, message: Incoming) -> None:
-        freshness.all_heard()
         for envelope in _opened(message):
             if envelope.kind == "cancel":
                 self._cancel(envelope.id)
@@ -465,7 +464,6 @@ class RabbitMqBus(BusBase):
     async def _take_events(self, message: Incoming) -> None:
         if message.app_id == self.ring.me:
             return  # delivered already, when it was published
-        freshness.all_heard()
         for envelope in _opened(message):
             if envelope.kind != "event" or envelope.id in self._known_events:
                 continue
@@ -477,8 +475,8 @@ class RabbitMqBus(BusBase):
             except (CloudError, msgspec.DecodeError) as error:
                 log.warning("an event that cannot be read is dropped: %s", error)
                 continue
-            if event is not None and node != self.ring.me:
-                self.events.deliver(event)
+            if event is not None and node != self.ring.me and self.events.deliver(event):
+                freshness.all_heard()
 
     # --- operations by AMQP -------------------------------------------------------------------------------------------
 

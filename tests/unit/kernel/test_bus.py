@@ -256,6 +256,20 @@ async def test_draining_waits_and_then_cancels_with_an_answer() -> None:
     assert caught.value.kind is CANCELED
 
 
+async def test_an_event_that_nobody_wants_is_not_delivered() -> None:
+    bus, _ = make_bus()
+    fed: list[int] = []
+
+    async def take(event: Fed) -> None:
+        fed.append(event.portion)
+
+    bus.subscribe(Fed, take, lambda event: event.portion > 1)
+    assert not bus.events.deliver(Fed(animal_name="lion", portion=1))
+    assert bus.events.deliver(Fed(animal_name="lion", portion=2))
+    await bus.events.idle()
+    assert fed == [2]
+
+
 async def test_events_reach_subscribers_in_order_and_failures_are_isolated(caplog: pytest.LogCaptureFixture) -> None:
     bus, _ = make_bus()
     got: list[int] = []

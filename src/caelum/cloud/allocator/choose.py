@@ -20,7 +20,7 @@ from caelum.cloud.allocator.model import HostReservationModel
 from caelum.cloud.allocator.pages import Pages
 from caelum.cloud.allocator.rules import HostRow, Request, explain, refusal, request
 from caelum.cloud.allocator.settings import CHECK_PHYSICAL_MEMORY, PAGE
-from caelum.cloud.allocator.strategies import full_name
+from caelum.cloud.allocator.strategies import full_name, nearest_first
 from caelum.cloud.l2.messages import GetL2
 from caelum.cloud.l3.messages import GetL3
 from caelum.cloud.parts import has_part, part
@@ -107,7 +107,9 @@ class Chooser:
                 return page
         page = await pages.next(self._size)
         self._size = min(most, self._size * _GROWTH)
-        return page
+        ring = self._node.ring
+        # What is done next on a host that this node serves takes no trip, and few others choose it meanwhile.
+        return page if ring.alone else nearest_first(pages.strategy, page, ring.owns)
 
     # --- filters ----------------------------------------------------------------------------------------------------
 

@@ -50,6 +50,7 @@ class HostRow(NamedTuple):
     free_memory: int
     total_memory: int
     vm_count: int
+    used_memory: int
 
 
 Words = Callable[[HostRow, AllocateHost], str]
@@ -108,6 +109,7 @@ def hosts() -> Select[Any]:
         capacity.limit_memory - capacity.used_memory,
         capacity.total_memory,
         capacity.vm_count,
+        capacity.used_memory,
     )
     return select(*columns).select_from(join(_CAPACITY, HOST, whose))
 

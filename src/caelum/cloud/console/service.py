@@ -58,7 +58,7 @@ class ConsoleService(Service):
         self._proxies = Proxies(node.db)
 
     async def start(self) -> None:
-        self.node.bus.subscribe(VmStateChanged, self._vm_changed)
+        self.node.bus.subscribe(VmStateChanged, self._vm_ended, lambda event: event.new_state in ENDED)
         self.node.timers.every(_PURGE_INTERVAL, self._purge, name="console.tokens")
         self.node.timers.every(PING_INTERVAL, self._ping_all, name="console.proxies")
 
@@ -150,8 +150,8 @@ class ConsoleService(Service):
     async def _target(self, vm: VmInstanceInventory) -> ConsoleTarget:
         return await self.bus.call(GetConsoleOnHost(host_uuid=vm.host_uuid or "", vm_uuid=vm.uuid))
 
-    async def _vm_changed(self, event: VmStateChanged) -> None:
-        if event.new_state in ENDED and event.vm_uuid in await self.node.db.remember(tokens.holders, tokens.holders):
+    async def _vm_ended(self, event: VmStateChanged) -> None:
+        if event.vm_uuid in await self.node.db.remember(tokens.holders, tokens.holders):
             async with self.node.db.transaction() as tx:
                 await tokens.revoke(tx, event.vm_uuid)
 
