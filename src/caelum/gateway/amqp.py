@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from caelum.gateway.answer import error_body
-from caelum.gateway.http import to_text
+from caelum.gateway.http import LARGE_BODY, to_text
 from caelum.gateway.legacy import body_of, envelope, read_message
 from caelum.gateway.portal import Request
 from caelum.gateway.refusal import Refusal
-from caelum.gateway.rest import LARGE_BODY
 from caelum.kernel.bus import ApiCall
 from caelum.kernel.errors import INVALID_ARGUMENT, CloudError
 from caelum.kernel.ids import derived_uuid

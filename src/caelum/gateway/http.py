@@ -23,6 +23,8 @@ HEADER_SECONDS = 20.0
 BODY_SECONDS = 60.0
 """Until a request's body must be complete."""
 KEEPALIVE_SECONDS = 75.0
+LARGE_BODY = 16 * 1024
+"""From this size on, in bytes, a body costs: it is read as JSON in a thread, and few are taken at a time."""
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 SECURITY_HEADERS = {
@@ -33,6 +35,8 @@ SECURITY_HEADERS = {
 }
 
 
+_AT_ONCE = (b"GET /healthz ", b"GET /readyz ")
+"""What a load balancer asks: a node that has much to do is not a sick one."""
 _HELD_BYTES = 64 * 1024
 """What a connection may send before its request begins; it is not read from until then."""
 
@@ -66,7 +70,7 @@ class _Connection(web.RequestHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if not data or (self._held is None and (self._at_work or self._intake.admits())):
+        if not data or (self._held is None and (self._at_work or data.startswith(_AT_ONCE) or self._intake.admits())):
             super().data_received(data)
         elif self._held is not None:
             self._hold(data)
@@ -86,14 +90,22 @@ class _Connection(web.RequestHandler):
         if len(held) >= _HELD_BYTES:
             self._pause_transport_reading()
 
-    def _begin(self) -> None:
-        """The request's turn has come."""
+    def _begin(self) -> bool:
+        """The request's turn has come. False: the client has left."""
         held, self._held = self._held, None
         if held is None:
-            return  # the client has left
+            return False
         super().data_received(bytes(held))
         if len(held) >= _HELD_BYTES and not (self._reading_paused or self._buffer_paused):
             self._resume_transport_reading()
+        return True
+
+    def _process_keepalive(self) -> None:
+        """See `aiohttp.web.RequestHandler`: the connection was idle for long, unless a request is for us to begin."""
+        if self._held is None:
+            super()._process_keepalive()
+        else:
+            self._keepalive_handle = None  # the next is set after the request
 
     def _await_first(self) -> None:
         self._first = asyncio.get_running_loop().call_later(HEADER_SECONDS, self._first_missing)
@@ -128,8 +140,19 @@ class Server(web.Server):
         return _Connection(self, self.intake)
 
 
+def has_large_body(request: web.BaseRequest) -> bool:
+    """Whether a body is large, or does not say."""
+    return _has_body(request) and (request.content_length is None or request.content_length > LARGE_BODY)
+
+
+def _has_body(request: web.BaseRequest) -> bool:
+    return request.method in ("POST", "PUT") and request.body_exists
+
+
 async def read_body(request: web.BaseRequest, limit: int) -> bytes:
-    """The whole body, at most `limit` bytes of it."""
+    """The whole body, at most `limit` bytes of it; nothing of a method that has none."""
+    if not _has_body(request):
+        return b""
     if (request.content_length or 0) > limit:
         raise _too_large(limit)
     parts, size = [], 0

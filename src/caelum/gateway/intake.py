@@ -28,7 +28,7 @@ class Intake:
 
     def __init__(self) -> None:
         self._left = _MOST
-        self._waiting: deque[Callable[[], None]] = deque()
+        self._waiting: deque[Callable[[], bool]] = deque()
         self._begun: float | None = None
         """When the turn began, as long as turns are counted."""
 
@@ -40,8 +40,8 @@ class Intake:
         self._left -= 1
         return True
 
-    def wait(self, begin: Callable[[], None]) -> None:
-        """Call `begin` when it is the request's turn."""
+    def wait(self, begin: Callable[[], bool]) -> None:
+        """Call `begin` when it is the request's turn; it tells whether there still is one."""
         self._waiting.append(begin)
         self._count()
 
@@ -67,5 +67,4 @@ class Intake:
         self._begun = now
         asyncio.get_running_loop().call_soon(self._next_turn)
         while self._waiting and self._left:
-            self._left -= 1
-            self._waiting.popleft()()
+            self._left -= self._waiting.popleft()()

@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from caelum.gateway.answer import error_body
-from caelum.gateway.http import SECURITY_HEADERS, client_of, json_answer, read_body, to_text
+from caelum.gateway.http import LARGE_BODY, SECURITY_HEADERS, client_of, json_answer, to_text
 from caelum.gateway.portal import Request
 from caelum.gateway.reading import read_json, typed
 from caelum.gateway.refusal import Refusal
-from caelum.gateway.rest import LARGE_BODY
-from caelum.gateway.settings import MAX_BODY
 from caelum.kernel.database import utcnow
 from caelum.kernel.errors import CloudError
 from caelum.kernel.ids import new_uuid
@@ -40,13 +38,12 @@ class Legacy:
         self._node = node
         self._runner = runner
 
-    async def handle(self, request: web.BaseRequest, segments: list[str]) -> web.StreamResponse:
-        """Answer a request; `segments` follow the prefix."""
+    async def handle(self, request: web.BaseRequest, raw: bytes, segments: list[str]) -> web.StreamResponse:
+        """Answer a request with this body; `segments` follow the prefix."""
         if segments[:1] == ["result"] and len(segments) == 2 and request.method == "GET":
             return json_answer(await self._result(segments[1]))
         if segments or request.method not in ("POST", "PUT"):
             raise Refusal(404, f"no api mapping to {request.method} /api/{'/'.join(segments)}")
-        raw = await read_body(request, self._node.settings.get(MAX_BODY))
         try:
             message = await asyncio.to_thread(read_message, raw) if len(raw) > LARGE_BODY else read_message(raw)
         except Refusal as refusal:

@@ -15,13 +15,12 @@ from aiohttp import web
 
 from caelum.cloud.identity.errors import ACCESS_KEY_REFUSED
 from caelum.gateway.answer import error_body, with_schema
-from caelum.gateway.http import base_url, client_of, json_answer, oauth_session, raw_json, read_body
+from caelum.gateway.http import LARGE_BODY, base_url, client_of, json_answer, oauth_session, raw_json
 from caelum.gateway.portal import Request
 from caelum.gateway.querying import from_query_string
 from caelum.gateway.reading import from_body, from_query, read_json, read_query, typed
 from caelum.gateway.refusal import Refusal
 from caelum.gateway.routes import Entry, RouteTable
-from caelum.gateway.settings import MAX_BODY
 from caelum.gateway.signature import signed
 from caelum.gateway.webhook import check_url
 from caelum.kernel.context import Actor
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
     from caelum.kernel.node import Node
 
 JOBS = "api-jobs"
-LARGE_BODY = 16 * 1024
-"""From this size on, in bytes, a body is read in a thread."""
 LONGEST_WAIT = 30.0
 """How long a poll may wait for its job, in seconds (header `Prefer: wait=<seconds>`)."""
 _JOB_UUID = re.compile(r"[0-9A-Za-z]{32}")
@@ -54,15 +51,13 @@ class Rest:
         self._routes = routes
         self._places = places
 
-    async def handle(self, request: web.BaseRequest, prefix: str, path: str) -> web.StreamResponse:
-        """Answer a request; `path` is what follows `prefix`, still percent-encoded."""
+    async def handle(self, request: web.BaseRequest, raw: bytes, prefix: str, path: str) -> web.StreamResponse:
+        """Answer a request with this body; `path` is what follows `prefix`, still percent-encoded."""
         segments = [one for one in path.split("/") if one]
         if segments[:1] == [JOBS] and len(segments) == 2:
             return await self._poll(request, segments[1])
         entry, values = self._routes.find(path)
         entry.check_method(request.method)
-        in_body = request.method in ("POST", "PUT")
-        raw = await read_body(request, self._node.settings.get(MAX_BODY)) if in_body else b""
         if len(raw) <= LARGE_BODY:
             asked = self._read(request, entry, values, raw)
         else:  # long work in one piece would hold up every other client

@@ -7,9 +7,10 @@ name. Whatever goes wrong inside, a client gets one of the documented error form
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -18,7 +19,7 @@ from caelum.cloud.management.errors import NOT_READY
 from caelum.gateway.amqp import AmqpPortal
 from caelum.gateway.answer import error_body
 from caelum.gateway.feed import Feed
-from caelum.gateway.http import Server, client_of, json_answer, refusal_answer
+from caelum.gateway.http import Server, client_of, has_large_body, json_answer, read_body, refusal_answer
 from caelum.gateway.legacy import Legacy
 from caelum.gateway.limits import Concurrency, RateLimit
 from caelum.gateway.operations import Operations
@@ -27,7 +28,7 @@ from caelum.gateway.refusal import Refusal
 from caelum.gateway.rest import JOBS, Rest
 from caelum.gateway.routes import RouteTable
 from caelum.gateway.runner import Runner
-from caelum.gateway.settings import BURST, MAX_CONCURRENT, RATE
+from caelum.gateway.settings import BURST, MAX_BODY, MAX_CONCURRENT, RATE
 from caelum.gateway.webhook import WebHooks
 from caelum.kernel.errors import CloudError, to_wire
 from caelum.kernel.log import MASK
@@ -48,6 +49,10 @@ _BACKLOG = 4096
 once, and whom there is no room for is cut off later, in the middle of its request."""
 
 
+_LARGE_BODIES = 64
+"""Requests with large bodies that are read or worked on at a time."""
+
+
 class Gateway:
     """The HTTP server of one node."""
 
@@ -62,6 +67,8 @@ class Gateway:
         self._legacy = Legacy(node, self.runner)
         self._rate = RateLimit(lambda: node.settings.get(RATE), lambda: node.settings.get(BURST))
         self._concurrency = Concurrency(lambda: node.settings.get(MAX_CONCURRENT))
+        self._large = Concurrency(lambda: _LARGE_BODIES)
+        self._stopping = False
         self._rest: Rest | None = None
         self._server: Server | None = None
         self._listener: asyncio.Server | None = None
@@ -103,6 +110,7 @@ class Gateway:
 
     async def stop(self, seconds: float = 5.0) -> None:
         """Take no more requests, end the running ones, and close every connection. Call it before the node stops."""
+        self._stopping = True
         if self._listener is not None:
             self._listener.close()
         await self.feed.stop()
@@ -136,8 +144,8 @@ class Gateway:
                 return await self._api(request, prefix, segments)
         for prefix in _LEGACY_PREFIXES:
             if tuple(segments[: len(prefix)]) == prefix:
-                async with self._admitted(request):
-                    return await self._legacy.handle(request, segments[len(prefix) :])
+                async with self._admitted(request) as body:
+                    return await self._legacy.handle(request, body, segments[len(prefix) :])
         if segments == ["ws"]:
             self._check_ready()
             return await self.feed.serve(request)
@@ -148,20 +156,30 @@ class Gateway:
     async def _api(self, request: web.BaseRequest, prefix: tuple[str, ...], segments: list[str]) -> web.StreamResponse:
         rest = segments[len(prefix) :]
         try:
-            async with self._admitted(request):
-                return await self._routed().handle(request, "/" + "/".join(prefix), "/" + "/".join(rest))
+            async with self._admitted(request) as body:
+                return await self._routed().handle(request, body, "/" + "/".join(prefix), "/" + "/".join(rest))
         except CloudError as error:
             if rest[:1] == [JOBS] and (error.kind is NOT_READY or is_of_cluster(error)):
                 # Our own trouble must not look like the outcome of the job, which nobody here knows now.
                 return json_answer({}, 202, {"Retry-After": "1"})
             raise
 
-    def _admitted(self, request: web.BaseRequest) -> AbstractAsyncContextManager[None]:
+    @contextlib.asynccontextmanager
+    async def _admitted(self, request: web.BaseRequest) -> AsyncIterator[bytes]:
+        """A place among the running requests, and the body. Who sends slowly has none; nor has who has left in line."""
         self._rate.take(client_of(request))
         self._check_ready()
-        return self._concurrency.one()
+        async with self._large.one() if has_large_body(request) else contextlib.nullcontext():
+            body = await read_body(request, self._node.settings.get(MAX_BODY))
+            async with self._concurrency.one():
+                self._check_ready()
+                if request.transport is None:
+                    raise ConnectionResetError("the client has left")
+                yield body
 
     def _check_ready(self) -> None:
+        if self._stopping:
+            raise CloudError(NOT_READY, "this management node stops")
         if not self._node.serves:
             waits = f": it waits for {self._node.waiting_for}" if self._node.waiting_for else ""
             raise CloudError(NOT_READY, f"this management node is not ready{waits}")

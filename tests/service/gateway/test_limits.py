@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections.abc import Callable
 
 import pytest
 
 from caelum.gateway import http as http_module
 from caelum.gateway import limits
+from caelum.gateway import server as gateway_server
+from caelum.gateway.intake import Intake
+from caelum.gateway.rest import Rest
 from caelum.gateway.settings import BURST, MAX_BODY, MAX_CONCURRENT, RATE
 from gateway.conftest import Client
 
@@ -181,6 +185,78 @@ class TestRates:
             await asyncio.sleep(0.01)
         assert admin.gateway.waiting == 0
         assert (await admin.send("GET", "/healthz")).status == 200
+
+    async def test_bodies_that_do_not_come_take_nobodys_place(self, admin: Client) -> None:
+        await admin.cloud.node.settings.set(MAX_CONCURRENT, 1)
+        head = f"POST {CREATE} HTTP/1.1\r\nHost: x\r\nAuthorization: OAuth x\r\nContent-Length: 100\r\n\r\n{{"
+        streams = [await asyncio.open_connection("127.0.0.1", admin.gateway.port) for _ in range(20)]
+        for _, writer in streams:
+            writer.write(head.encode())
+        await asyncio.sleep(0.1)
+        assert (await admin.send("GET", f"{V1}/lamps/echo")).status == 200
+        for _, writer in streams:
+            writer.close()
+
+    async def test_large_bodies_are_taken_a_few_at_a_time(self, admin: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(gateway_server, "_LARGE_BODIES", 1)
+        monkeypatch.setattr(limits, "_LINE_SECONDS", 0.1)
+        body = b'{"params": {"name": "%s"}}' % (b"x" * http_module.LARGE_BODY)
+        async with admin.gateway._large.one():
+            assert (await admin.send("POST", CREATE, data=body)).status == 429
+            assert (await admin.send("POST", CREATE, data=b"{")).status == 400
+        assert (await admin.send("POST", CREATE, data=body)).status != 429
+
+    async def test_nothing_is_done_for_who_leaves_the_line(
+        self, admin: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await admin.cloud.node.settings.set(MAX_CONCURRENT, 1)
+        handled: list[object] = []
+        monkeypatch.setattr(Rest, "handle", lambda *asked: handled.append(asked))
+        async with admin.gateway._concurrency.one():
+            _, writer = await asyncio.open_connection("127.0.0.1", admin.gateway.port)
+            writer.write(f"DELETE {V1}/lamps/x HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            await asyncio.sleep(0.1)
+            assert admin.gateway.waiting == 1
+            writer.transport.abort()
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)
+        assert not handled
+        assert (admin.gateway.waiting, admin.gateway.running) == (0, 0)
+
+    async def test_who_stands_in_line_when_the_node_stops_is_told(
+        self, admin: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await admin.cloud.node.settings.set(MAX_CONCURRENT, 1)
+        async with admin.gateway._concurrency.one():
+            waits = asyncio.create_task(admin.send("GET", f"{V1}/lamps/echo"))
+            await asyncio.sleep(0.1)
+            monkeypatch.setattr(admin.gateway, "_stopping", True)
+        assert (await waits).status == 503
+
+    async def test_health_is_told_past_all_that_wait(self, admin: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Intake, "admits", lambda _: False)
+        monkeypatch.setattr(Intake, "wait", lambda _, _begin: None)
+        for path in ("/healthz", "/readyz"):
+            answer = await raw(admin, f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            assert answer.startswith(b"HTTP/1.1 200")
+
+    async def test_a_connection_stays_open_while_its_next_request_waits_to_begin(
+        self, admin: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(http_module, "KEEPALIVE_SECONDS", 0.2)
+        request = b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n"
+        reader, writer = await asyncio.open_connection("127.0.0.1", admin.gateway.port)
+        writer.write(request)
+        assert b" 404 " in await asyncio.wait_for(reader.readline(), 5)
+        held: list[Callable[[], bool]] = []
+        monkeypatch.setattr(Intake, "admits", lambda _: False)
+        monkeypatch.setattr(Intake, "wait", lambda _, begin: held.append(begin))
+        writer.write(request)
+        await asyncio.sleep(0.5)
+        assert held[0]()
+        answers = await asyncio.wait_for(reader.read(), 5)  # closes when the next does not come
+        assert answers.count(b" 404 ") == 1
+        writer.close()
 
     async def test_requests_that_come_together_on_one_connection_are_answered_in_order(self, admin: Client) -> None:
         paths = ["/healthz", "/nowhere", "/readyz", "/nowhere"] * 10

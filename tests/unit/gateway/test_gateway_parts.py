@@ -383,9 +383,10 @@ class TestIntake:
         intake, begun = Intake(), 0
         turns = []
 
-        def begin() -> None:
+        def begin() -> bool:
             nonlocal begun
             begun += 1
+            return True
 
         for _ in range(count):
             if intake.admits():
@@ -412,7 +413,7 @@ class TestIntake:
     async def test_an_error_stops_nobody_else(self) -> None:
         intake = Intake()
 
-        def broken() -> None:
+        def broken() -> bool:
             raise ValueError("broken")
 
         errors: list[dict[str, object]] = []
@@ -421,9 +422,27 @@ class TestIntake:
             pass
         intake.wait(broken)
         done = asyncio.Event()
-        intake.wait(done.set)
+        intake.wait(lambda: done.set() is None)
         await done.wait()
         assert len(errors) == 1
+
+    async def test_those_who_have_left_take_nobodys_turn(self) -> None:
+        intake, begun = Intake(), 0
+
+        def begin() -> bool:
+            nonlocal begun
+            begun += 1
+            return True
+
+        while intake.admits():
+            pass
+        for _ in range(100):
+            intake.wait(lambda: False)
+        for _ in range(4):
+            intake.wait(begin)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert begun == 4
 
     async def test_nothing_is_counted_while_nobody_comes(self) -> None:
         intake = Intake()
