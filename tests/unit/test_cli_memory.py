@@ -126,6 +126,7 @@ async def test_what_survives_several_looks_is_frozen_until_the_thaw(
 ) -> None:
     monkeypatch.setattr(memory, "_LOOK", 0.001)
     monkeypatch.setattr(memory, "_WORK", 0.0)
+    monkeypatch.setattr(memory, "_SETTLED", 0.0)
     ring = Ring()
     gone = weakref.ref(ring)
     collections.stop()

@@ -28,8 +28,8 @@ _SHORT = 0.005
 """Seconds of the processor that such a look should take at most."""
 _LOOK = 0.1
 """Seconds between looks at what was used of the processor, at most."""
-_MIDDLE = 5
-"""Collections of the young after which what survived them is no longer looked at. A second look takes longer than
+_SETTLED = 1.2
+"""Seconds of the processor after which what survived a look is no longer looked at. A second look takes longer than
 the first, with which the objects are still in the processor's cache, and finds next to nothing."""
 _OLDEST = 2
 _LONG = 0.02
@@ -113,6 +113,8 @@ class Collections:
         """What the process had used of the processor when the young were looked at."""
         self._work = _WORK
         """What it uses until they are looked at again."""
+        self._settled = 0.0
+        """What it had used when survivors were frozen."""
         self._next_look: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -122,6 +124,7 @@ class Collections:
         gc.set_threshold(*_GARBAGE)
         gc.callbacks.append(self.observe)
         self._work = _WORK
+        self._settled = time.process_time()
         self._look()
 
     def stop(self) -> None:
@@ -152,12 +155,19 @@ class Collections:
         used = time.process_time()
         if used - self._used >= self._work:
             self._used = used
-            begun = time.thread_time()
-            gc.collect(_OLDEST if self._thaws else 0)
-            self._adapt(time.thread_time() - begun)
-            if gc.get_count()[1] > _MIDDLE:
+            self._collect()
+            if used - self._settled >= _SETTLED:
+                self._settled = used
                 gc.freeze()
         self._next_look = asyncio.get_running_loop().call_later(min(_LOOK, self._work / 2), self._look)
+
+    def _collect(self) -> None:
+        if self._thaws:
+            gc.collect(_OLDEST)
+            return
+        begun = time.thread_time()
+        gc.collect(0)
+        self._adapt(time.thread_time() - begun)
 
     def _adapt(self, took: float) -> None:
         """Have looks that take about as long as they should: twice as often, half as much has become of the young."""

@@ -30,6 +30,7 @@ class Onlooker:
     def __init__(self, watch: LoopWatch) -> None:
         self._watch = watch
         self._seen: Counter[str] = Counter()
+        self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -51,15 +52,21 @@ class Onlooker:
     def _look_on(self, loop: asyncio.AbstractEventLoop, thread: int) -> None:
         while not self._stopped.wait(_PAUSE):
             due = self._watch.due
-            if due is not None and time.monotonic() - due > _LATE:
-                frame = sys._current_frames().get(thread)
-                if frame is not None:
-                    self._seen[place(frame, asyncio.current_task(loop))] += 1
+            if due is not None and time.monotonic() - due > _LATE and (what := _at_work(loop, thread)):
+                with self._lock:
+                    self._seen[what] += 1
 
     def _told(self) -> str:
-        seen, self._seen = self._seen, Counter()
+        with self._lock:
+            seen, self._seen = self._seen, Counter()
         looks = sum(seen.values())
         return ", ".join(f"{what} ({count} of {looks} looks)" for what, count in seen.most_common(_MOST))
+
+
+def _at_work(loop: asyncio.AbstractEventLoop, thread: int) -> str | None:
+    """What the thread does now. A function of its own: a frame that stays in a variable keeps all that it works on."""
+    frame = sys._current_frames().get(thread)
+    return None if frame is None else place(frame, asyncio.current_task(loop))
 
 
 def place(frame: FrameType, task: asyncio.Task[object] | None) -> str:

@@ -6,12 +6,14 @@ Invariant: what a block began is ended exactly once, whatever is raised inside; 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar, Token
 from typing import Any, Generic, Protocol, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _AFTER_COMMIT = "after_commit"
@@ -90,7 +92,10 @@ def has_news(session: AsyncSession) -> bool:
 def call_back(session: AsyncSession) -> None:
     """It is committed: tell who waits for news."""
     for callback in session.info.pop(_AFTER_COMMIT, ()):
-        callback()
+        try:
+            callback()
+        except Exception:
+            log.exception("%r failed to take news of a commit", callback)
 
 
 async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:

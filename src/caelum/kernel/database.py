@@ -310,13 +310,18 @@ class Database:
             elif isinstance(error, SQLAlchemyError):
                 self._raise_passing(error, committing=_COMMITTING in session.info)
         finally:
-            leave_transaction(holding)
-            self._remembered.ended(changes)
-            changes.close()
             try:
-                await _give_back(session)
+                leave_transaction(holding)
+                self._remembered.ended(changes)
+                changes.close()
             finally:
-                self._give_turn()
+                await self._let_go(session)
+
+    async def _let_go(self, session: AsyncSession) -> None:
+        try:
+            await _give_back(session)
+        finally:
+            self._give_turn()
 
     async def _commit_block(self, session: AsyncSession, changes: Changes) -> None:
         try:

@@ -127,7 +127,7 @@ class _Subscription:
 
     def put(self, event: CanonicalEvent) -> bool:
         """Have an event delivered; whether the subscriber wants it."""
-        if self._wanted is not None and not self._wanted(event):
+        if not self._wants(event):
             return False
         self._mail.append((event, context.current().trace))
         if len(self._mail) % _BACKLOG_WARNING == 0:
@@ -138,6 +138,13 @@ class _Subscription:
                 self._deliver(), name=f"events:{self._label}", context=Context()
             )
         return True
+
+    def _wants(self, event: CanonicalEvent) -> bool:
+        try:
+            return self._wanted is None or self._wanted(event)
+        except Exception:
+            log.exception("subscriber %s cannot say whether it wants event %s, and gets it", self._label, event.path)
+            return True
 
     async def _deliver(self) -> None:
         try:
@@ -188,7 +195,8 @@ class EventHub:
         return lambda: self._by_pattern.remove(entry)
 
     def deliver(self, event: CanonicalEvent) -> bool:
-        """Hand the event to every local subscriber that wants it, and tell whether there is one; never blocks."""
+        """Hand the event to every local subscriber that wants it, and tell whether there is one; never blocks,
+        never raises."""
         taken = False
         for cls in type(event).__mro__:
             for subscription in self._by_class.get(cls, ()):

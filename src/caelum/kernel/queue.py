@@ -164,6 +164,7 @@ class QueueTask(Generic[T]):
             raise
         finally:
             self._waiters -= 1
+            freshness.heard()  # the task may be another's work, which heard more than this
 
     def landed(self) -> None:
         """Report a failure that nobody waits for."""

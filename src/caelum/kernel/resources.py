@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from caelum.kernel.database import Database, Row
 
 _models: dict[str, type[Row]] = {}
+_FEW = 8
+"""Resources about which it is better to remember each than to ask the database about all at once."""
 
 
 def register(cls: type[Row]) -> None:
@@ -84,16 +86,12 @@ async def type_of(session: AsyncSession, uuid: str) -> str | None:
 
 
 class _Missing(Exception):  # noqa: N818 - says what it is
-    """Some do not exist: nothing to remember, or whoever invents UUIDs would fill the memory."""
-
-    def __init__(self, uuids: list[str]) -> None:
-        super().__init__(uuids)
-        self.uuids = uuids
+    """It does not exist: nothing to remember, or whoever invents UUIDs would fill the memory."""
 
 
-async def _all_exist(vo: str, uuids: Sequence[str], session: AsyncSession) -> bool:
-    if found := await missing(session, vo, uuids):
-        raise _Missing(found)
+async def _exists(vo: str, uuid: str, session: AsyncSession) -> bool:
+    if await missing(session, vo, [uuid]):
+        raise _Missing(uuid)
     return True
 
 
@@ -117,14 +115,16 @@ class Resources:
 
     async def unknown(self, vo: str, uuids: Iterable[str]) -> list[str]:
         """The same for who asks again and again: that resources of a steady type exist is remembered."""
-        wanted = tuple(dict.fromkeys(uuids))
-        if not wanted or not model(vo).__steady__:
+        wanted = list(dict.fromkeys(uuids))
+        if len(wanted) > _FEW or not model(vo).__steady__:
             return await self.missing(vo, wanted)
+        return [uuid for uuid in wanted if not await self._remembered(vo, uuid)]
+
+    async def _remembered(self, vo: str, uuid: str) -> bool:
         try:
-            await self._db.remember((_all_exist, vo, wanted), partial(_all_exist, vo, wanted))
-        except _Missing as error:
-            return error.uuids
-        return []
+            return await self._db.remember((_exists, vo, uuid), partial(_exists, vo, uuid))
+        except _Missing:
+            return False
 
     async def exists(self, vo: str, uuid: str) -> bool:
         """Whether there is a resource of this type with this UUID."""

@@ -18,7 +18,7 @@ import msgspec
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
-from caelum.kernel import context, journal
+from caelum.kernel import context, freshness, journal
 from caelum.kernel.crashpoints import Crashpoints, ProcessDied
 from caelum.kernel.database import refuse_in_transaction, utcnow
 from caelum.kernel.engine import RESUME_RUNNER, UNDO_RUNNER, Abandoned, Execution, call_undo, restore, undo_name
@@ -285,6 +285,7 @@ class Workflows:
                     raise
                 cancelled = error
                 self.cancel(uuid, "its caller was cancelled")
+        freshness.heard()  # the run is work of its own
         if cancelled is not None:
             raise cancelled
         try:
@@ -315,6 +316,7 @@ class Workflows:
             async with self._node.db.read() as session:
                 row = await session.get_one(JournalModel, uuid)
             if row.state not in LIVE:
+                freshness.heard()
                 return await self._outcome(flow, row)
             context.current().remaining()
             await asyncio.sleep(_LOOK_AGAIN)

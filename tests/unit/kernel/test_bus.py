@@ -270,6 +270,23 @@ async def test_an_event_that_nobody_wants_is_not_delivered() -> None:
     assert fed == [2]
 
 
+async def test_a_subscriber_that_cannot_say_what_it_wants_gets_it(caplog: pytest.LogCaptureFixture) -> None:
+    bus, _ = make_bus()
+    taken: list[int] = []
+
+    async def take(event: Fed) -> None:
+        taken.append(event.portion)
+
+    def broken(_event: Fed) -> bool:
+        raise ValueError("a subscriber's bug")
+
+    bus.subscribe(Fed, take, broken)
+    bus.publish(Fed(animal_name="lion", portion=1))
+    await bus.events.idle()
+    assert taken == [1]
+    assert "cannot say whether it wants" in caplog.text
+
+
 async def test_events_reach_subscribers_in_order_and_failures_are_isolated(caplog: pytest.LogCaptureFixture) -> None:
     bus, _ = make_bus()
     got: list[int] = []

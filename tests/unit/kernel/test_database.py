@@ -10,8 +10,8 @@ from sqlalchemy import ForeignKey, String, UniqueConstraint, delete, func, selec
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from caelum.kernel import resources
-from caelum.kernel.database import Database, Resource, in_transaction, unique, update_where, utcnow
+from caelum.kernel import blocks, database, resources
+from caelum.kernel.database import Database, Resource, after_commit, in_transaction, unique, update_where, utcnow
 from caelum.kernel.errors import INVALID_ARGUMENT, CloudError
 
 
@@ -227,6 +227,7 @@ async def test_that_a_resource_of_a_steady_type_exists_is_remembered(
     assert await known.unknown("TestShelfVO", ["b", "a"]) == []
     before = db.statements
     assert await known.unknown("TestShelfVO", ["b", "a"]) == []
+    assert await known.unknown("TestShelfVO", ["a", "b"]) == []
     assert db.statements == before
     assert await known.unknown("TestShelfVO", []) == []
     async with db.transaction() as tx:
@@ -261,3 +262,31 @@ async def test_what_was_committed_survives_the_process(tmp_path: Path) -> None:
     async with again.transaction() as tx:
         assert list(await tx.scalars(select(GlobalConfigModel.name))) == ["kept"]
     await again.close()
+
+
+async def test_news_of_a_commit_reach_the_others_when_one_fails_to_take_them(db: Database) -> None:
+    told: list[str] = []
+
+    def broken() -> None:
+        raise ValueError("broken")
+
+    async with db.transaction() as tx:
+        after_commit(tx, broken)
+        after_commit(tx, lambda: told.append("news"))
+    assert told == ["news"]
+
+
+async def test_the_turn_to_write_is_given_back_whatever_fails_at_the_end(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_holding: object) -> None:
+        raise ValueError("broken")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(database, "leave_transaction", broken)
+        with pytest.raises(ValueError, match="broken"):
+            async with db.transaction():
+                pass
+    blocks._writing.set(None)
+    async with asyncio.timeout(5), db.transaction():
+        pass

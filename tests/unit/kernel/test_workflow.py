@@ -721,7 +721,7 @@ async def test_an_error_of_the_run_is_that_of_all_who_join_it(node: Node) -> Non
 async def test_another_workflow_does_not_begin_for_a_job_that_has_its_run(node: Node) -> None:
     job = new_uuid()
     with context.use(context.TaskContext(job_uuid=job, api="BakeCake")):
-        await node.workflows.run(QuietFlow, TraceContext(), answers=True)
+        await node.workflows.run(TraceFlow, TraceContext(), answers=True)
         with pytest.raises(CloudError, match=r"test\.trace answers job") as refused:
             await node.workflows.run(IceFlow, IceContext(new_uuid()), answers=True)
     assert refused.value.kind is CANCELED
