@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.cloud.allocator.model import HostCapacityModel, HostReservationModel
 from caelum.kernel.database import insert_new
-from caelum.kernel.prepared import Prepared
+from caelum.kernel.prepared import Prepared, Reading
 from caelum.kernel.rows import insert_rows, values_of
 
 Capacity = HostCapacityModel
@@ -106,16 +106,23 @@ class Has(NamedTuple):
     limit_memory: int
 
 
-async def is_recorded(session: AsyncSession, host_uuid: str, has: Has) -> bool:
+async def is_recorded(session: Reading, host_uuid: str, has: Has) -> bool:
     """Whether the books say just that of a host, and what is taken of it is what its reservations take together."""
     known = await _recorded().rows(session, key=host_uuid)
-    return bool(known) and tuple(known[0]) == (*has, *await _taken(session, host_uuid))
+    if not known:
+        return False
+    said, taken = known[0][: -len(_USED)], known[0][-len(_USED) :]
+    return tuple(said) == (*has, *map(int, taken))  # sums of big integers are decimals in PostgreSQL
 
 
 @lru_cache
 def _recorded() -> Prepared:
-    here = cast("Table", Capacity.__table__).c
-    return Prepared(select(*(here[name] for name in (*Has._fields, *_USED))).where(here.uuid == bindparam("key")))
+    """What the books say of a host, and what its reservations take together."""
+    here, held = cast("Table", Capacity.__table__).c, cast("Table", Reservation.__table__).c
+    sums = [select(one).where(held.host_uuid == here.uuid).scalar_subquery() for one in _sums()]
+    return Prepared(
+        select(*(here[name] for name in (*Has._fields, *_USED)), *sums).where(here.uuid == bindparam("key"))
+    )
 
 
 async def record(tx: AsyncSession, host_uuid: str, has: Has) -> None:
@@ -138,8 +145,13 @@ async def _taken(session: AsyncSession, host_uuid: str) -> tuple[int, int, int]:
 @lru_cache
 def _summing() -> Prepared:
     here = cast("Table", Reservation.__table__).c
-    sums = (func.coalesce(func.sum(here.cpu_num), 0), func.coalesce(func.sum(here.memory), 0), func.count())
-    return Prepared(select(*sums).where(here.host_uuid == bindparam("key")))
+    return Prepared(select(*_sums()).where(here.host_uuid == bindparam("key")))
+
+
+def _sums() -> tuple[ColumnElement[int], ...]:
+    """What reservations take together, in the order of `_USED`."""
+    here = cast("Table", Reservation.__table__).c
+    return func.coalesce(func.sum(here.cpu_num), 0), func.coalesce(func.sum(here.memory), 0), func.count()
 
 
 async def drop(tx: AsyncSession, host_uuid: str) -> None:

@@ -7,6 +7,7 @@ that it concerns as soon as it is committed.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any, cast
 
 from sqlalchemy import Table, bindparam, or_, select
@@ -28,12 +29,14 @@ from caelum.kernel.tag import SystemTagModel, Tokens
 
 log = logging.getLogger(__name__)
 
-_PLACE_NAMES = ("host", "cluster", "zone")
 _TAG = cast("Table", SystemTagModel.__table__).c
+_PLACES = (HOST.c.uuid, HOST.c.cluster_uuid, HOST.c.zone_uuid)
 _TEXTS = Prepared(
-    select(_TAG.resource_uuid, _TAG.tag).where(or_(*(_TAG.resource_uuid == bindparam(name) for name in _PLACE_NAMES)))
+    select(*_PLACES, _TAG.resource_uuid, _TAG.tag)
+    .select_from(HOST.outerjoin(SystemTagModel.__table__, _TAG.resource_uuid.in_(_PLACES)))
+    .where(HOST.c.uuid == bindparam("key"))
 )
-_PLACES = Prepared(select(HOST.c.cluster_uuid, HOST.c.zone_uuid).where(HOST.c.uuid == bindparam("key")))
+"""A host, its cluster and its zone, with each tag of them; once without a tag, when there is none."""
 
 _SETTINGS: tuple[Setting[Any], ...] = (CPU_RATIO, MEMORY_RATIO, RESERVED_MEMORY)
 _TAGS = (host_tags.RESERVED_MEMORY, cluster_tags.RESERVED_MEMORY, zone_tags.RESERVED_MEMORY)
@@ -66,10 +69,9 @@ class Limits:
         cpu_ratio, memory_ratio, reserved = await self._terms(host_uuid)
         limit = max(0, int(total_memory * memory_ratio) - reserved)
         has = books.Has(cpu_num, cpu_sockets, cpu_num * cpu_ratio, total_memory, limit)
-        async with self._node.db.read() as session:
-            # When thousands of hosts connect after a start, nearly all have what they had.
-            if await books.is_recorded(session, host_uuid, has):
-                return
+        # When thousands of hosts connect after a start, nearly all have what they had.
+        if await books.is_recorded(self._node.db.once, host_uuid, has):
+            return
         async with self._node.db.transaction() as tx:
             # Locked, so that its deletion waits and then drops what is written here.
             known = select(HOST.c.uuid).where(HOST.c.uuid == host_uuid).with_for_update(read=True)
@@ -79,10 +81,9 @@ class Limits:
 
     async def _terms(self, host_uuid: str) -> tuple[int, float, int]:
         """CPU ratio, memory ratio and reserve of a host: its own, else its cluster's, its zone's, or everybody's."""
-        async with self._node.db.read() as session:
-            found = await _PLACES.rows(session, key=host_uuid)
-            places = [host_uuid, *(found[0] if found else ())]
-            reserved = await _reserved_by_tag(session, places)
+        found = await _TEXTS.rows(self._node.db.once, key=host_uuid)
+        places = found[0][: len(_PLACES)] if found else [host_uuid]
+        reserved = _reserved_by_tag(places, [(uuid, text) for *_, uuid, text in found if uuid is not None])
         settings = self._node.settings
         if reserved is None:
             reserved = await settings.get_for(RESERVED_MEMORY, *places)
@@ -114,9 +115,8 @@ class Limits:
                 log.info("the limits of host %s are left: %s", row.uuid, error.details)
 
 
-async def _reserved_by_tag(session: AsyncSession, places: list[str]) -> int | None:
+def _reserved_by_tag(places: Sequence[str], found: list[tuple[str, str]]) -> int | None:
     """The reserve that a tag names, the host's own before its cluster's and its zone's."""
-    found = await _TEXTS.rows(session, **dict(zip(_PLACE_NAMES, [*places, "", ""], strict=False)))
     for tag, place in zip(_TAGS, places, strict=False):
         tokens = tag.find(text for uuid, text in found if uuid == place)
         if tokens is not None:

@@ -39,7 +39,7 @@ from caelum.cloud.primary_storage.model import (
 from caelum.kernel.database import insert_new, update_where
 from caelum.kernel.errors import CloudError, not_found
 from caelum.kernel.gc import GarbageCollectorModel
-from caelum.kernel.prepared import Prepared
+from caelum.kernel.prepared import Prepared, Reading
 from caelum.kernel.rows import delete_rows, read_rows, update_rows
 
 Reservation = StorageReservationModel
@@ -269,7 +269,7 @@ def _charges() -> Prepared:
     )
 
 
-async def has_share(session: AsyncSession, ps_uuid: str, host_uuid: str) -> bool:
+async def has_share(session: Reading, ps_uuid: str, host_uuid: str) -> bool:
     """Whether a host has been entered as one that has the storage."""
     return bool(await _share().rows(session, of_storage=ps_uuid, of_host=host_uuid))
 

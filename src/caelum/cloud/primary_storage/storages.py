@@ -143,8 +143,7 @@ class Storages:
             await self.driver(ps).disconnect(ps, host_uuid)
 
     async def _has(self, ps: PrimaryStorageInventory, host_uuid: str) -> bool:
-        async with self.node.db.read() as session:
-            return await has_share(session, ps.uuid, host_uuid)
+        return await has_share(self.node.db.once, ps.uuid, host_uuid)
 
     async def _has_contents(self, ps: PrimaryStorageInventory, host_uuid: str) -> bool:
         query = select(StorageReservationModel.key).where(
