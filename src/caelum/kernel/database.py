@@ -50,7 +50,7 @@ from caelum.kernel.blocks import refuse_in_transaction as refuse_in_transaction
 from caelum.kernel.blocks import uninterrupted as uninterrupted
 from caelum.kernel.errors import CloudError, ErrorType
 from caelum.kernel.lost_commits import LostCommits
-from caelum.kernel.prepared import Prepared
+from caelum.kernel.prepared import Prepared, Reading
 from caelum.kernel.remembered import Changes, Remembered
 from caelum.kernel.single import Single
 
@@ -471,6 +471,19 @@ class Database:
         self._refuse_severed()
         if tx is not None and (self._versions is not None or self._remembered.written):
             return await load(tx)  # what a transaction has written, it alone may see
+
+        async def ask() -> T:
+            async with self.read() if tx is None else contextlib.nullcontext(tx) as session:
+                return await load(session)
+
+        return await self._recall(key, ask)
+
+    async def remember_one(self, key: Hashable, load: Callable[[Reading], Awaitable[T]]) -> T:
+        """The same for what a single statement reads, which needs no session."""
+        self._refuse_severed()
+        return await self._recall(key, lambda: load(self.once))
+
+    async def _recall(self, key: Hashable, ask: Callable[[], Awaitable[T]]) -> T:
         if self._versions is not None:
             if self.fence is not None:
                 await self.fence.admit()
@@ -478,8 +491,7 @@ class Database:
         if (kept := self._remembered.get(key)) is not None:
             return cast("T", kept[0])
         with self._remembered.reader() as reader:
-            async with self.read() if tx is None else contextlib.nullcontext(tx) as session:
-                answer = await load(session)
+            answer = await ask()
         self._remembered.put(key, answer, reader)
         return answer
 

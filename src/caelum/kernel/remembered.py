@@ -21,6 +21,9 @@ from sqlalchemy import MetaData
 from caelum.kernel import freshness
 
 _MOST = 50_000
+_LOOKS = 2
+"""How many of those that were looked at longest ago are looked at with each new answer: more than one, so that answers
+that are not true any more become few."""
 _WRITES = re.compile(r"\s*(?:INSERT\s+(?:OR\s+\w+\s+)?INTO|UPDATE(?:\s+OR\s+\w+)?|DELETE\s+FROM)\s+\"?(\w+)", re.I)
 _HARMLESS = re.compile(r"\s*(?:SELECT|WITH|BEGIN|SAVEPOINT|RELEASE|ROLLBACK|COMMIT|PRAGMA)\b", re.I)
 _statements: ContextVar[set[str] | None] = ContextVar("statements", default=None)
@@ -88,10 +91,9 @@ class Remembered:
         if found is None:
             return None
         answer, versions, statements = found
-        for table, version in versions.items():
-            if self._versions.get(table, 0) != version:
-                del self._kept[key]
-                return None
+        if not self._is_true(versions):
+            del self._kept[key]
+            return None
         reading = _statements.get()
         if reading is not None:
             reading |= statements  # what is read with this answer depends on it
@@ -113,6 +115,21 @@ class Remembered:
         self._kept.move_to_end(key)
         while len(self._kept) > _MOST:
             self._kept.popitem(last=False)
+        self._drop_untrue()
+
+    def _is_true(self, versions: Mapping[str, int]) -> bool:
+        """Whether tables are as they were when they had these versions."""
+        for table, version in versions.items():  # noqa: SIM110 - asked all the time, and a generator takes longer
+            if self._versions.get(table, 0) != version:
+                return False
+        return True
+
+    def _drop_untrue(self) -> None:
+        """Look at some answers, and keep those that are still true: nobody may ever ask for the others again."""
+        for _ in range(min(_LOOKS, len(self._kept))):
+            key, kept = self._kept.popitem(last=False)
+            if self._is_true(kept[1]):
+                self._kept[key] = kept
 
     def _versions_of(self, tables: frozenset[str], versions: Mapping[str, int]) -> Mapping[str, int]:
         """The versions of these tables; one object for all answers that were read from them as they were then."""

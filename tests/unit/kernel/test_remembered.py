@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from sqlalchemy import ForeignKey, String, func, select, text
+from sqlalchemy import ForeignKey, String, bindparam, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
 from caelum.kernel.database import Base, Database, insert_new, update_where
+from caelum.kernel.prepared import Prepared, Reading
 
 
 class CoopModel(Base):
@@ -46,6 +47,10 @@ async def name(session: AsyncSession) -> str | None:
 
 async def hens(session: AsyncSession) -> int:
     return await session.scalar(select(func.count()).select_from(HenModel)) or 0
+
+
+async def foxes(session: AsyncSession) -> int:
+    return await session.scalar(select(func.count()).select_from(FoxModel)) or 0
 
 
 @pytest.fixture
@@ -131,6 +136,40 @@ async def test_an_answer_depends_on_the_answers_in_it(coop: Database) -> None:
     async with coop.transaction() as tx:
         await update_where(tx, CoopModel, {"name": "new"}, CoopModel.uuid == "a")
     assert [await coop.remember(number, outer) for number in (1, 2)] == ["new!", "new!"]
+
+
+async def test_what_a_single_statement_reads_is_remembered_without_a_session(coop: Database) -> None:
+    named = Prepared(select(CoopModel.__table__.c.name).where(CoopModel.__table__.c.uuid == bindparam("key")))
+
+    async def load(session: Reading) -> str:
+        assert session is coop.once
+        ((found,),) = await named.rows(session, key="a")
+        return str(found)
+
+    assert await coop.remember_one("name", load) == "old"
+    with reads(coop, 0):
+        assert await coop.remember_one("name", load) == "old"
+    async with coop.transaction() as tx:
+        await update_where(tx, CoopModel, {"name": "new"}, CoopModel.uuid == "a")
+        # Somebody else asks meanwhile, and must not be told of what is not committed.
+        assert await asyncio.create_task(coop.remember_one("name", load)) == "old"
+    with reads(coop, 1):
+        assert await coop.remember_one("name", load) == "new"
+
+
+async def test_answers_that_are_not_true_any_more_do_not_stay_for_ever(coop: Database) -> None:
+    for number in range(20):
+        await coop.remember(("name", number), name)
+    for number in range(5):
+        await coop.remember(("hens", number), hens)
+    async with coop.transaction() as tx:
+        await update_where(tx, CoopModel, {"name": "new"}, CoopModel.uuid == "a")
+    for number in range(30):
+        await coop.remember(("foxes", number), foxes)
+    kept = coop._remembered._kept.keys()
+    assert {one for one in kept if isinstance(one, tuple)} == {("foxes", number) for number in range(30)}
+    with reads(coop, 0):
+        await coop.remember(("foxes", 0), foxes)
 
 
 async def test_a_failure_is_not_remembered(coop: Database) -> None:

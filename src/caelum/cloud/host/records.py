@@ -16,7 +16,7 @@ from caelum.cloud.host.states import CONNECTING
 from caelum.kernel.database import utcnow
 from caelum.kernel.errors import not_found
 from caelum.kernel.node import Node
-from caelum.kernel.prepared import Prepared
+from caelum.kernel.prepared import Prepared, Reading
 from caelum.kernel.tag import drop_tags
 from caelum.kernel.views import view_of, views
 
@@ -43,7 +43,7 @@ async def load(session: AsyncSession, host_uuid: str, *, lock: bool = False) -> 
     return host
 
 
-async def row_of(session: AsyncSession, host_uuid: str) -> dict[str, Any]:
+async def row_of(session: Reading, host_uuid: str) -> dict[str, Any]:
     """All that is known of a host, by the names of columns and of the inventory's capacities. Raises SYS.1003."""
     row = await _find_row(session, host_uuid)
     if row is None:
@@ -51,7 +51,7 @@ async def row_of(session: AsyncSession, host_uuid: str) -> dict[str, Any]:
     return row
 
 
-async def _find_row(session: AsyncSession, host_uuid: str, *, lock: bool = False) -> dict[str, Any] | None:
+async def _find_row(session: Reading, host_uuid: str, *, lock: bool = False) -> dict[str, Any] | None:
     names, statement = whole_row(lock=lock)
     found = await statement.rows(session, key=host_uuid)
     return dict(zip(names, found[0], strict=True)) if found else None
@@ -72,11 +72,11 @@ class Known(NamedTuple):
 async def known(node: Node, host_uuid: str) -> Known:
     """A host and its agent. Raises SYS.1003."""
 
-    async def load(session: AsyncSession) -> Known:
+    async def load(session: Reading) -> Known:
         row = await row_of(session, host_uuid)
         return Known(_inventory(row), row["agent_uuid"])
 
-    return await node.db.remember((HostModel, host_uuid), load)
+    return await node.db.remember_one((HostModel, host_uuid), load)
 
 
 def _inventory(row: dict[str, Any]) -> HostInventory:
@@ -100,11 +100,11 @@ class Standing(NamedTuple):
 async def standing(node: Node, host_uuid: str) -> Standing | None:
     """The same without its capacity, which changes with every machine."""
 
-    async def load(session: AsyncSession) -> Standing | None:
+    async def load(session: Reading) -> Standing | None:
         found = await _STANDING.rows(session, key=host_uuid)
         return Standing(*found[0]) if found else None
 
-    return await node.db.remember((Standing, host_uuid), load)
+    return await node.db.remember_one((Standing, host_uuid), load)
 
 
 async def find(node: Node, *conditions: ColumnElement[bool]) -> list[HostInventory]:
@@ -138,11 +138,11 @@ async def there(node: Node, host_uuids: set[str], place: Place) -> set[str]:
 async def connecting(node: Node, place: Place) -> set[str]:
     """The hosts in a place that are being connected by some node."""
 
-    async def load(session: AsyncSession) -> list[Place]:
+    async def load(session: Reading) -> list[Place]:
         return [Place(*row) for row in await _CONNECTING.rows(session)]
 
     # Many look at once, again and again: what is read does not depend on who asks, so that they share it.
-    found = await node.db.remember((Place, CONNECTING), load)
+    found = await node.db.remember_one((Place, CONNECTING), load)
     return {host.host_uuid for host in found if host.host_uuid is not None and place.has(host)}
 
 

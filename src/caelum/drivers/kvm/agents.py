@@ -13,7 +13,6 @@ from typing import NamedTuple, TypeVar, cast
 
 import msgspec
 from sqlalchemy import Table, bindparam, select
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.agent import protocol as p
 from caelum.agent.news import Report, TaskProgress, VmStateReport
@@ -31,7 +30,7 @@ from caelum.kernel.errors import CloudError, invalid, not_found
 from caelum.kernel.events import CanonicalEvent, canonical
 from caelum.kernel.node import Node
 from caelum.kernel.pki import CertificateAuthority, Files, Identity
-from caelum.kernel.prepared import Prepared
+from caelum.kernel.prepared import Prepared, Reading
 
 log = logging.getLogger(__name__)
 
@@ -162,11 +161,11 @@ class Agents:
         return found
 
     async def _place(self, host_uuid: str) -> Place | None:
-        async def load(session: AsyncSession) -> Place | None:
+        async def load(session: Reading) -> Place | None:
             found = await _PLACE.rows(session, key=host_uuid)
             return None if not found else Place(*found[0])
 
-        return await self._node.db.remember((KvmHostModel, host_uuid), load)
+        return await self._node.db.remember_one((KvmHostModel, host_uuid), load)
 
     async def who_is_at(self, management_ip: str) -> str:
         """The UUID of the host whose agent answers at an address. Raises HOST.1010, or SYS.1007 for a stranger."""
