@@ -550,6 +550,21 @@ async def test_a_connection_keeps_nothing_of_an_exchange_nor_of_whoever_opened_i
     assert again is protocol
 
 
+async def test_a_connection_that_opens_as_it_is_given_up_is_closed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = []
+
+    async def opened(*_: object) -> object:
+        asyncio.get_running_loop().call_soon(task.cancel)  # comes before the answer
+        return SimpleNamespace(transport=None, close=lambda: closed.append(True))
+
+    monkeypatch.setattr(aiohttp.TCPConnector, "_create_connection", opened)
+    task = asyncio.create_task(rig.client._lines._create_connection(None, None, aiohttp.ClientTimeout()))
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.sleep(0)
+    assert closed == [True]
+
+
 def _idle(rig: Rig) -> Sequence[tuple[Any, float]]:
     """The first host's connections that wait for the next exchange."""
     found = rig.client._lines._conns.items()

@@ -166,7 +166,12 @@ class Lines(aiohttp.TCPConnector):
     async def _create_connection(self, req: Any, traces: Any, timeout: aiohttp.ClientTimeout) -> ResponseHandler:
         """See `aiohttp.TCPConnector._create_connection`. In a context of its own, which the connection keeps."""
         opening = super()._create_connection(req, traces, timeout)
-        protocol = await asyncio.get_running_loop().create_task(opening, context=Context())
+        task = asyncio.get_running_loop().create_task(opening, context=Context())
+        try:
+            protocol = await task
+        except asyncio.CancelledError:
+            task.add_done_callback(_close_unused)
+            raise
         if protocol.transport is not None and (certificate := protocol.transport.get_extra_info("peercert")):
             certificate.clear()  # OpenSSL has checked whose it is
         return protocol
@@ -185,6 +190,12 @@ class Lines(aiohttp.TCPConnector):
             closed.exception()  # seen: a broken connection is reported by whoever used it
         if self.latest.get(host_uuid) is closed:
             del self.latest[host_uuid]
+
+
+def _close_unused(opening: asyncio.Task[ResponseHandler]) -> None:
+    """Close what was opened in the moment in which nobody wanted it any more."""
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
 
 
 def _drop_read_buffer(transport: asyncio.Transport) -> None:
