@@ -9,10 +9,13 @@ from caelum.cloud.volume.api import VolumeInventory
 from caelum.cloud.volume.messages import CreateVolume
 from caelum.kernel.extension import ExtensionPoint
 
+NUMBER, CAPACITY = "volume.data.num", "volume.capacity"
+"""The quotas that volumes are counted for."""
+
 
 def counted(volume_type: str, size: int) -> dict[str, int]:
     """What a volume is counted for, by quota."""
-    return {"volume.data.num": 1, "volume.capacity": size} if volume_type == "Data" else {"volume.capacity": size}
+    return {NUMBER: 1, CAPACITY: size} if volume_type == "Data" else {CAPACITY: size}
 
 
 class VolumeRecords(ExtensionPoint):

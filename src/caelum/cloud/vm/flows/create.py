@@ -22,7 +22,6 @@ from caelum.cloud.ownership import own_all
 from caelum.cloud.parts import part
 from caelum.cloud.primary_storage.extension import BitsRecords
 from caelum.cloud.primary_storage.messages import PlanVolumeOnStorage, ReleaseStorage, VolumePlan
-from caelum.cloud.quota import give_all
 from caelum.cloud.vm.api import CreateVmInstance, VmInstanceInventory
 from caelum.cloud.vm.flows.base import (
     LONG,
@@ -303,9 +302,7 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
         return final
 
     async def abort(self, tx: AsyncSession, ctx: CreateVmContext, error: CloudError) -> None:
-        await forget_vm(tx, ctx.vm_uuid)
-        for disk in ctx.disks:  # those that were not recorded yet
-            await give_all(tx, list(counted(disk.type, disk.size)), disk.volume_uuid)
+        await forget_vm(tx, ctx.vm_uuid, *(one.volume_uuid for one in ctx.disks))
 
 
 def _row(ctx: CreateVmContext, number: int) -> VmInstanceModel:
