@@ -94,6 +94,26 @@ async def test_what_a_creation_is_counted_for_is_given_back_wherever_it_fails(wo
     await assert_nothing_wrong(world)
 
 
+async def test_in_a_cluster_disks_are_counted_when_they_are_recorded(world: SimulatedCloud) -> None:
+    """Until then a node of the version before may take the creation over, which undoes it by the records."""
+    node, seen = world.cloud.node, list[dict[str, int]]()
+    call = node.bus.call
+
+    async def looked(msg: Any, timeout: float | None = None) -> Any:
+        if isinstance(msg, AllocateHost):
+            seen.append(await counted(world))
+        return await call(msg, timeout)
+
+    node.bus.call = looked  # type: ignore[method-assign]
+    vm = await world.create_vm("vm", data_disk_sizes=[GIB])
+    in_cluster = node.membership.clustered
+    (before,) = seen
+    assert before["vm.num"] == 1
+    assert (before["volume.capacity"] == 0, before["volume.data.num"] == 0) == (in_cluster, in_cluster)
+    after = await counted(world)
+    assert (after["volume.capacity"], after["volume.data.num"]) == (sum(one.size for one in vm.all_volumes), 1)
+
+
 async def test_whoever_counts_several_things_of_an_account_waits_in_one_order(world: SimulatedCloud) -> None:
     names = ("volume.capacity", "volume.data.num", "vm.totalNum", "vm.num", "vm.cpuNum", "vm.memorySize")
 

@@ -24,9 +24,9 @@ class VolumeRecords(ExtensionPoint):
     The same as messages would do, for a workflow that lets nobody else have the volumes before it ends.
     """
 
-    async def add(self, tx: AsyncSession, msg: CreateVolume, *, is_counted: bool) -> VolumeInventory:
-        """What the message would do, for a size that is neither 0 nor less than the image's. `is_counted`: the caller
-        has taken `counted` of its owner's quotas under its UUID, and gives that back if there will be no volume.
+    async def add(self, tx: AsyncSession, msg: CreateVolume) -> VolumeInventory:
+        """What the message would do, for a size that is neither 0 nor less than the image's. The caller takes
+        `counted` of its owner's quotas under its UUID, and gives that back if there will be no volume.
         """
         raise NotImplementedError
 

@@ -135,9 +135,9 @@ class RecordsOfVolumes(VolumeRecords):
     def __init__(self, node: Node) -> None:
         self._node = node
 
-    async def add(self, tx: AsyncSession, msg: CreateVolume, *, is_counted: bool) -> VolumeInventory:
+    async def add(self, tx: AsyncSession, msg: CreateVolume) -> VolumeInventory:
         """Record a volume."""
-        added = await record_volume(tx, msg, msg.size, is_counted=is_counted)
+        added = await record_volume(tx, msg, msg.size, is_counted=True)
         volume: VolumeInventory = added or view(await get(tx, msg.volume_uuid))
         return volume
 
