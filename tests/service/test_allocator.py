@@ -366,6 +366,16 @@ async def test_a_storage_that_is_deleted_meanwhile_is_a_refusal(cloud: HostCloud
     assert set(disks.taken) == {disk.key}, "storage by storage, as long as one has it"
 
 
+async def test_whoever_takes_of_several_storages_does_so_in_one_order(cloud: HostCloud) -> None:
+    space = Space()
+    cloud.node.extensions.add(space)
+    for order in ("ab", "ba"):
+        await allocate(
+            cloud, disks=[DiskRequest(key=new_uuid(), size=GIB, primary_storage_uuid=one * 32) for one in order]
+        )
+    assert [storage[0] for storage, _ in space.taken] == ["a", "b", "a", "b"]
+
+
 async def test_an_allocation_whose_run_has_turned_back_meanwhile_leaves_nothing(cloud: HostCloud) -> None:
     disks: Any = cloud.node.services["primary_storage"]
     taken: list[int] = []

@@ -5,7 +5,8 @@ takers at once cannot both get the last byte. What is given back is what the res
 capacity can be derived anew from the reservations at any time, and is at every look at the physical capacity.
 
 Rows are locked in this order: storage, reservations, the host's share, the storage's capacity. So no two wait for each
-other, and whoever holds the share (of a shared storage: the capacity) sees every charge that counts in it.
+other, and whoever holds the share (of a shared storage: the capacity) sees every charge that counts in it. Who takes of
+several storages in one transaction goes through them in the order of their UUIDs.
 """
 
 from __future__ import annotations
