@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import insert, select
+from sqlalchemy.ext.asyncio import AsyncSession
 from tests.service.host_clouds import HostCloud, host_cloud
 
 from caelum.cloud.allocator import choose, pages
@@ -37,6 +38,7 @@ from caelum.cloud.host.messages import AwaitHosts
 from caelum.cloud.host.model import HostModel
 from caelum.cloud.host.states import CONNECTED, CONNECTING
 from caelum.cloud.host.tags import RESERVED_MEMORY as RESERVED_TAG
+from caelum.cloud.primary_storage.extension import Reserve, SpaceRecords
 from caelum.cloud.primary_storage.messages import (
     FindStorage,
     ReleaseStorage,
@@ -46,7 +48,7 @@ from caelum.cloud.primary_storage.messages import (
     StorageRefusal,
 )
 from caelum.kernel import context
-from caelum.kernel.errors import CANCELED, OPERATION_ERROR, CloudError
+from caelum.kernel.errors import CANCELED, OPERATION_ERROR, CloudError, not_found
 from caelum.kernel.ids import new_uuid
 from caelum.kernel.service import Service, handles
 
@@ -54,7 +56,7 @@ GIB = 1 << 30
 
 
 class Disks(Service):
-    """Stands where primary storage is: one storage with its own space on every host."""
+    """Stands where primary storage is: the storage that is asked for, or one, with its own space on every host."""
 
     name = "primary_storage"
     storage = new_uuid()
@@ -69,8 +71,9 @@ class Disks(Service):
     async def find(self, msg: FindStorage) -> StorageCandidates:
         free = {uuid: self.free.get(uuid, 100 * GIB) for uuid in msg.host_uuids}
         fits = {uuid: n for uuid, n in free.items() if n >= msg.size}
-        refusals = [StorageRefusal(self.storage, u, f"{n} bytes are free") for u, n in free.items() if u not in fits]
-        return StorageCandidates([StorageCandidate(self.storage, list(fits), fits)] if fits else [], refusals)
+        storage = msg.primary_storage_uuid or self.storage
+        refusals = [StorageRefusal(storage, u, f"{n} bytes are free") for u, n in free.items() if u not in fits]
+        return StorageCandidates([StorageCandidate(storage, list(fits), fits)] if fits else [], refusals)
 
     @handles(ReserveStorage)
     async def reserve(self, msg: ReserveStorage) -> None:
@@ -336,6 +339,41 @@ async def test_disks_decide_too_and_nothing_is_kept_of_a_failure(cloud: HostClou
         await allocate(cloud, disks=two, host_uuid=hosts[0])
     assert disks.free[hosts[0]] == 5 * GIB
     assert sum(count for _, _, count in (await books(cloud)).values()) == 1
+
+
+class Space(SpaceRecords):
+    """Stands where storages' records are: what was taken of which, in order, as long as a storage is there."""
+
+    def __init__(self, gone: bool = False) -> None:
+        self.taken: list[tuple[str, str]] = []
+        self._gone = gone
+
+    async def at(self, primary_storage_uuid: str, host_uuid: str) -> Reserve:
+        if self._gone:
+            raise not_found("PrimaryStorageVO", primary_storage_uuid)
+
+        async def take(_tx: AsyncSession, key: str, _size: int) -> None:
+            self.taken.append((primary_storage_uuid, key))
+
+        return take
+
+
+async def test_a_storage_that_is_deleted_meanwhile_is_a_refusal(cloud: HostCloud) -> None:
+    disks: Any = cloud.node.services["primary_storage"]
+    cloud.node.extensions.add(Space(gone=True))
+    disk = DiskRequest(key=new_uuid(), size=GIB)
+    assert (await allocate(cloud, disks=[disk])).disks == {disk.key: disks.storage}
+    assert set(disks.taken) == {disk.key}, "storage by storage, as long as one has it"
+
+
+async def test_whoever_takes_of_several_storages_does_so_in_one_order(cloud: HostCloud) -> None:
+    space = Space()
+    cloud.node.extensions.add(space)
+    for order in ("ab", "ba"):
+        await allocate(
+            cloud, disks=[DiskRequest(key=new_uuid(), size=GIB, primary_storage_uuid=one * 32) for one in order]
+        )
+    assert [storage[0] for storage, _ in space.taken] == ["a", "b", "a", "b"]
 
 
 async def test_an_allocation_whose_run_has_turned_back_meanwhile_leaves_nothing(cloud: HostCloud) -> None:

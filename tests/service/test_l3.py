@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tests.service.network_clouds import Site, site
 
+from caelum.cloud.l3 import allocation
 from caelum.cloud.l3.api import (
     AddDnsToL3Network,
     AddHostRouteToL3Network,
@@ -30,8 +31,10 @@ from caelum.cloud.l3.api import (
     SetL3NetworkMtu,
     UpdateL3Network,
 )
+from caelum.cloud.l3.extension import AddressRecords
 from caelum.cloud.l3.messages import AllocateIp, GetHeldIp, GetL3, ReturnIp
 from caelum.cloud.l3.settings import FIRST_AVAILABLE
+from caelum.cloud.parts import part
 from caelum.kernel.errors import CloudError
 from caelum.kernel.ids import new_uuid
 from caelum.kernel.message import QueryCondition
@@ -200,13 +203,29 @@ async def test_a_thousand_takers_at_once_get_a_thousand_addresses(here: Site) ->
 async def test_the_last_address_of_a_nearly_full_range_is_found_quickly(here: Site) -> None:
     l3 = await here.l3()
     one = await here.range(l3, "10.0.16.0", "10.0.47.255")  # 8,192
-    await _fill(here, l3.uuid, one.uuid, 8192, hole=4321)
+    await _fill(here, l3.uuid, one.uuid, 8192, range(4321, 4322))
     begun = time.monotonic()
     assert await take(here, l3.uuid) == "10.0.32.225"
     assert time.monotonic() - begun < 0.5
 
 
-async def _fill(here: Site, l3_uuid: str, range_uuid: str, size: int, hole: int) -> None:
+async def test_who_takes_the_last_addresses_at_once_gets_them(here: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allocation, "ATTEMPTS", 3)
+    l3, node = await here.l3(), here.node
+    one = await here.range(l3, "10.0.16.0", "10.0.47.255")
+    await _fill(here, l3.uuid, one.uuid, 8192, range(4000, 4030))
+
+    async def taken() -> str:
+        async with node.db.transaction() as tx:
+            wanted = AllocateIp(l3_network_uuid=l3.uuid, vm_nic_uuid=new_uuid())
+            (address,) = await part(node, AddressRecords).take(tx, [wanted])
+        return address.ip
+
+    assert len(set(await asyncio.gather(*(taken() for _ in range(30))))) == 30
+    assert (await refused(take(here, l3.uuid))).facts["used"] == 8192
+
+
+async def _fill(here: Site, l3_uuid: str, range_uuid: str, size: int, holes: range) -> None:
     from ipaddress import IPv4Address
 
     from sqlalchemy import insert
@@ -217,7 +236,7 @@ async def _fill(here: Site, l3_uuid: str, range_uuid: str, size: int, hole: int)
     rows = [
         {"uuid": new_uuid(), "l3_network_uuid": l3_uuid, "ip_range_uuid": range_uuid, "ip_offset": n,
          "holder": new_uuid(), "ip_version": 4, "ip": str(start + n)}
-        for n in range(size) if n != hole
+        for n in range(size) if n not in holes
     ]  # fmt: skip
     async with here.node.db.transaction() as tx:
         await tx.execute(insert(UsedIpModel), rows)

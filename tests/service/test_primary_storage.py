@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator
+from contextvars import Context
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from caelum.agent import protocol
 from caelum.cloud.cluster.api import CreateCluster
 from caelum.cloud.host.api import DeleteHost
 from caelum.cloud.image.api import DeleteImage, ExpungeImage
+from caelum.cloud.parts import part
 from caelum.cloud.primary_storage import cache
 from caelum.cloud.primary_storage.api import (
     AttachPrimaryStorageToCluster,
@@ -32,6 +34,7 @@ from caelum.cloud.primary_storage.api import (
 )
 from caelum.cloud.primary_storage.errors import ALLOCATE_ERROR, ATTACH_ERROR
 from caelum.cloud.primary_storage.events import PrimaryStorageStatusChanged
+from caelum.cloud.primary_storage.extension import BitsRecords
 from caelum.cloud.primary_storage.messages import (
     CacheImage,
     CreateVolumeOnStorage,
@@ -39,6 +42,7 @@ from caelum.cloud.primary_storage.messages import (
     FindStorage,
     GetPrimaryStorage,
     GetVolumeHosts,
+    PlanVolumeOnStorage,
     ReleaseStorage,
     ReserveStorage,
     VolumeBits,
@@ -299,6 +303,26 @@ async def test_an_image_that_is_there_stays_cached_unless_forced(world: Simulate
     assert len(await query(world, QueryImageCache)) == 1
     await world.api(CleanUpImageCacheOnPrimaryStorage(uuid=world.primary_storage, force=True))
     assert await query(world, QueryImageCache) == []
+
+
+async def test_an_image_stays_cached_for_bits_that_are_noted_while_it_is_cleaned_away(world: SimulatedCloud) -> None:
+    node, host_uuid, volume = world.cloud.node, world.hosts[0].uuid, new_uuid()
+    await node.bus.call(CacheImage(world.primary_storage, host_uuid, world.image))
+    await node.bus.call(ReserveStorage(volume, world.primary_storage, host_uuid, IMAGE_SIZE))
+    wanted = PlanVolumeOnStorage(
+        primary_storage_uuid=world.primary_storage, host_uuid=host_uuid, volume_uuid=volume, size=IMAGE_SIZE,
+        image_uuid=world.image, account_uuid="acc", volume_type="Root",
+    )  # fmt: skip
+    plan = await node.bus.call(wanted)
+    assert plan is not None
+    clean = world.api(CleanUpImageCacheOnPrimaryStorage(uuid=world.primary_storage, force=True))
+    async with node.db.transaction() as tx:
+        assert await part(node, BitsRecords).pin(tx, plan)
+        cleaning = asyncio.create_task(clean, context=Context())
+        await asyncio.wait([cleaning], timeout=1)
+    await cleaning
+    assert len(await query(world, QueryImageCache)) == 1
+    assert plan.cached_path in world.hosts[0].world.files
 
 
 async def test_bits_on_a_host_that_is_away_go_later(world: SimulatedCloud) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from contextvars import Context
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from caelum.cloud.host.messages import DestroyAndReleaseVmOnHost, PrepareAndStar
 from caelum.cloud.host.settings import SYNC_LEVEL
 from caelum.cloud.l3.api import AddDnsToL3Network
 from caelum.cloud.network_service.api import DetachNetworkServiceFromL3Network
+from caelum.cloud.primary_storage.api import CleanUpImageCacheOnPrimaryStorage
+from caelum.cloud.primary_storage.messages import PlanVolumeOnStorage
 from caelum.cloud.vm.api import DestroyVmInstance, ExpungeVmInstance, StartVmInstance, StopVmInstance
 from caelum.cloud.vm.flows import base
 from caelum.cloud.volume.messages import GetVolumes
@@ -155,6 +158,34 @@ async def test_an_image_that_has_left_the_host_is_fetched_again(world: Simulated
         del files[path]
     vm = await world.create_vm("vm")
     assert (vm.state, vm.all_volumes[0].status) == ("Running", "Ready")
+    await assert_nothing_wrong(world)
+
+
+async def test_an_image_that_leaves_the_cache_after_the_plan_is_not_cloned(
+    world: SimulatedCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await world.create_vm("first")
+    await world.cloud.api(DestroyVmInstance(uuid=first.uuid))
+    await world.cloud.api(ExpungeVmInstance(uuid=first.uuid))
+    bus, planned = world.cloud.node.bus, list[Any]()
+    call, clean = bus.call, CleanUpImageCacheOnPrimaryStorage(uuid=world.primary_storage, force=True)
+
+    async def cleaned(msg: Any, timeout: float | None = None) -> Any:
+        answer = await call(msg, timeout)
+        if isinstance(msg, PlanVolumeOnStorage):
+            planned.append(answer)
+            await asyncio.create_task(world.cloud.api(clean), context=Context())
+        return answer
+
+    monkeypatch.setattr(bus, "call", cleaned)
+    before = world.hosts[0].arrived.copy()
+    vm = await world.create_vm("vm")
+    assert planned
+    assert None not in planned
+    assert came(world, before)[p.CreateVolume.path] == 1, "it is not tried on an image that may go at any time"
+    assert (vm.state, vm.all_volumes[0].status) == ("Running", "Ready")
+    host = world.hosts[0].world
+    assert host.backing[vm.all_volumes[0].install_path or ""] in host.files
     await assert_nothing_wrong(world)
 
 

@@ -153,12 +153,19 @@ async def give(tx: AsyncSession, account_uuid: str, name: str, amount: int = 1, 
         await _uncount(tx, account_uuid, {name: amount})
 
 
-async def give_all(tx: AsyncSession, names: Sequence[str], key: str) -> None:
-    """Give back what was taken under a key, of several quotas at once."""
-    taken = await _FORGET.rows(tx, usage_key=key, names=names)
-    for account_uuid in {account for _, account, _ in taken}:
-        amounts = {name: amount for name, account, amount in taken if account == account_uuid}
-        await _uncount(tx, account_uuid, amounts)
+async def give_all(tx: AsyncSession, names: Sequence[str], *keys: str) -> None:
+    """Give back what was taken under keys, of several quotas at once.
+
+    A transaction that gives back to several quotas of an account does so by one call: else it may wait for ever for
+    another one that changes the same, for each call locks in an order of its own.
+    """
+    taken = await _FORGET.rows(tx, usage_keys=keys, names=names)
+    by_account: dict[str, dict[str, int]] = {}
+    for name, account_uuid, amount in taken:
+        amounts = by_account.setdefault(account_uuid, {})
+        amounts[name] = amounts.get(name, 0) + amount
+    for account_uuid in sorted(by_account):
+        await _uncount(tx, account_uuid, by_account[account_uuid])
 
 
 async def usage(session: AsyncSession, account_uuid: str) -> list[tuple[str, int, int]]:
@@ -170,7 +177,9 @@ async def usage(session: AsyncSession, account_uuid: str) -> list[tuple[str, int
 _USAGE = cast("Table", QuotaUsageModel.__table__)
 _FORGET = Prepared(
     delete(_USAGE)
-    .where(_USAGE.c.key == bindparam("usage_key"), _USAGE.c.name.in_(bindparam("names", expanding=True)))
+    .where(
+        _USAGE.c.key.in_(bindparam("usage_keys", expanding=True)), _USAGE.c.name.in_(bindparam("names", expanding=True))
+    )
     .returning(_USAGE.c.name, _USAGE.c.account_uuid, _USAGE.c.amount)
 )
 

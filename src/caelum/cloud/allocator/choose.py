@@ -157,15 +157,15 @@ class Chooser:
 
     async def _take_at_once(self, candidate: Candidate, storages: Storages, physically: bool) -> dict[str, str] | None:
         """All in one transaction, each disk on the best storage; None, and nothing is taken, when not all can be had
-        so, or the storages' service is elsewhere."""
+        so (a storage may be gone by now), or the storages' service is elsewhere."""
         if self._ask.disks and not has_part(self._node, SpaceRecords):
             return None
         host_uuid = candidate.host_uuid
         disks = {disk.key: storages[disk.key][0] for disk in self._ask.disks}
-        takes = [
-            (await part(self._node, SpaceRecords).at(disks[disk.key], host_uuid), disk) for disk in self._ask.disks
-        ]
+        # In one order, so that of two who take of the same storages nobody waits for the other for ever.
+        in_order = sorted(self._ask.disks, key=lambda one: (disks[one.key], one.key))
         try:
+            takes = [(await part(self._node, SpaceRecords).at(disks[disk.key], host_uuid), disk) for disk in in_order]
             async with self._node.db.transaction() as tx:
                 await refuse_late(tx)
                 if not await books.take_anew(tx, self._wanted(host_uuid, disks), physically=physically):

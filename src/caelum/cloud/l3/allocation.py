@@ -2,7 +2,8 @@
 
 Invariant: an address is taken by inserting its row; the unique keys decide between racers, and who loses chooses
 again. Choosing by chance costs one statement as long as chance finds a free address, and the same few whether a range
-is half full or nearly full.
+is half full or nearly full. Who has to look for one does so while nobody else does in the same network: all would find
+the same, and all but one in vain.
 """
 
 from __future__ import annotations
@@ -103,9 +104,16 @@ async def _surely(tx: AsyncSession, l3: _Network, msg: AllocateIp, cloud_strateg
 async def _attempt(tx: AsyncSession, l3: _Network, msg: AllocateIp, cloud_strategy: str) -> UsedIpModel | None:
     """The address; None when somebody was faster."""
     strategy = msg.strategy or l3.strategy or cloud_strategy
-    if strategy == FIRST_AVAILABLE:  # all nodes would choose the same one, and all but one in vain
+    guess = _guess(l3, msg, strategy)
+    if guess is not None and await _insert(tx, guess):
+        return guess
+    held = await _held(tx, msg)
+    if held is not None:
+        return held
+    if msg.required_ip is None:
         await lock_queue(tx, f"l3-ip-{msg.l3_network_uuid}")
-    return await _take(tx, l3, msg, strategy)
+    row = await _choose(tx, l3, msg, strategy)
+    return row if await _insert(tx, row) else None
 
 
 def _too_busy(msg: AllocateIp) -> CloudError:
@@ -114,17 +122,6 @@ def _too_busy(msg: AllocateIp) -> CloudError:
         f"lost the race for an address of L3 network[{msg.l3_network_uuid}] {ATTEMPTS} times",
         attempts=ATTEMPTS,
     )
-
-
-async def _take(tx: AsyncSession, l3: _Network, msg: AllocateIp, strategy: str) -> UsedIpModel | None:
-    guess = _guess(l3, msg, strategy)
-    if guess is not None and await _insert(tx, guess):
-        return guess
-    held = await _held(tx, msg)
-    if held is not None:
-        return held
-    row = await _choose(tx, l3, msg, strategy)
-    return row if await _insert(tx, row) else None
 
 
 async def _insert(tx: AsyncSession, row: UsedIpModel) -> bool:

@@ -2,7 +2,8 @@
 
 Invariant: all work on one cached image runs in one queue of the storage's node, and those who want it at the same time
 share one download. A cached image stays while a reservation names it as the image that its volume is cloned from; that
-mark is set before the image is looked up, so a clean-up can never take it away from under a clone that is being made.
+mark is set before the image is looked up, or only while it still is where it was found, so a clean-up can never take it
+away from under a clone that is being made.
 """
 
 from __future__ import annotations

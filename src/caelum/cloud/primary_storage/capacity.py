@@ -5,7 +5,8 @@ takers at once cannot both get the last byte. What is given back is what the res
 capacity can be derived anew from the reservations at any time, and is at every look at the physical capacity.
 
 Rows are locked in this order: storage, reservations, the host's share, the storage's capacity. So no two wait for each
-other, and whoever holds the share (of a shared storage: the capacity) sees every charge that counts in it.
+other, and whoever holds the share (of a shared storage: the capacity) sees every charge that counts in it. Who takes of
+several storages in one transaction goes through them in the order of their UUIDs.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from caelum.cloud.primary_storage.extension import PhysicalCapacity
 from caelum.cloud.primary_storage.model import (
     CONNECTED,
     NO_HOST,
+    ImageCacheModel,
     LocalStorageHostRefModel,
     LocalStorageResourceRefModel,
     PrimaryStorageCapacityModel,
@@ -115,10 +117,21 @@ async def pin(
 
 
 async def pin_new(
-    tx: AsyncSession, place: Place, key: str, install_path: str, image_uuid: str | None, maker: str | None, waiting: str
+    tx: AsyncSession,
+    place: Place,
+    key: str,
+    install_path: str,
+    image_uuid: str | None,
+    maker: str | None,
+    waiting: str,
+    *,
+    cached_path: str | None = None,
 ) -> bool:
     """The same for a reservation at this place that has no path yet; False for another, and when a clean-up called
     `waiting` still has to delete what was at that path before.
+
+    Who has looked the cached image up before says where it was (`cached_path`): False also when it is not there any
+    more. Who looks it up afterwards need not.
     """
     values = {
         "of_key": key,
@@ -129,11 +142,13 @@ async def pin_new(
         "image_uuid": image_uuid,
         "maker": maker,
     }
-    return await _pinning().run(tx, **values) > 0
+    if cached_path is None:
+        return await _pinning(if_cached=False).run(tx, **values) > 0
+    return await _pinning(if_cached=True).run(tx, **values, of_image=image_uuid, cached_path=cached_path) > 0
 
 
 @lru_cache
-def _pinning() -> Prepared:
+def _pinning(*, if_cached: bool) -> Prepared:
     table = cast("Table", Reservation.__table__)
     here, job = table.c, GarbageCollectorModel
     mine = (
@@ -142,9 +157,23 @@ def _pinning() -> Prepared:
         here.host_uuid == bindparam("of_host"),
         here.install_path.is_(None),
     )
-    waits = select(job.uuid).where(job.open_name == bindparam("waiting")).exists()
+    conditions = [*mine, ~select(job.uuid).where(job.open_name == bindparam("waiting")).exists()]
+    if if_cached:
+        conditions.append(_is_cached())
     names = ("install_path", "image_uuid", "maker")
-    return Prepared(update(table).where(*mine, ~waits).values({name: bindparam(name) for name in names}))
+    return Prepared(update(table).where(*conditions).values({name: bindparam(name) for name in names}))
+
+
+def _is_cached() -> ColumnElement[bool]:
+    """Whether the image is cached at that path; it stays until the transaction ends, and then the mark is seen."""
+    cached = cast("Table", ImageCacheModel.__table__).c
+    there = select(cached.id).where(
+        cached.image_uuid == bindparam("of_image"),
+        cached.primary_storage_uuid == bindparam("of_storage"),
+        cached.host_uuid == bindparam("of_host"),
+        cached.install_path == bindparam("cached_path"),
+    )
+    return there.with_for_update(read=True, key_share=True).exists()
 
 
 async def release(tx: AsyncSession, key: str) -> None:

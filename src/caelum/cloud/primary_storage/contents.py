@@ -191,6 +191,7 @@ class StorageContentsService(Service):
             install_path=path,
             size=msg.size,
             image_uuid=msg.image_uuid,
+            cached_path=None if cached is None else cached.install_path,
             order=driver.creation(ps, msg.volume_uuid, path, msg.size, cached),
         )
 
@@ -299,7 +300,11 @@ class RecordsOfBits(BitsRecords):
         bound = self._drivers.get(PrimaryStorageDriver, plan.storage_type).host_bound
         place = Place(plan.primary_storage_uuid, plan.host_uuid, bound)
         waiting = job_name(place.ps_uuid, place.host_uuid, plan.install_path)
-        if not await pin_new(tx, place, plan.volume_uuid, plan.install_path, plan.image_uuid, None, waiting):
+        # A plan of a version before does not say where its image was: it is made in the other way.
+        looked_up = None if plan.image_uuid is None else plan.cached_path or ""
+        if not await pin_new(
+            tx, place, plan.volume_uuid, plan.install_path, plan.image_uuid, None, waiting, cached_path=looked_up
+        ):
             return False
         if bound:
             await _note_host(tx, place, plan.volume_uuid, plan.size)

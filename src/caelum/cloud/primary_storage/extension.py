@@ -129,7 +129,9 @@ class BitsRecords(ExtensionPoint):
     """The records of bits that somebody else's workflow has a host make, as `PlanVolumeOnStorage` has planned it."""
 
     async def pin(self, tx: AsyncSession, plan: VolumePlan) -> bool:
-        """Note where the bits go before they are made; False, and nothing is noted, when they cannot go there."""
+        """Note where the bits go before they are made; False, and nothing is noted, when they cannot go there, or their
+        image has left the cache since it was planned.
+        """
         raise NotImplementedError
 
     async def made(self, tx: AsyncSession, plan: VolumePlan, answer: dict[str, Any]) -> VolumeBits:

@@ -51,6 +51,8 @@ class VolumePlan(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     install_path: str
     size: int
     image_uuid: str | None
+    cached_path: str | None = None
+    """Where the image is cached that the bits are to be cloned from."""
     order: HostOrder
 
 

@@ -14,6 +14,7 @@ from caelum.cloud.ownership import disown, owner_of
 from caelum.cloud.vm.api import NOT_IN_CORRECT_STATE, VmInstanceInventory, VmStateChanged
 from caelum.cloud.vm.model import VM_STATES, VmInstanceModel, VmNicModel, VmSequenceModel, VmState
 from caelum.cloud.vm.specs import read_vm
+from caelum.cloud.volume import extension as volume
 from caelum.kernel.context import ADMIN_ACCOUNT_UUID
 from caelum.kernel.database import after_commit, conflict_insert
 from caelum.kernel.errors import CloudError, not_found
@@ -138,12 +139,15 @@ async def give_running_quota(tx: AsyncSession, vm_uuid: str) -> None:
     await quota.give_all(tx, [NUMBER, CPU, MEMORY], vm_uuid)
 
 
-async def forget_vm(tx: AsyncSession, vm_uuid: str) -> None:
-    """Delete the VM's row and everything of it in the database; repeated, nothing more happens."""
+async def forget_vm(tx: AsyncSession, vm_uuid: str, *disks: str) -> None:
+    """Delete the VM's row and everything of it in the database, with what these disks of it are counted for that have
+    no record; repeated, nothing more happens.
+    """
     nics = await read_rows(tx, VmNicModel, vm_instance_uuid=vm_uuid)
     if not await delete_rows(tx, VmInstanceModel, uuid=vm_uuid):
         return
-    await quota.give_all(tx, [TOTAL, NUMBER, CPU, MEMORY], vm_uuid)
+    of_disks = [volume.NUMBER, volume.CAPACITY] if disks else []
+    await quota.give_all(tx, [TOTAL, NUMBER, CPU, MEMORY, *of_disks], vm_uuid, *disks)
     await drop_tags(tx, vm_uuid)
     await disown(tx, vm_uuid, *(one.uuid for one in nics))
     await delete_rows(tx, VmSequenceModel, vm_instance_uuid=vm_uuid)

@@ -9,10 +9,13 @@ from caelum.cloud.volume.api import VolumeInventory
 from caelum.cloud.volume.messages import CreateVolume
 from caelum.kernel.extension import ExtensionPoint
 
+NUMBER, CAPACITY = "volume.data.num", "volume.capacity"
+"""The quotas that volumes are counted for."""
+
 
 def counted(volume_type: str, size: int) -> dict[str, int]:
     """What a volume is counted for, by quota."""
-    return {"volume.data.num": 1, "volume.capacity": size} if volume_type == "Data" else {"volume.capacity": size}
+    return {NUMBER: 1, CAPACITY: size} if volume_type == "Data" else {CAPACITY: size}
 
 
 class VolumeRecords(ExtensionPoint):
@@ -21,9 +24,9 @@ class VolumeRecords(ExtensionPoint):
     The same as messages would do, for a workflow that lets nobody else have the volumes before it ends.
     """
 
-    async def add(self, tx: AsyncSession, msg: CreateVolume, *, is_counted: bool) -> VolumeInventory:
-        """What the message would do, for a size that is neither 0 nor less than the image's. `is_counted`: the caller
-        has taken `counted` of its owner's quotas under its UUID, and gives that back if there will be no volume.
+    async def add(self, tx: AsyncSession, msg: CreateVolume) -> VolumeInventory:
+        """What the message would do, for a size that is neither 0 nor less than the image's. The caller takes
+        `counted` of its owner's quotas under its UUID, and gives that back if there will be no volume.
         """
         raise NotImplementedError
 

@@ -11,7 +11,7 @@ from caelum.cloud.primary_storage.messages import VolumeBits
 from caelum.cloud.quota import give_all, take_all
 from caelum.cloud.volume.api import VOLUME, VolumeInventory
 from caelum.cloud.volume.events import VolumeStatusChanged
-from caelum.cloud.volume.extension import VolumeRecords, counted
+from caelum.cloud.volume.extension import CAPACITY, NUMBER, VolumeRecords, counted
 from caelum.cloud.volume.messages import CreateVolume
 from caelum.cloud.volume.model import NOT_INSTANTIATED, READY, ROOT, STATUSES, VolumeModel
 from caelum.kernel.database import after_commit, insert_new, utcnow
@@ -90,7 +90,7 @@ def _tell_status(node: Node, tx: AsyncSession, volume: VolumeInventory, old: str
 
 async def remove_volume(tx: AsyncSession, uuid: str) -> None:
     """Delete a volume's row, its owner, its tags, and what was counted for it."""
-    await give_all(tx, ["volume.data.num", "volume.capacity"], uuid)
+    await give_all(tx, [NUMBER, CAPACITY], uuid)
     await drop_tags(tx, uuid)
     await disown(tx, uuid)
     await delete_rows(tx, VolumeModel, uuid=uuid)
@@ -135,9 +135,9 @@ class RecordsOfVolumes(VolumeRecords):
     def __init__(self, node: Node) -> None:
         self._node = node
 
-    async def add(self, tx: AsyncSession, msg: CreateVolume, *, is_counted: bool) -> VolumeInventory:
+    async def add(self, tx: AsyncSession, msg: CreateVolume) -> VolumeInventory:
         """Record a volume."""
-        added = await record_volume(tx, msg, msg.size, is_counted=is_counted)
+        added = await record_volume(tx, msg, msg.size, is_counted=True)
         volume: VolumeInventory = added or view(await get(tx, msg.volume_uuid))
         return volume
 

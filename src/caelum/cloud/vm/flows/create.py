@@ -22,7 +22,7 @@ from caelum.cloud.ownership import own_all
 from caelum.cloud.parts import part
 from caelum.cloud.primary_storage.extension import BitsRecords
 from caelum.cloud.primary_storage.messages import PlanVolumeOnStorage, ReleaseStorage, VolumePlan
-from caelum.cloud.quota import give_all
+from caelum.cloud.quota import take_under
 from caelum.cloud.vm.api import CreateVmInstance, VmInstanceInventory
 from caelum.cloud.vm.flows.base import (
     LONG,
@@ -110,7 +110,7 @@ class CreateVmContext(VmContext, kw_only=True):
     """By NIC."""
     starts: bool = True
     are_disks_counted: bool = False
-    """Whether its disks are counted for the account since the beginning: not so in runs of a version before."""
+    """Whether its disks are counted for the account since the beginning; else it is done when they are recorded."""
     root: VolumePlan | None = None
     """How the host makes the root disk with the start; None: it is made before."""
     made: dict[str, Any] | None = None
@@ -158,8 +158,10 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
         types = {plan.nic_uuid: "VmNicVO" for plan in ctx.nics}
         await own_all(tx, ctx.account_uuid, {ctx.vm_uuid: "VmInstanceVO", **types})
         await save_tags(tx, ctx.msg, vm.uuid)
-        await take_quota(tx, vm, ctx.account_uuid, {one.volume_uuid: counted(one.type, one.size) for one in ctx.disks})
-        ctx.are_disks_counted = True
+        # A node of the version before, which may go on with this run in a cluster, would not give back what is counted
+        # for disks that have no record yet.
+        ctx.are_disks_counted = not self.node.membership.clustered
+        await take_quota(tx, vm, ctx.account_uuid, _counted(ctx.disks) if ctx.are_disks_counted else {})
 
     # --- what it gets -------------------------------------------------------------------------------------------------
 
@@ -201,10 +203,9 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
             related(self._vm, vm_nics=[one for one in nics if one is not None])
         if ctx.root is not None and not await part(self.node, BitsRecords).pin(tx, ctx.root):
             ctx.root = None
-        self._volumes = [
-            await part(self.node, VolumeRecords).add(tx, _volume(ctx, one), is_counted=ctx.are_disks_counted)
-            for one in ctx.disks
-        ]
+        self._volumes = [await part(self.node, VolumeRecords).add(tx, _volume(ctx, one)) for one in ctx.disks]
+        if not ctx.are_disks_counted:
+            await take_under(tx, ctx.account_uuid, _counted(ctx.disks))
 
     # --- on its host --------------------------------------------------------------------------------------------------
 
@@ -303,9 +304,7 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
         return final
 
     async def abort(self, tx: AsyncSession, ctx: CreateVmContext, error: CloudError) -> None:
-        await forget_vm(tx, ctx.vm_uuid)
-        for disk in ctx.disks:  # those that were not recorded yet
-            await give_all(tx, list(counted(disk.type, disk.size)), disk.volume_uuid)
+        await forget_vm(tx, ctx.vm_uuid, *(one.volume_uuid for one in ctx.disks))
 
 
 def _row(ctx: CreateVmContext, number: int) -> VmInstanceModel:
@@ -406,6 +405,11 @@ def _request(disk: DiskPlan) -> DiskRequest:
         primary_storage_uuid=disk.primary_storage_uuid,
         is_root=disk.type == "Root",
     )
+
+
+def _counted(disks: list[DiskPlan]) -> dict[str, dict[str, int]]:
+    """What an account is counted for, by disk."""
+    return {one.volume_uuid: counted(one.type, one.size) for one in disks}
 
 
 def _volume(ctx: CreateVmContext, disk: DiskPlan) -> CreateVolume:

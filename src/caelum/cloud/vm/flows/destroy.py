@@ -167,9 +167,10 @@ class DestroyVmFlow(VmWork[DestroyContext, None]):
         columns = {"host_uuid": None} | ({} if ctx.host_uuid is None else {"last_host_uuid": ctx.host_uuid})
         if not await self._enter(tx, ctx, columns):
             await move(self.node, tx, ctx.vm_uuid, "destroyed", **columns)
-        await give_running_quota(tx, ctx.vm_uuid)
         if ctx.policy == "Direct":
             await forget_vm(tx, ctx.vm_uuid)
+        else:
+            await give_running_quota(tx, ctx.vm_uuid)
 
     async def _enter(self, tx: AsyncSession, ctx: DestroyContext, columns: dict[str, str | None]) -> bool:
         """The same as `move` without a look at what is known; False when that is not all."""
