@@ -12,6 +12,7 @@ from sqlalchemy import update
 from tests.service.vm_clouds import assert_nothing_wrong, guests
 
 from caelum.agent.protocol import StartVm
+from caelum.cloud.config.api import UpdateGlobalConfig
 from caelum.cloud.vm.api import VmInstanceInventory
 from caelum.cloud.vm.flows.base import destroy_later
 from caelum.drivers.kvm.client import AgentClient
@@ -96,3 +97,16 @@ async def test_a_machine_that_is_destroyed_later_is_destroyed_in_the_attempt_of_
     await world.cloud.until(done)
     assert host.journal.overtaken(f"{run}:6")
     assert not host.journal.overtaken(f"{run}:7")
+
+
+async def test_what_fills_the_turns_of_its_host_is_called_off_all_the_same(world: SimulatedCloud) -> None:
+    await world.api(UpdateGlobalConfig(category="kvm", name="host.syncLevel", value="3"))
+    world.hosts.fault("hang", StartVm.path)
+    (host,) = world.hosts.hosts
+    await call_off(world, await begin(world, 5, at_host=3))
+    await world.cloud.until(lambda: not host.journal.running())
+    world.hosts.heal()
+    assert host.arrived[StartVm.path] == 3, "those that waited for a turn never began"
+    assert guests(world) == {}
+    await assert_nothing_wrong(world)
+    assert (await world.create_vm("another")).state == "Running"
