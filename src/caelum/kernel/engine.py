@@ -4,10 +4,11 @@ Invariant: the journal never claims more than is true: progress is written after
 again but is never left out; a step that failed, or whose effect is unknown, is undone with the others. Steps of the
 database that follow each other, and the completion behind them, commit as one: of such a stretch all has happened, or
 nothing. The progress of the step before it is written with it; until then that step counts as not done for whoever
-takes the run up, and nothing that could not be repeated with it has begun. A run that was
-taken over by another node (`StaleAttempt`), whose node stops, or whose process dies does nothing more: it neither
-undoes nor writes. When the connection to the database is lost during a commit, the journal tells whether it happened,
-before anything is tried again or undone: a step of the database has its effect once.
+takes the run up, and nothing that could not be repeated with it has begun. A run that was taken over by another node
+(`StaleAttempt`), whose node stops, or whose process dies does nothing more: it neither undoes nor writes. Its undo is
+an attempt of its own: hosts refuse what a step asked for and what comes to them, or goes on there, behind the undo.
+When the connection to the database is lost during a commit, the journal tells whether it happened, before anything is
+tried again or undone: a step of the database has its effect once.
 """
 
 from __future__ import annotations
@@ -305,11 +306,15 @@ class Execution:
         self.run.error = error
         await self._persist(lambda tx: self._turn_back(tx, step))
         self.row.state = UNDOING
+        self.run.attempt = self.row.attempt = self.row.attempt + 1
 
     async def _turn_back(self, tx: AsyncSession, step: Step | None) -> None:
         # A transactional step that raised may have committed all the same (a cancellation comes after the commit): only
         # the journal knows. A plain step's effect is unknown, so it counts as done.
         kept = await tx.get_one(JournalModel, self.row.uuid)
+        mine = (self.row.owner, self.row.attempt + 1, UNDOING)
+        if (kept.owner, kept.attempt, kept.state) == mine:
+            return  # it was written, and the answer lost
         if kept.position > self.row.position:
             self.row.position, self.row.skipped = kept.position, kept.skipped
             self._take_ctx(kept.ctx)
@@ -317,8 +322,8 @@ class Execution:
         if step is not None and not step.transactional and position < len(self.flow.steps):
             position = max(position, self.flow.steps.index(step) + 1)
         await self._advance(
-            tx, state=UNDOING, position=position, skipped=self.row.skipped, ctx=self._ctx(),
-            error=journal.encode_error(self._why()),
+            tx, state=UNDOING, attempt=self.row.attempt + 1, position=position, skipped=self.row.skipped,
+            ctx=self._ctx(), error=journal.encode_error(self._why()),
         )  # fmt: skip
         self.row.position = position
 

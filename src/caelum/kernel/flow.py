@@ -139,7 +139,7 @@ class Run(Generic[C]):
 
     @property
     def fence(self) -> str:
-        """What lets an agent refuse commands of an attempt that was taken over."""
+        """What lets an agent refuse commands of an attempt that was taken over, or is undone."""
         return f"{self.uuid}:{self.attempt}"
 
     def uuid_for(self, purpose: str) -> str:

@@ -2,7 +2,7 @@
 
 Invariant: a row is written only by the node that owns it in the attempt that it knows: whoever took a workflow over
 raised the attempt, and from then on the former owner's writes fail with `StaleAttempt`, together with everything else
-in their transaction.
+in their transaction. Who turns it back raises it too.
 """
 
 from __future__ import annotations
@@ -94,11 +94,23 @@ async def insert(tx: AsyncSession, row: JournalModel) -> None:
     await _INSERT.run(tx, **{name: getattr(row, name) for name in _BEGINNING})
 
 
-async def advance(tx: AsyncSession, uuid: str, owner: str, attempt: int, **values: Any) -> None:
+async def advance(tx: AsyncSession, uuid: str, owner: str, attempt: int, /, **values: Any) -> None:
     """Write progress; `StaleAttempt` when the run is no longer this node's in this attempt, or has ended."""
     key = {"key_uuid": uuid, "key_owner": owner, "key_attempt": attempt}
     if not await _advancing(tuple(values)).run(tx, **values, **key):
         raise StaleAttempt(f"workflow {uuid} is no longer in attempt {attempt} of node {owner}")
+
+
+def asking_run() -> str | None:
+    """The run in whose step, or undo, this is called."""
+    fence = context.current().fence
+    return None if fence is None else fence.rpartition(":")[0]
+
+
+async def attempt_of(session: AsyncSession, uuid: str) -> int | None:
+    """The attempt that a run is in, or ended in; None when it is forgotten."""
+    attempt: int | None = await session.scalar(select(JournalModel.attempt).where(JournalModel.uuid == uuid))
+    return attempt
 
 
 async def refuse_late(tx: AsyncSession) -> None:

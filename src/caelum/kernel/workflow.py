@@ -507,7 +507,10 @@ async def _undo(node: Node, job: dict[str, Any]) -> bool:
     flow = cls(node)
     one = next(one for one in cls.steps if one.name == job["step"])
     ctx = msgspec.json.decode(job["ctx"], type=cls.context_type)
-    run: Run[Any] = Run(node, job["uuid"], job["subject"], job["attempt"], ctx)
+    async with node.db.read() as session:
+        # It may have been taken over since, and hosts refuse the attempt of that time.
+        attempt = await journal.attempt_of(session, job["uuid"]) or job["attempt"]
+    run: Run[Any] = Run(node, job["uuid"], job["subject"], attempt, ctx)
     run.error = journal.decode_error(job["error"])
     inside = msgspec.structs.replace(context.current(), step_key=f"{job['uuid']}/{one.name}/undo", fence=run.fence)
     with context.use(inside):

@@ -40,8 +40,8 @@ class Guests(Bench):
             await self.gate.wait()
         return Empty()
 
-    def event(self, event: int) -> None:
-        self.watch._lifecycle(VM, event, 0)
+    def event(self, event: int, detail: int = 0) -> None:
+        self.watch._lifecycle(VM, event, detail)
 
     def states(self) -> list[str]:
         return [body["state"] for kind, body in self.sink.reports if kind == "vm-state"]
@@ -98,12 +98,14 @@ async def test_who_asked_may_be_gone_before_the_answer_leaves(guests: Guests) ->
 async def test_what_came_otherwise_is_reported(guests: Guests) -> None:
     def ends() -> None:
         guests.event(RESUMED)
-        guests.event(STOPPED)
+        guests.event(STOPPED, libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED)
 
     guests.during = ends
     await guests.submit("t1", wait=5)
     guests.tasks.delivered("t1")
     assert guests.states() == ["Stopped"]
+    ((_, told),) = guests.sink.reports
+    assert told["reason"] == "the guest or its emulator crashed"
 
 
 async def test_what_a_failed_command_did_is_reported(guests: Guests) -> None:

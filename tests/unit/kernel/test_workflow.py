@@ -559,7 +559,7 @@ async def test_what_a_step_asked_for_is_refused_once_its_run_has_turned_back_or_
     LateFlow.asking = {}
     with pytest.raises(CloudError):
         await node.workflows.run(LateFlow, TraceContext(fail={"ask": 1}))
-    assert set(LateFlow.asking) == {"run", "undo"}
+    assert {name: (one.fence or "")[-2:] for name, one in LateFlow.asking.items()} == {"run": ":1", "undo": ":2"}
     await refuse_late_in(node, LateFlow.asking["undo"])
     await refuse_late_in(node, context.TaskContext())
     await node.workflows.run(LateFlow, TraceContext(uuid="done"))
@@ -721,8 +721,8 @@ async def test_an_error_of_the_run_is_that_of_all_who_join_it(node: Node) -> Non
 async def test_another_workflow_does_not_begin_for_a_job_that_has_its_run(node: Node) -> None:
     job = new_uuid()
     with context.use(context.TaskContext(job_uuid=job, api="BakeCake")):
-        await node.workflows.run(TraceFlow, TraceContext(), answers=True)
-        with pytest.raises(CloudError, match=r"test\.trace answers job") as refused:
+        await node.workflows.run(QuietFlow, TraceContext(), answers=True)
+        with pytest.raises(CloudError, match=r"test\.quiet answers job") as refused:
             await node.workflows.run(IceFlow, IceContext(new_uuid()), answers=True)
     assert refused.value.kind is CANCELED
 

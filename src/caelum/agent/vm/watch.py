@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import libvirt  # type: ignore[import-untyped]
@@ -60,8 +61,8 @@ class Watch:
         self._states: dict[str, str] = {}
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
         self._full: set[str] = set()
-        self._commanded: dict[str, bool] = {}
-        """Guests that a command is working on, and whether they have changed since it began."""
+        self._commanded: dict[str, str | None] = {}
+        """Guests that a command is working on, and the reason of their latest change since it began; None: no change."""
         self._first = True
         self._resync = asyncio.Event()
 
@@ -84,28 +85,28 @@ class Watch:
         """A command brings this guest into this state in the block. That it did so says its answer: reported is only
         what came of it otherwise, or that it did if nobody hears the answer.
         """
-        self._commanded[vm_uuid], done = False, False
+        self._commanded[vm_uuid], done = None, False
         try:
             yield
             done = True
         finally:
-            changed = self._commanded.pop(vm_uuid)
+            reason = self._commanded.pop(vm_uuid)
             if done and self._states.get(vm_uuid) == STARTING:
                 # The event of its start is still on the way.
-                self._states[vm_uuid], changed = state, True
-            if done and changed and self._known(vm_uuid) == state:
-                self._agent.unless_heard(lambda: self._tell(vm_uuid))
-            elif changed:
-                self._tell(vm_uuid)
+                self._states[vm_uuid], reason = state, ""
+            if reason is not None and done and self._known(vm_uuid) == state:
+                self._agent.unless_heard(partial(self._tell, vm_uuid, reason))
+            elif reason is not None:
+                self._tell(vm_uuid, reason)
 
     def _known(self, vm_uuid: str) -> str:
         return self._states.get(vm_uuid, "Stopped")
 
-    def _tell(self, vm_uuid: str) -> None:
+    def _tell(self, vm_uuid: str, reason: str) -> None:
         """Report a guest as it is now."""
         state = self._known(vm_uuid)
         if state != STARTING:
-            self._report(vm_uuid, state, "")
+            self._report(vm_uuid, state, reason)
 
     async def all_states(self) -> tuple[dict[str, str], list[str]]:
         """States of all our domains as libvirt has them now, and the names of domains that are not ours."""
@@ -199,7 +200,7 @@ class Watch:
 
     def _report(self, vm_uuid: str, state: str, reason: str) -> None:
         if vm_uuid in self._commanded:
-            self._commanded[vm_uuid] = True
+            self._commanded[vm_uuid] = reason
             return
         self._agent.report("vm-state", VmStateReport(vm_uuid=vm_uuid, state=state, reason=reason))
 

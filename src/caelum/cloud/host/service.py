@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import defaultdict
 from typing import Any
 
 import msgspec
@@ -63,8 +64,8 @@ class HostService(Service):
         super().__init__(node)
         self.connector = Connector(node)
         self.tracker = HostTracker(node, self.connector)
-        self._starting: dict[str, asyncio.Task[Any]] = {}
-        """The starts of machines that go on, by machine."""
+        self._starting: defaultdict[tuple[str, str], set[asyncio.Task[Any]]] = defaultdict(set)
+        """The starts of machines that go on, by host and machine."""
         node.extensions.add(HostCascade(node))
 
     async def start(self) -> None:
@@ -279,14 +280,15 @@ class HostService(Service):
     async def prepare_and_start_vm(self, msg: m.PrepareAndStartVmOnHost) -> VmStarted:
         """The same after what its description says, and what providers say now: in the meantime it may have changed.
         A destruction calls it off."""
-        task = asyncio.current_task()
+        task, key = asyncio.current_task(), (msg.host_uuid, msg.spec.vm_uuid)
         assert task is not None  # noqa: S101 - handlers run in tasks
-        self._starting[msg.spec.vm_uuid] = task
+        self._starting[key].add(task)
         try:
             return await self._prepare_and_start(msg)
         finally:
-            if self._starting.get(msg.spec.vm_uuid) is task:
-                del self._starting[msg.spec.vm_uuid]
+            self._starting[key].discard(task)
+            if not self._starting[key]:
+                del self._starting[key]
 
     async def _prepare_and_start(self, msg: m.PrepareAndStartVmOnHost) -> VmStarted:
         driver, before = await self._driver(msg.host_uuid), list(msg.spec.before)
@@ -315,13 +317,21 @@ class HostService(Service):
         """Resume a machine."""
         await (await self._driver(msg.host_uuid)).resume_vm(msg.host_uuid, msg.vm_uuid)
 
-    @handles(m.DestroyVmOnHost, queue=_OPERATIONS, level=SYNC_LEVEL)
+    @handles(m.DestroyVmOnHost)
     async def destroy_vm(self, msg: m.DestroyVmOnHost) -> None:
-        """Destroy a machine; a start that still goes on ends first."""
-        if (starting := self._starting.get(msg.vm_uuid)) is not None:
-            starting.cancel()
-            await asyncio.wait([starting])
-        await (await self._driver(msg.host_uuid)).destroy_vm(msg.host_uuid, msg.vm_uuid)
+        """Destroy a machine; a start that still goes on ends first. It may hold the turn that this would wait for."""
+        queue, level = _OPERATIONS.format(host_uuid=msg.host_uuid), self.node.settings.get(SYNC_LEVEL)
+        await self._call_off(msg.host_uuid, msg.vm_uuid)
+        async with self.node.queues.turn(queue, level, type(msg).__name__):
+            await self._call_off(msg.host_uuid, msg.vm_uuid)  # one whose turn came before
+            await (await self._driver(msg.host_uuid)).destroy_vm(msg.host_uuid, msg.vm_uuid)
+
+    async def _call_off(self, host_uuid: str, vm_uuid: str) -> None:
+        starts = list(self._starting.get((host_uuid, vm_uuid), ()))
+        for start in starts:
+            start.cancel()
+        if starts:
+            await asyncio.wait(starts)
 
     @handles(m.DestroyAndReleaseVmOnHost, queue=_OPERATIONS, level=SYNC_LEVEL)
     async def destroy_and_release_vm(self, msg: m.DestroyAndReleaseVmOnHost) -> None:

@@ -20,8 +20,8 @@ AGENT_TIMED_OUT = error_type(
 )
 STALE_ATTEMPT = error_type(
     protocol.STALE_ATTEMPT,
-    "The host refused a command of an attempt that was taken over",
-    "Nothing to do: another management node finishes this work.",
+    "The host refused a command of an attempt that was taken over or is undone",
+    "Nothing to do: what took its place finishes this work.",
 )
 AGENT_CANCELED = error_type(protocol.CANCELED, "The command was cancelled on the host")
 error_type(protocol.INVALID, "The host agent did not accept a command", "Server and agent may differ in version.")

@@ -25,6 +25,7 @@ from caelum.cloud.vm.messages import DestroyLeftover
 from caelum.cloud.vm.model import VmCdRomModel, VmInstanceModel, VmState
 from caelum.cloud.vm.specs import VmRecords, describe, read_vm, records_of
 from caelum.cloud.volume.messages import GetVolumes
+from caelum.kernel import context, journal
 from caelum.kernel.errors import UNDELIVERABLE, CloudError
 from caelum.kernel.gc import gc_runner
 from caelum.kernel.node import Node
@@ -202,13 +203,18 @@ async def destroy_and_release(node: Node, vm_uuid: str, host_uuid: str, records:
 async def destroy_later(node: Node, tx: AsyncSession, vm_uuid: str, host_uuid: str) -> None:
     """Leave the removal of a machine from its host to the garbage collector: soon, and when the host is back."""
     name = f"{DESTROY_LATER}-{vm_uuid}-{host_uuid}"
-    context, match = {"vm_uuid": vm_uuid, "host_uuid": host_uuid}, {"host_uuid": host_uuid, "new_status": "Connected"}
-    await node.gc.submit(
-        tx, name, DESTROY_LATER, context, interval=GC_INTERVAL, on_event=HostStatusChanged, match=match
-    )
+    job = {"vm_uuid": vm_uuid, "host_uuid": host_uuid, "run": journal.asking_run()}
+    match = {"host_uuid": host_uuid, "new_status": "Connected"}
+    await node.gc.submit(tx, name, DESTROY_LATER, job, interval=GC_INTERVAL, on_event=HostStatusChanged, match=match)
 
 
 @gc_runner(DESTROY_LATER)
-async def _destroy_on_host(node: Node, context: dict[str, str]) -> bool:
-    # The job may be at another node than the VM, whose turns are those of its own node.
-    return await node.bus.call(DestroyLeftover(vm_uuid=context["vm_uuid"], host_uuid=context["host_uuid"]))
+async def _destroy_on_host(node: Node, job: dict[str, str | None]) -> bool:
+    """The host refuses what the run that could not destroy it asked for before, and may still be at."""
+    run = job.get("run")
+    async with node.db.read() as session:
+        attempt = None if run is None else await journal.attempt_of(session, run)
+    fence = None if attempt is None else f"{run}:{attempt}"
+    with context.use(msgspec.structs.replace(context.current(), fence=fence)):
+        # The job may be at another node than the VM, whose turns are those of its own node.
+        return await node.bus.call(DestroyLeftover(vm_uuid=job["vm_uuid"] or "", host_uuid=job["host_uuid"] or ""))

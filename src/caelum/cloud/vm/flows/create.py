@@ -211,7 +211,9 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
 
     @step(idle=True)
     async def prepare_host(self, run: Run[CreateVmContext]) -> None:
-        """What is done on the host is done by the next step; this one has its undo, whichever part of it was done."""
+        """What is done on the host is done by the next step. This one, which after a crash may be the last that counts
+        as begun, has the undo of both.
+        """
 
     @prepare_host.undo
     async def leave_host_again(self, run: Run[CreateVmContext]) -> None:
@@ -219,7 +221,7 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
             await destroy_on_host(run.node, run.ctx.vm_uuid, _host(run.ctx))
             await leave_host(run.node, run.ctx.vm_uuid, _host(run.ctx))
 
-    @step(timeout=LONG, retry=Retry(times=2), progress=95, no_undo="the undo of prepare_host is that of both")
+    @step(timeout=LONG, retry=Retry(times=2), progress=95)
     async def start_on_host(self, run: Run[CreateVmContext]) -> None:
         """Make its disks and what else it needs, and start it; only the disks of one that is only created."""
         ctx = run.ctx
@@ -237,6 +239,12 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
             await self._fill(run)
         planned = await plan_start(run.node, ctx.vm_uuid, _host(ctx), await self._records(run))
         await start_on(run.node, _host(ctx), planned)
+
+    @start_on_host.undo
+    async def destroy_domain(self, run: Run[CreateVmContext]) -> None:
+        """What the collector may still have to do for a version before, whose undo of `prepare_host` did not destroy."""
+        if run.ctx.starts:
+            await destroy_on_host(run.node, run.ctx.vm_uuid, _host(run.ctx))
 
     async def _fill(self, run: Run[CreateVmContext]) -> None:
         """Have the disks made, but for the root disk when it is made with the start."""
