@@ -9,9 +9,13 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar, Token
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
+
+if TYPE_CHECKING:
+    from caelum.kernel.errors import CloudError
+    from caelum.kernel.remembered import Changes
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -55,6 +59,34 @@ class Block(Generic[B]):
 
 
 Holding = Token[asyncio.Task[Any] | None]
+
+
+class BegunReading(NamedTuple):
+    """A block that reads."""
+
+    session: AsyncSession
+
+
+class BegunWriting(NamedTuple):
+    """A block that writes: what it changes, and that its task holds a transaction."""
+
+    session: AsyncSession
+    changes: Changes
+    holding: Holding
+
+
+class Fence(Protocol):
+    """What keeps a node that is no longer a member of its cluster from writing."""
+
+    async def admit(self) -> None:
+        """Return once this node has its lease. Raises CloudError."""
+
+    def guard(self) -> str:
+        """A statement that makes sure that this node stays a member until the transaction ends. Where it is none any
+        more, the statement fails with the state `postgresql_sessions.BROKEN`. Raises CloudError when that is known."""
+
+    def broken(self) -> CloudError:
+        """What to raise when the statement failed so."""
 
 
 def enter_transaction() -> Holding:

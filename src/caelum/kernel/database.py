@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from functools import lru_cache, partial
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import msgspec
 from sqlalchemy import (
@@ -43,7 +43,16 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, mapped_column, relationship
 
 from caelum.kernel import postgresql, postgresql_sessions, resources, sqlite, table_versions
-from caelum.kernel.blocks import Block, Holding, call_back, enter_transaction, has_news, leave_transaction
+from caelum.kernel.blocks import (
+    BegunReading,
+    BegunWriting,
+    Block,
+    Fence,
+    call_back,
+    enter_transaction,
+    has_news,
+    leave_transaction,
+)
 from caelum.kernel.blocks import after_commit as after_commit
 from caelum.kernel.blocks import in_transaction as in_transaction
 from caelum.kernel.blocks import refuse_in_transaction as refuse_in_transaction
@@ -171,34 +180,6 @@ class Resource(Row):
     last_op_date: Mapped[datetime] = mapped_column(default=utcnow, onupdate=utcnow, sort_order=901)
 
 
-class Fence(Protocol):
-    """What keeps a node that is no longer a member of its cluster from writing."""
-
-    async def admit(self) -> None:
-        """Return once this node has its lease. Raises CloudError."""
-
-    def guard(self) -> str:
-        """A statement that makes sure that this node stays a member until the transaction ends. Where it is none any
-        more, the statement fails with the state `postgresql_sessions.BROKEN`. Raises CloudError when that is known."""
-
-    def broken(self) -> CloudError:
-        """What to raise when the statement failed so."""
-
-
-class _Reading(NamedTuple):
-    """A block that reads."""
-
-    session: AsyncSession
-
-
-class _Writing(NamedTuple):
-    """A block that writes: what it changes, and that its task holds a transaction."""
-
-    session: AsyncSession
-    changes: Changes
-    holding: Holding
-
-
 class Database:
     """Access to the database at `url` ("sqlite+aiosqlite:////var/lib/caelum/caelum.db", "postgresql+asyncpg://...").
 
@@ -287,7 +268,7 @@ class Database:
         """
         return Block(self._begin_writing, self._end_writing)
 
-    async def _begin_writing(self) -> _Writing:
+    async def _begin_writing(self) -> BegunWriting:
         refuse_in_transaction("open another transaction")
         if self.fence is not None:
             await self.fence.admit()
@@ -295,7 +276,7 @@ class Database:
             await self._writer_turn.acquire()
         try:
             self._refuse_severed()
-            return _Writing(self._write_session(), self._remembered.changing(), enter_transaction())
+            return BegunWriting(self._write_session(), self._remembered.changing(), enter_transaction())
         except BaseException:
             self._give_turn()
             raise
@@ -304,7 +285,7 @@ class Database:
         if self.sqlite:
             self._writer_turn.release()
 
-    async def _end_writing(self, begun: _Writing, error: BaseException | None) -> None:
+    async def _end_writing(self, begun: BegunWriting, error: BaseException | None) -> None:
         session, changes, holding = begun
         try:
             if error is None:
@@ -404,13 +385,13 @@ class Database:
         make = self._ask_session if single else self._read_session
         return Block(partial(self._begin_reading, make), self._end_reading)
 
-    async def _begin_reading(self, make: Callable[[], AsyncSession]) -> _Reading:
+    async def _begin_reading(self, make: Callable[[], AsyncSession]) -> BegunReading:
         if self.fence is not None:
             await self.fence.admit()
         self._refuse_severed()
-        return _Reading(make())
+        return BegunReading(make())
 
-    async def _end_reading(self, begun: _Reading, error: BaseException | None) -> None:
+    async def _end_reading(self, begun: BegunReading, error: BaseException | None) -> None:
         try:
             if isinstance(error, SQLAlchemyError):
                 self._raise_passing(error)

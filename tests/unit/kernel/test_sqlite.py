@@ -13,7 +13,7 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError, OperationalError, PendingRollbackError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from caelum.kernel import sqlite
+from caelum.kernel import sqlite, sqlite_pace
 from caelum.kernel.database import Database, after_commit
 from caelum.kernel.errors import CloudError
 from caelum.kernel.postgresql import DATABASE_UNAVAILABLE
@@ -110,7 +110,7 @@ async def test_a_statement_that_comes_rarely_goes_to_the_thread(
     db: Database, threads: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     be_quick("SELECT note() + 2")
-    monkeypatch.setattr(sqlite, "_FRESH", 0.01)
+    monkeypatch.setattr(sqlite_pace, "_FRESH", 0.01)
     await asyncio.sleep(0.02)
     await ask(db, "SELECT note() + 2")
     assert threading.current_thread().name not in threads

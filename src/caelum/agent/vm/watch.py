@@ -62,7 +62,7 @@ class Watch:
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
         self._full: set[str] = set()
         self._commanded: dict[str, str | None] = {}
-        """Guests that a command is working on, and the reason of their latest change since it began; None: no change."""
+        """Guests that a command is working on, and why they changed last since it began; None: they did not."""
         self._first = True
         self._resync = asyncio.Event()
 

@@ -242,7 +242,7 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
 
     @start_on_host.undo
     async def destroy_domain(self, run: Run[CreateVmContext]) -> None:
-        """What the collector may still have to do for a version before, whose undo of `prepare_host` did not destroy."""
+        """What the collector may have to do for a version before, whose undo of `prepare_host` did not destroy."""
         if run.ctx.starts:
             await destroy_on_host(run.node, run.ctx.vm_uuid, _host(run.ctx))
 
