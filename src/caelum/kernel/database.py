@@ -57,6 +57,7 @@ from caelum.kernel.blocks import after_commit as after_commit
 from caelum.kernel.blocks import in_transaction as in_transaction
 from caelum.kernel.blocks import refuse_in_transaction as refuse_in_transaction
 from caelum.kernel.blocks import uninterrupted as uninterrupted
+from caelum.kernel.checkpoints import Checkpoints
 from caelum.kernel.errors import CloudError, ErrorType
 from caelum.kernel.lost_commits import LostCommits
 from caelum.kernel.prepared import Prepared, Reading
@@ -73,8 +74,6 @@ _CACHE = 32_768
 """KiB of the database that a connection to SQLite keeps at most."""
 _TURN_PAUSE = 0.5
 _AGAIN_PAUSE = 0.5
-_CHECKPOINT_EVERY = 500
-"""Transactions: a few MB of log."""
 _PARSED = 1024
 """Statements that each connection to SQLite keeps parsed."""
 _COMMITTING = "committing"
@@ -192,7 +191,6 @@ class Database:
         self.url = url
         self.sqlite = url.startswith("sqlite")
         self.transactions = self.statements = 0
-        self._checkpoint: asyncio.Task[None] | None = None
         self._remembered = Remembered(Base.metadata)
         self._synchronous = synchronous
         self._writer_turn = WriterTurn()
@@ -225,6 +223,7 @@ class Database:
         self.once = Single(self._reader.dialect, self._kept[0], self._is_quiet, partial(self.read, single=True))
         """Runs single statements that read: for who asks one question, and needs no session for several."""
         self._lost = LostCommits(self._writer)
+        self._checkpoints = Checkpoints(self._writer.url.database if self.sqlite else None)
         for engine in (self._writer, self._reader) if self.sqlite else (self._writer,):
             event.listen(engine.sync_engine, "before_cursor_execute", self._before_execute)
 
@@ -314,7 +313,8 @@ class Database:
             self._raise_passing(error, committing=_COMMITTING in session.info)
             raise
         self._remembered.ended(changes)
-        self._committed()
+        self.transactions += 1
+        self._checkpoints.committed()
         call_back(session)
         if cancelled is not None:
             raise cancelled
@@ -478,14 +478,6 @@ class Database:
         self._remembered.put(key, answer, reader)
         return answer
 
-    def _committed(self) -> None:
-        """Have a checkpoint from time to time, one at a time, and not by whoever happens to commit."""
-        self.transactions += 1
-        busy = self._checkpoint is not None and not self._checkpoint.done()
-        if self.sqlite and self.transactions % _CHECKPOINT_EVERY == 0 and not busy:
-            path = self._writer.url.database or ""
-            self._checkpoint = asyncio.create_task(asyncio.to_thread(sqlite.checkpoint, path), name="checkpoint")
-
     async def migrate(self) -> None:
         """Bring the schema to this version's."""
         from caelum.kernel.migrate import upgrade
@@ -502,8 +494,7 @@ class Database:
 
     async def close(self) -> None:
         """Close every connection."""
-        if self._checkpoint is not None:
-            await asyncio.wait([self._checkpoint])
+        await self._checkpoints.stop()
         await self._lost.stop()
         if self._versions is not None:
             await self._versions.stop()

@@ -335,8 +335,7 @@ class Connections:
             self._turns.release()
 
     def _close_spare(self) -> None:
-        """Close, in the background, those that nobody needed lately. What is free is taken from its end, so that they
-        are the first."""
+        """Close, in the background, those that nobody needed lately: the first, for the last one is taken."""
         if (now := time.monotonic()) - self._counted < _SPARE:
             return
         spare, self._free = self._free[: self._spare], self._free[self._spare :]
@@ -532,15 +531,6 @@ async def breathe() -> None:
 def commits_at_once() -> bool:
     """Whether a commit now takes next to no time, and so needs no thread."""
     return _pace.quick(_COMMIT)
-
-
-def checkpoint(path: str) -> None:
-    """Bring what was committed from the log into the database file; waits for the disk, and hinders nobody."""
-    connection = sqlite3.connect(path, timeout=0)
-    try:
-        connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
-    finally:
-        connection.close()
 
 
 # The adapter makes its cursors of this class, and ends transactions by these; there is no public way to choose others.

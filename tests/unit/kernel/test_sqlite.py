@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError, PendingRollbackError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from caelum.kernel import sqlite, sqlite_pace
+from caelum.kernel.checkpoints import checkpoint
 from caelum.kernel.database import Database, after_commit
 from caelum.kernel.errors import CloudError
 from caelum.kernel.postgresql import DATABASE_UNAVAILABLE
@@ -343,7 +344,7 @@ async def _read_at_once(db: Database, sessions: int) -> None:
 async def test_a_checkpoint_empties_the_log(db: Database, tmp_path: Path) -> None:
     async with db.transaction() as tx:
         await tx.execute(text("CREATE TABLE logged (x)"))
-    await asyncio.to_thread(sqlite.checkpoint, str(tmp_path / "test.db"))
+    await asyncio.to_thread(checkpoint, str(tmp_path / "test.db"))
     alone = tmp_path / "alone.db"
     alone.write_bytes((tmp_path / "test.db").read_bytes())
     with sqlite3.connect(alone) as copy:
