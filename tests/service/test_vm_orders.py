@@ -27,6 +27,7 @@ from caelum.cloud.volume.messages import GetVolumes
 from caelum.drivers.flat_network import removal
 from caelum.drivers.kvm import driver
 from caelum.drivers.kvm.messages import RunAgentCommand
+from caelum.drivers.local_storage.driver import LocalStorage
 from caelum.kernel.errors import UNDELIVERABLE, CloudError
 from caelum.kernel.message import Message
 from caelum.testing.simcloud import SimulatedCloud, simulated_cloud
@@ -137,6 +138,16 @@ async def test_the_root_disk_is_made_in_the_request_that_starts_its_vm(
     other = first.all_volumes[0]
     assert made[2:] == (other.format, other.size, other.actual_size), "as one that was made alone"
     await assert_nothing_wrong(world)
+
+
+async def test_a_guest_is_started_with_the_format_in_which_its_root_disk_is_made(
+    world: SimulatedCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.create_vm("first")
+    monkeypatch.setattr(LocalStorage, "format", "raw")
+    vm = await world.create_vm("vm")
+    (disk,) = world.hosts[0].world.vms[vm.uuid].definition.disks
+    assert (disk.install_path, disk.format) == (vm.all_volumes[0].install_path, "raw")
 
 
 async def test_data_disks_are_made_before(world: SimulatedCloud, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -189,6 +189,7 @@ class StorageContentsService(Service):
             storage_type=ps.type,
             host_uuid=msg.host_uuid,
             install_path=path,
+            format=driver.format,
             size=msg.size,
             image_uuid=msg.image_uuid,
             cached_path=None if cached is None else cached.install_path,

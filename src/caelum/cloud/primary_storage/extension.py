@@ -102,6 +102,9 @@ class PrimaryStorageDriver(Protocol):
 class MakesVolumesWithStart(ABC):
     """What a driver can be besides: one whose hosts make volumes in one go with the start of their machine."""
 
+    format = "qcow2"
+    """The format of the volumes that are made so: their machine is started before the host has told of them."""
+
     @abstractmethod
     def creation(
         self, ps: PrimaryStorageInventory, volume_uuid: str, install_path: str, size: int, cached: Bits | None

@@ -49,6 +49,7 @@ class VolumePlan(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     storage_type: str
     host_uuid: str
     install_path: str
+    format: str = "qcow2"
     size: int
     image_uuid: str | None
     cached_path: str | None = None

@@ -456,10 +456,10 @@ def _planned(ctx: CreateVmContext, root: DiskPlan) -> PlanVolumeOnStorage:
 
 
 def _as_planned(volume: VolumeInventory, root: VolumePlan) -> VolumeInventory:
-    """A volume as it will be: the root disk is where it is planned."""
+    """A volume as it will be: the root disk is where and what it is planned."""
     if volume.uuid != root.volume_uuid:
         return volume
-    return msgspec.structs.replace(volume, install_path=root.install_path, size=root.size)
+    return msgspec.structs.replace(volume, install_path=root.install_path, format=root.format, size=root.size)
 
 
 def _failed(error: CloudError) -> str | None:
