@@ -26,7 +26,9 @@ class RoomRecords(ExtensionPoint):
     """The records of what machines have reserved of hosts."""
 
     async def give_back(self, tx: AsyncSession, vm_uuid: str) -> None:
-        """What `ReturnHost` would do. All machines of a host wait for its books, so they are written last."""
+        """What `ReturnHost` would do. All machines of a host wait for its books until the transaction ends: nothing
+        that takes long may come after it there.
+        """
         raise NotImplementedError
 
 
