@@ -39,9 +39,6 @@ class Operations:
                 "caelum_api_requests_running", "API requests being worked on", value=gateway.running
             )
             yield GaugeMetricFamily("caelum_api_requests_waiting", "API requests not begun", value=gateway.waiting)
-            yield GaugeMetricFamily(
-                "caelum_api_operations_waiting", "Operations accepted, but not begun", value=gateway.runner.waiting
-            )
             yield GaugeMetricFamily("caelum_api_polls_waiting", "API requests that wait for jobs", value=gateway.idle)
             yield GaugeMetricFamily(
                 "caelum_feed_clients", "Clients connected to the live feed", value=gateway.feed.clients

@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from caelum.cloud.identity.errors import AUTHENTICATION_ERROR
-from caelum.gateway.admission import Admission
 from caelum.gateway.keeping import keep, restored
-from caelum.gateway.limits import LoginLimit, too_many
+from caelum.gateway.limits import LoginLimit
 from caelum.gateway.portal import NOBODY, Portal, Request
 from caelum.gateway.refusal import Refusal
 from caelum.kernel.context import Actor
-from caelum.kernel.errors import CANCELED, INVALID_ARGUMENT, TIMEOUT, CloudError, as_cloud_error
+from caelum.kernel.errors import CANCELED, INVALID_ARGUMENT, CloudError, as_cloud_error
 from caelum.kernel.jobs import MANAGEMENT_NODE_UNAVAILABLE
 from caelum.kernel.membership import departed, is_database_away, is_of_cluster
 from caelum.kernel.message import api
@@ -35,11 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_FEW_TO_ACCEPT, _FEW_TO_BEGIN = 200, 32
-"""How many may wait for the database when an operation is accepted, which is one transaction, and when it begins: its
-turns to write are always taken, but nobody waits long for them."""
-_PATIENCE = 20.0
-"""Seconds that a client waits until its operation is accepted."""
 _REROUTES = (0.5, 1.0, 2.0, 4.0)
 """Seconds until the others see that a node has gone; together longer than an eviction takes."""
 _EVICTED_WITHIN = 30.0
@@ -60,8 +54,6 @@ class Runner:
         self._portal = Portal(node)
         self._logins = LoginLimit()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._accepting = Admission(lambda: node.db.turns.waiting, _FEW_TO_ACCEPT)
-        self._beginning = Admission(lambda: node.db.turns.waiting, _FEW_TO_BEGIN)
         node.jobs.on_orphan(self._take_over)
 
     async def call(self, request: Request, client: str) -> Any:
@@ -83,10 +75,6 @@ class Runner:
         """Record the job of an asynchronous operation and begin to work on it."""
         uuid, meta = request.job_uuid or "", request.meta
         kept = keep(request) if self._node.bus.is_repeatable(meta.cls) else None
-        try:
-            await self._accepting.enter(_PATIENCE)
-        except TimeoutError:
-            raise too_many(f"{self._node.db.turns.waiting} wait for the database", 1.0) from None
         try:
             await self._node.jobs.create(uuid, meta.name, await self._claimed(request), kept, web_hook=web_hook)
         except CloudError as error:
@@ -113,11 +101,6 @@ class Runner:
             return None
         return None if request is None else partial(self._begin, job.uuid, request, taken_over=True)
 
-    @property
-    def waiting(self) -> int:
-        """How many operations were accepted that have not begun."""
-        return self._beginning.line
-
     async def stop(self, seconds: float) -> None:
         """Let the running jobs end for a while, then leave them open."""
         if self._tasks:
@@ -139,7 +122,7 @@ class Runner:
             if self._node.stopping:
                 return
             await asyncio.sleep(_START_PAUSE)
-        answer, certain = await self._in_turn(uuid, request, until, taken_over)
+        answer, certain = await self._answer(uuid, request, until, again=taken_over)
         if answer is None:
             return
         if isinstance(answer, CloudError) and not self._node.ready:
@@ -150,17 +133,6 @@ class Runner:
         except Exception:
             # It stays open until this node starts anew, or others take it for dead.
             log.exception("the answer of job %s (%s) could not be written", uuid, request.meta.name)
-
-    async def _in_turn(
-        self, uuid: str, request: Request, until: float, taken_over: bool
-    ) -> tuple[str | Exception | None, bool]:
-        """`_answer`, once the operation may begin."""
-        try:
-            await self._beginning.enter(until - time.monotonic())
-        except TimeoutError:
-            details = f"{request.meta.name} could not begin in {request.seconds:g} s: too much was under way"
-            return CloudError(TIMEOUT, details), not taken_over
-        return await self._answer(uuid, request, until, again=taken_over)
 
     async def _answer(
         self, uuid: str, request: Request, until: float, *, again: bool

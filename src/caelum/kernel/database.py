@@ -63,7 +63,6 @@ from caelum.kernel.lost_commits import LostCommits
 from caelum.kernel.prepared import Prepared, Reading
 from caelum.kernel.remembered import Changes, Remembered
 from caelum.kernel.single import Single
-from caelum.kernel.turns import Turns, WriterTurn
 
 log = logging.getLogger(__name__)
 
@@ -193,8 +192,7 @@ class Database:
         self.transactions = self.statements = 0
         self._remembered = Remembered(Base.metadata)
         self._synchronous = synchronous
-        self._writer_turn = WriterTurn()
-        self.turns: Turns = self._writer_turn
+        self._writer_turn = asyncio.Lock()
         self._severed: BaseException | None = None
         self.fence: Fence | None = None
         self._kept: tuple[sqlite.Connections | postgresql_sessions.Connections, ...]
@@ -217,7 +215,6 @@ class Database:
             connections = postgresql_sessions.Connections(self._writer, limits, self._sent)
             self._versions = table_versions.Versions(partial(self._ask, connections, table_versions.VERSIONS))
             self._kept = (connections,)
-            self.turns = connections
             self._write_session, self._read_session = connections.writing, connections.reading
             self._ask_session = connections.asking
         self.once = Single(self._reader.dialect, self._kept[0], self._is_quiet, partial(self.read, single=True))

@@ -27,7 +27,7 @@ from sqlalchemy.util.concurrency import await_, greenlet_spawn, in_greenlet
 
 from caelum.kernel.lazy_session import LazySession
 from caelum.kernel.postgresql import CONNECT_SECONDS, Limits, LockingSession
-from caelum.kernel.turns import ConnectionTurns, take_turn
+from caelum.kernel.turns import take_turn
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -143,15 +143,10 @@ class Connections:
         """Those outside of any transaction. The one that was used last has the most statements prepared."""
         self._begun: list[Kept] = []
         """Those in which a transaction for the next writer has begun."""
-        self._turns = ConnectionTurns(limits.pool + limits.extra)
+        self._turns = asyncio.Semaphore(limits.pool + limits.extra)
         self._closed = False
         self._tidying: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-
-    @property
-    def waiting(self) -> int:
-        """How many wait for one of them."""
-        return self._turns.waiting
 
     def reading(self) -> KeptSession:
         """A session that takes one of them with its first statement, and sees one state of the database."""

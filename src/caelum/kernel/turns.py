@@ -3,50 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Literal, Protocol
 
 from caelum.kernel.errors import CloudError
 from caelum.kernel.postgresql import DATABASE_UNAVAILABLE
-
-
-class Turns(Protocol):
-    """What those who come to the database wait for: on SQLite to write, on PostgreSQL a connection."""
-
-    @property
-    def waiting(self) -> int:
-        """How many do."""
-
-
-class WriterTurn(asyncio.Lock):
-    """The turn of the only one who writes; `waiting` are those who want it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.waiting = 0
-
-    async def acquire(self) -> Literal[True]:
-        """Wait for it, behind those who came before."""
-        self.waiting += 1
-        try:
-            return await super().acquire()
-        finally:
-            self.waiting -= 1
-
-
-class ConnectionTurns(asyncio.Semaphore):
-    """The turns of as many as there are connections; `waiting` are those who want one."""
-
-    def __init__(self, most: int) -> None:
-        super().__init__(most)
-        self.waiting = 0
-
-    async def acquire(self) -> Literal[True]:
-        """Wait for one, behind those who came before."""
-        self.waiting += 1
-        try:
-            return await super().acquire()
-        finally:
-            self.waiting -= 1
 
 
 async def take_turn(turns: asyncio.Semaphore, seconds: float) -> None:

@@ -6,12 +6,11 @@ import asyncio
 import re
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 import pytest
 
 from caelum.gateway import http as http_module
-from caelum.gateway import limits, runner
+from caelum.gateway import limits
 from caelum.gateway import server as gateway_server
 from caelum.gateway.intake import Intake
 from caelum.gateway.rest import Rest
@@ -20,12 +19,6 @@ from gateway.conftest import Client
 
 V1 = "/zstack/v1"
 CREATE = f"{V1}/lamps"
-
-
-class Crowd(NamedTuple):
-    """So many wait for the database."""
-
-    waiting: int
 
 
 async def raw(client: Client, data: bytes, *, whole: bool = False) -> bytes:
@@ -271,38 +264,6 @@ class TestRates:
         last = "GET /nowhere HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
         answers = await raw(admin, "".join([*requests, last]).encode(), whole=True)
         assert re.findall(rb"HTTP/1.1 (\d+)", answers) == [b"200", b"404"] * 20 + [b"404"]
-
-    async def test_operations_begin_when_few_wait_for_the_database(
-        self, admin: Client, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(admin.cloud.node.db, "turns", Crowd(100))
-        accepted = await admin.send("POST", CREATE, {"params": {"name": "lamp"}})
-        assert accepted.status == 202
-        await asyncio.sleep(0.1)
-        assert admin.gateway.runner.waiting == 1
-        assert (await admin.send("GET", accepted.json["location"])).status == 202
-        monkeypatch.setattr(admin.cloud.node.db, "turns", Crowd(0))
-        assert (await admin.poll(accepted.json["location"])).status == 200
-        assert admin.gateway.runner.waiting == 0
-
-    async def test_an_operation_that_cannot_begin_in_its_time_fails_with_nothing_done(
-        self, admin: Client, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(admin.cloud.node.db, "turns", Crowd(100))
-        headers = {"X-API-Timeout": "1"}
-        accepted = await admin.send("POST", CREATE, {"params": {"name": "lamp"}}, headers=headers)
-        answer = await admin.send("GET", accepted.json["location"], headers={"Prefer": "wait=5"})
-        assert answer.status == 503
-        assert "could not begin" in answer.json["error"]["details"]
-        assert (await admin.send("GET", CREATE)).json["inventories"] == []
-
-    async def test_when_very_many_wait_for_the_database_no_operation_is_accepted(
-        self, admin: Client, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(runner, "_PATIENCE", 0.05)
-        monkeypatch.setattr(admin.cloud.node.db, "turns", Crowd(1000))
-        refused = await admin.send("POST", CREATE, {"params": {"name": "lamp"}})
-        assert (refused.status, refused.headers["Retry-After"]) == (429, "1")
 
     async def test_guessing_passwords_gets_slower_and_slower(self, admin: Client) -> None:
         body = {"logInByAccount": {"accountName": "nobody", "password": "x"}}

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from caelum.cloud.l3.api import QueryIpRange
 from caelum.cloud.l3.model import IpRangeModel
 from caelum.gateway import limits, syntax
-from caelum.gateway.admission import Admission
 from caelum.gateway.answer import error_body, with_schema
 from caelum.gateway.intake import Intake
 from caelum.gateway.limits import Concurrency, LoginLimit, RateLimit
@@ -376,57 +375,6 @@ class TestConcurrency:
                     assert places.running == 1
             assert (places.running, places.idle) == (1, 0)
         assert places.running == 0
-
-
-class TestAdmission:
-    async def test_few_begin_at_once(self) -> None:
-        gate = Admission(lambda: 0, 5)
-        for _ in range(5):
-            async with asyncio.timeout(0):
-                await gate.enter(1)
-        assert gate.line == 0
-
-    async def test_no_more_begin_than_the_crowd_leaves_room_for_and_in_order(self) -> None:
-        crowd: list[int] = []
-        most, begun = 0, []
-
-        async def operation(number: int) -> None:
-            nonlocal most
-            await gate.enter(10)
-            begun.append(number)
-            crowd.append(number)
-            most = max(most, len(crowd))
-            await asyncio.sleep(0.001 * (number % 7))
-            crowd.remove(number)
-
-        gate = Admission(lambda: len(crowd), 5)
-        await asyncio.gather(*map(operation, range(40)))
-        assert begun == list(range(40))
-        assert most <= 5
-        assert gate.line == 0
-
-    async def test_who_waits_too_long_is_told_and_leaves_the_line(self) -> None:
-        gate = Admission(lambda: 9, 5)
-        with pytest.raises(TimeoutError):
-            await gate.enter(0.02)
-        assert gate.line == 0
-
-    async def test_who_leaves_takes_nobodys_turn(self) -> None:
-        crowd = 9
-        gate = Admission(lambda: crowd, 1)
-        first, second = (asyncio.create_task(gate.enter(5)) for _ in range(2))
-        await asyncio.sleep(0.02)
-        first.cancel()
-        crowd = 0
-        await asyncio.wait_for(second, 1)
-        assert first.cancelled()
-
-    async def test_nothing_looks_while_nobody_comes(self) -> None:
-        gate = Admission(lambda: 0, 5)
-        await gate.enter(1)
-        assert gate._next_look is not None
-        await asyncio.sleep(0.05)
-        assert gate._next_look is None
 
 
 class TestIntake:
