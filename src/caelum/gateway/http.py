@@ -140,28 +140,25 @@ class Server(web.Server):
         return _Connection(self, self.intake)
 
 
-def has_large_body(request: web.BaseRequest) -> bool:
-    """Whether a body is large, or does not say."""
-    return _has_body(request) and (request.content_length is None or request.content_length > LARGE_BODY)
+async def read_body(request: web.BaseRequest, limit: int, on_large: Callable[[], Awaitable[None]]) -> bytes:
+    """The whole body, at most `limit` bytes of it; nothing of a method that has none.
 
-
-def _has_body(request: web.BaseRequest) -> bool:
-    return request.method in ("POST", "PUT") and request.body_exists
-
-
-async def read_body(request: web.BaseRequest, limit: int) -> bytes:
-    """The whole body, at most `limit` bytes of it; nothing of a method that has none."""
-    if not _has_body(request):
+    `on_large` is waited for once more has come than is small.
+    """
+    if request.method not in ("POST", "PUT") or not request.body_exists:
         return b""
     if (request.content_length or 0) > limit:
         raise _too_large(limit)
-    parts, size = [], 0
+    parts, size, large = [], 0, False
     try:
         async with asyncio.timeout(BODY_SECONDS):
             async for part in request.content.iter_any():
                 size += len(part)
                 if size > limit:
                     raise _too_large(limit)
+                if size > LARGE_BODY and not large:
+                    large = True
+                    await on_large()
                 parts.append(part)
     except TimeoutError:
         raise Refusal(408, f"the body did not come within {BODY_SECONDS:.0f} s", {"Connection": "close"}) from None

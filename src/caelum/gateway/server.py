@@ -19,7 +19,7 @@ from caelum.cloud.management.errors import NOT_READY
 from caelum.gateway.amqp import AmqpPortal
 from caelum.gateway.answer import error_body
 from caelum.gateway.feed import Feed
-from caelum.gateway.http import Server, client_of, has_large_body, json_answer, read_body, refusal_answer
+from caelum.gateway.http import Server, client_of, json_answer, read_body, refusal_answer
 from caelum.gateway.legacy import Legacy
 from caelum.gateway.limits import Concurrency, RateLimit
 from caelum.gateway.operations import Operations
@@ -169,13 +169,14 @@ class Gateway:
         """A place among the running requests, and the body. Who sends slowly has none; nor has who has left in line."""
         self._rate.take(client_of(request))
         self._check_ready()
-        async with self._large.one() if has_large_body(request) else contextlib.nullcontext():
-            body = await read_body(request, self._node.settings.get(MAX_BODY))
-            async with self._concurrency.one():
-                self._check_ready()
-                if request.transport is None:
-                    raise ConnectionResetError("the client has left")
-                yield body
+        limit = self._node.settings.get(MAX_BODY)
+        async with contextlib.AsyncExitStack() as places:
+            body = await read_body(request, limit, lambda: places.enter_async_context(self._large.one()))
+            await places.enter_async_context(self._concurrency.one())
+            self._check_ready()
+            if request.transport is None:
+                raise ConnectionResetError("the client has left")
+            yield body
 
     def _check_ready(self) -> None:
         if self._stopping:

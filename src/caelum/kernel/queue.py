@@ -356,6 +356,7 @@ class WorkQueues:
             if left is not None:
                 expiry = asyncio.get_running_loop().call_later(left, self._expire, turn)
             await granted
+            freshness.heard()  # of what was done in the turns before
         except BaseException:
             self._leave(turn)
             raise

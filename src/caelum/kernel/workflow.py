@@ -203,6 +203,7 @@ class Workflows:
                 if await self._write_beginning(flow, row, ctx):
                     return Execution(self._node, flow, row, ctx, resumed=False)
                 await asyncio.sleep(_LOOK_AGAIN)
+                freshness.heard()
             except (CloudError, IntegrityError) as error:
                 lost |= isinstance(error, CloudError) and "ambiguous" in error.facts
                 if not away.bears(error):

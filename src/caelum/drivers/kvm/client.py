@@ -150,6 +150,9 @@ class Lines(aiohttp.TCPConnector):
     async def connect(self, req: Any, traces: Any, timeout: aiohttp.ClientTimeout) -> Any:
         """See `aiohttp.BaseConnector.connect`."""
         connection = await super().connect(req, traces, timeout)
+        while connection.protocol is not None and connection.protocol.should_close:
+            connection.close()  # something came that nobody asked for
+            connection = await super().connect(req, traces, timeout)
         host_uuid = req.server_hostname
         if _TASK in req.headers and not self._member.acts:
             # The last moment before the command is written: to open the connection may have taken its time.
@@ -181,7 +184,7 @@ class Lines(aiohttp.TCPConnector):
         super()._release(key, protocol, should_close=should_close)
         transport = protocol.transport
         if transport is not None and not transport.is_closing():
-            # The next exchange makes a parser of its own. When something comes before that, there is no next one.
+            # The next exchange makes a parser of its own.
             protocol._parser = protocol._payload = None
             _drop_read_buffer(transport)
 
