@@ -121,7 +121,7 @@ class StorageContentsService(Service):
         if place.host_bound and bits.size != msg.size:
             async with self.node.db.transaction() as tx:
                 await update_rows(tx, Ref, {"size": bits.size}, resource_uuid=msg.volume_uuid)
-        return VolumeBits(bits.install_path, bits.size, bits.actual_size, bits.format)
+        return _told(bits)
 
     async def _choose_path(self, msg: CreateVolumeOnStorage, ps: PrimaryStorageInventory, place: Place) -> str:
         """Where the bits go, and on which host they will be: written down before they are made."""
@@ -238,7 +238,7 @@ class StorageContentsService(Service):
         known = await self._reservation(msg.volume_uuid)
         host_uuid = await self.storages.worker(ps, msg.host_uuid or (known.host_uuid if known else None) or None)
         bits = await self.storages.driver(ps).bits_info(ps, host_uuid, msg.install_path)
-        return VolumeBits(bits.install_path, bits.size, bits.actual_size, bits.format)
+        return _told(bits)
 
     @handles(CacheImage)
     async def cache_image(self, msg: CacheImage) -> CachedImage:
@@ -319,7 +319,11 @@ class RecordsOfBits(BitsRecords):
         bits = driver.created(answer)
         if bits.size != plan.size:
             await update_rows(tx, Ref, {"size": bits.size}, resource_uuid=plan.volume_uuid)
-        return VolumeBits(bits.install_path, bits.size, bits.actual_size, bits.format)
+        return _told(bits)
+
+
+def _told(bits: Bits) -> VolumeBits:
+    return VolumeBits(bits.install_path, bits.size, bits.actual_size, bits.format)
 
 
 async def _note_host(tx: AsyncSession, place: Place, volume_uuid: str, size: int) -> None:

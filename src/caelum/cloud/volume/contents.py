@@ -27,7 +27,17 @@ from caelum.cloud.volume.messages import (
     VolumesReply,
 )
 from caelum.cloud.volume.model import DELETED, NOT_INSTANTIATED, READY, ROOT, STATUSES, VolumeModel
-from caelum.cloud.volume.records import change, enter, find, get, move, record_volume, remove_volume, without_vm
+from caelum.cloud.volume.records import (
+    change,
+    columns_of,
+    enter,
+    find,
+    get,
+    move,
+    record_volume,
+    remove_volume,
+    without_vm,
+)
 from caelum.cloud.volume.settings import DELETION_POLICY
 from caelum.kernel.database import unique, utcnow
 from caelum.kernel.errors import OPERATION_ERROR, CloudError, not_found
@@ -124,10 +134,7 @@ class VolumeRecordsService(Service):
                 status,
                 known.account_uuid,
                 primary_storage_uuid=msg.primary_storage_uuid,
-                install_path=bits.install_path,
-                format=bits.format,
-                size=bits.size,
-                actual_size=bits.actual_size,
+                **columns_of(bits),
             )
 
     @handles(DeleteVolume)

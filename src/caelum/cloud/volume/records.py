@@ -129,6 +129,16 @@ async def record_volume(
     return volume
 
 
+def columns_of(bits: VolumeBits) -> dict[str, Any]:
+    """What a volume's row says of its bits."""
+    return {
+        "install_path": bits.install_path,
+        "format": bits.format,
+        "size": bits.size,
+        "actual_size": bits.actual_size,
+    }
+
+
 class RecordsOfVolumes(VolumeRecords):
     """What others record of volumes in their transactions."""
 
@@ -143,15 +153,14 @@ class RecordsOfVolumes(VolumeRecords):
 
     async def filled(self, tx: AsyncSession, uuid: str, account_uuid: str, bits: VolumeBits) -> VolumeInventory:
         """A volume has got its bits."""
-        made = {"install_path": bits.install_path, "format": bits.format}
-        sizes = {"size": bits.size, "actual_size": bits.actual_size}
+        made = columns_of(bits)
         status = STATUSES.next(NOT_INSTANTIATED, "instantiated")
         try:
-            return await enter(self._node, tx, uuid, NOT_INSTANTIATED, status, account_uuid, **made, **sizes)
+            return await enter(self._node, tx, uuid, NOT_INSTANTIATED, status, account_uuid, **made)
         except CloudError:
             if (await get(tx, uuid, lock=True)).status != READY:
                 raise
-        return await change(tx, uuid, **made, **sizes)  # it was filled before a crash
+        return await change(tx, uuid, **made)  # it was filled before a crash
 
     async def delete_root(self, tx: AsyncSession, uuid: str) -> VolumeInventory | None:
         """It stays with its machine, which may be recovered."""

@@ -34,13 +34,14 @@ from caelum.cloud.vm.flows.base import (
     plan_start,
     start_on,
 )
-from caelum.cloud.vm.model import VM_STATES, VmCdRomModel, VmInstanceModel, VmNicModel, VmState
+from caelum.cloud.vm.model import VmCdRomModel, VmInstanceModel, VmNicModel, VmState
 from caelum.cloud.vm.records import (
     announce,
     forget_vm,
     give_running_quota,
     internal_id,
     move,
+    move_unseen,
     new_mac,
     take_quota,
     with_related,
@@ -300,8 +301,7 @@ class CreateVmFlow(VmFlow[CreateVmContext]):
         """The same as `move` without a look at what is known; None when that is not all."""
         if self._vm is None:
             return None
-        values = {"state": str(VM_STATES.next(VmState.STARTING, event))}
-        row = await update_row(tx, VmInstanceModel, ctx.vm_uuid, values, state=[VmState.STARTING])
+        row = await move_unseen(tx, ctx.vm_uuid, VmState.STARTING, event)
         if row is None:
             return None
         final: VmInstanceInventory = view(with_related(row, self._vm))
